@@ -1,0 +1,1 @@
+"""Pierhead's operator: Model, Endpoint, DeployedModel and BatchPredictionJob, reconciled into serving workloads."""

@@ -1,0 +1,58 @@
+"""Every name that Pierhead gives: the API group, labels, annotations and the names of derived objects.
+
+Derived names are deterministic, valid where Kubernetes is strictest (a DNS-1035 label, as Services want) and at most
+63 characters. Nothing here imports anything of ours.
+"""
+
+import hashlib
+
+GROUP = "pierhead.dev"
+VERSION = "v1"
+API_VERSION = f"{GROUP}/{VERSION}"
+CATEGORY = "pierhead"
+FIELD_MANAGER = "pierhead"
+# Holds `spec.replicas` for the moment in which an autoscaler takes over, see cluster.apply.
+HANDOVER_FIELD_MANAGER = "pierhead-handover"
+
+LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
+LABEL_NAME = "app.kubernetes.io/name"
+MANAGED_BY = "pierhead"
+LABEL_ENDPOINT = f"{GROUP}/endpoint"
+LABEL_MODEL = f"{GROUP}/model"
+LABEL_DEPLOYED_MODEL = f"{GROUP}/deployed-model"
+ANNOTATION_APPLIED = f"{GROUP}/applied"
+
+SERVER_CONTAINER = "server"
+MAX_NAME = 63
+_DIGEST = 8
+
+
+def shorten(name: str, limit: int = MAX_NAME) -> str:
+    """`name` itself where it fits, else its beginning and a hash of the whole: distinct names stay distinct."""
+    if len(name) <= limit:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:_DIGEST]
+    return f"{name[: limit - _DIGEST - 1].rstrip('-')}-{digest}"
+
+
+def server(deployed_model: str) -> str:
+    """The Deployment, Service and HorizontalPodAutoscaler of a DeployedModel.
+
+    The prefix makes a name of digits alone, which Vertex AI's ids are, a valid Service name.
+    """
+    return shorten(f"dm-{deployed_model}")
+
+
+def route(endpoint: str) -> str:
+    """The HTTPRoute of an Endpoint."""
+    return shorten(f"ep-{endpoint}")
+
+
+def endpoint_resource(project: str, location: str, endpoint: str) -> str:
+    """Vertex AI's resource name of an endpoint; a project is a namespace."""
+    return f"projects/{project}/locations/{location}/endpoints/{endpoint}"
+
+
+def model_resource(project: str, location: str, model: str) -> str:
+    """Vertex AI's resource name of a model."""
+    return f"projects/{project}/locations/{location}/models/{model}"

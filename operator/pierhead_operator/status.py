@@ -1,0 +1,326 @@
+"""What is true of a resource, said in conditions: pure functions from what was observed to a status.
+
+`Ready` is the summary. Its reasons are the constants below, each with when it is seen and who must act.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from pierhead_operator import names
+from pierhead_operator.resources import Manifest, is_autoscaled
+from pierhead_operator.routing import Split
+from pierhead_operator.types import (
+    Condition,
+    DeployedModel,
+    DeployedModelStatus,
+    Endpoint,
+    EndpointStatus,
+    Model,
+    ModelStatus,
+    Resource,
+    Status,
+)
+
+READY = "Ready"  # all that the spec asks for is there and works
+AVAILABLE = "Available"  # DeployedModel: at least one pod answers predictions, so that it may get traffic
+
+# Ready=True
+REASON_ACCEPTED = "Accepted"  # Model: the spec is in order; nothing runs for a Model alone
+REASON_SERVING = "Serving"  # DeployedModel: every replica of the wanted version answers predictions
+REASON_TRAFFIC_APPLIED = "TrafficApplied"  # Endpoint: the gateway splits traffic as wanted
+
+# Ready=False, on its way: nobody must act
+REASON_PROGRESSING = "Progressing"  # pods start, load the model or are replaced
+REASON_WAITING_FOR_MODELS = "WaitingForDeployedModels"  # part of the wanted split does not serve yet; see those
+REASON_ROUTE_PENDING = "RoutePending"  # the gateway's controller has not judged the route yet
+
+# Ready=False, the author of the manifests must act
+REASON_MODEL_NOT_FOUND = "ModelNotFound"  # no Model of that name in the namespace
+REASON_MODEL_VERSION_NOT_FOUND = "ModelVersionNotFound"  # the Model has no such version
+REASON_ENDPOINT_NOT_FOUND = "EndpointNotFound"  # no Endpoint of that name in the namespace
+REASON_NO_DEPLOYED_MODEL = "NoDeployedModel"  # nothing is deployed on the endpoint
+REASON_DEPLOYED_MODEL_NOT_FOUND = "DeployedModelNotFound"  # the split names what is not on the endpoint
+REASON_TRAFFIC_SPLIT_MISSING = "TrafficSplitMissing"  # several DeployedModels and no split
+REASON_NOT_OWNED = "NotOwned"  # an object of a name that is needed belongs to somebody else; it is left alone
+REASON_ARTIFACT_NOT_FOUND = "ArtifactNotFound"  # nothing in storage under artifactUri
+REASON_ARTIFACT_INVALID = "ArtifactInvalid"  # the artifact is no model folder, or its digest differs
+REASON_OUT_OF_MEMORY = "OutOfMemory"  # the server was killed at its memory limit
+REASON_CRASH_LOOPING = "CrashLooping"  # the server ends again and again; the message has its last words
+
+# Ready=False, the platform team must act; retried meanwhile
+REASON_ARTIFACT_UNREACHABLE = "ArtifactUnreachable"  # storage does not answer, or refuses
+REASON_IMAGE_PULL_FAILED = "ImagePullFailed"  # a pod waits for its image
+REASON_CONTAINER_CREATION_FAILED = "ContainerCreationFailed"  # the runtime cannot make the container
+REASON_POD_CREATION_FAILED = "PodCreationFailed"  # the API server refuses the pods: quota, pod security, webhooks
+REASON_REJECTED = "Rejected"  # the API server refuses an object that is needed
+REASON_UNSCHEDULABLE = "Unschedulable"  # no node has room, such as a free nvidia.com/gpu
+REASON_ROUTE_NOT_ACCEPTED = "RouteNotAccepted"  # the gateway refuses the route
+
+_SERVER_REASONS = (REASON_ARTIFACT_NOT_FOUND, REASON_ARTIFACT_INVALID, REASON_ARTIFACT_UNREACHABLE)
+_PROGRESS_REASONS = (REASON_PROGRESSING, REASON_WAITING_FOR_MODELS, REASON_ROUTE_PENDING)
+_IMAGE_REASONS = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable")
+_CREATION_REASONS = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError")
+_MESSAGE_LIMIT = 1024
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A cause: a reason for programs, a message for people."""
+
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Event:
+    """A Kubernetes event about a resource."""
+
+    type: str
+    reason: str
+    message: str
+
+
+def _judge(type_: str, good: bool, finding: Finding, resource: Resource, now: datetime) -> Condition:
+    """The condition; its transition time is the earlier one's as long as its status stays."""
+    status: Status = resource.status  # type: ignore[attr-defined]  # every kind has one
+    before = status.condition(type_)
+    value = "True" if good else "False"
+    since = before.last_transition_time if before and before.status == value else now.replace(microsecond=0)
+    return Condition(
+        type=type_,
+        status=value,
+        reason=finding.reason,
+        message=finding.message[:_MESSAGE_LIMIT],
+        last_transition_time=since,
+        observed_generation=resource.metadata.generation,
+    )
+
+
+def transition_event(before: Status, after: Status) -> Event | None:
+    """The event that tells that Ready changed its status or its reason; None where it did not."""
+    old, new = before.condition(READY), after.condition(READY)
+    if new is None or (old is not None and (old.status, old.reason) == (new.status, new.reason)):
+        return None
+    normal = new.status == "True" or new.reason in _PROGRESS_REASONS
+    return Event(type="Normal" if normal else "Warning", reason=new.reason, message=new.message)
+
+
+# --- Model -----------------------------------------------------------------------------------------------------------
+
+
+def compute_model_status(model: Model, now: datetime) -> ModelStatus:
+    """A Model that the API server took is in order: its schema and rules say all that can be said of it alone."""
+    finding = Finding(REASON_ACCEPTED, f"the default version is {model.spec.default_version}")
+    return ModelStatus(
+        observed_generation=model.metadata.generation,
+        conditions=[_judge(READY, True, finding, model, now)],
+    )
+
+
+# --- DeployedModel ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What runs for a DeployedModel, as observed: its Deployment and that Deployment's pods."""
+
+    deployment: Manifest | None
+    pods: Sequence[Manifest]
+
+    def count(self, field: str) -> int:
+        return int(self._status.get(field, 0))
+
+    @property
+    def _status(self) -> Mapping[str, Any]:
+        status: Mapping[str, Any] = (self.deployment or {}).get("status", {})
+        return status
+
+    @property
+    def rolled_out(self) -> bool:
+        """Whether the Deployment's controller has seen its last change and only pods of the last template are left."""
+        if self.deployment is None:
+            return False
+        seen = self._status.get("observedGeneration", 0) >= self.deployment["metadata"]["generation"]
+        return bool(seen and self.count("updatedReplicas") == self.count("replicas"))
+
+    @property
+    def refusal(self) -> str:
+        """Why the API server refuses to make pods; empty where it does not."""
+        for condition in self._status.get("conditions", []):
+            if condition["type"] == "ReplicaFailure" and condition["status"] == "True":
+                return str(condition.get("message", ""))
+        return ""
+
+
+def compute_deployed_model_status(
+    dm: DeployedModel, version: str, problem: Finding | None, workload: Workload, now: datetime
+) -> DeployedModelStatus:
+    """The status of a DeployedModel. `problem`: what kept its objects from being made as wanted, if anything."""
+    available = workload.count("availableReplicas")
+    answering = Finding("PodsAnswer", f"{available} answering") if available else Finding("NoPodAnswers", "")
+    failure = problem or explain_workload(dm, workload)
+    complete = workload.rolled_out and available >= dm.spec.resources.min_replica_count
+    if failure is None:
+        failure = _explain_progress(dm, workload) if not complete else None
+    summary = failure or Finding(REASON_SERVING, f"version {version} answers predictions")
+    return DeployedModelStatus(
+        observed_generation=dm.metadata.generation,
+        conditions=[
+            _judge(READY, failure is None, summary, dm, now),
+            _judge(AVAILABLE, available > 0, answering, dm, now),
+        ],
+        model_version=version,
+        available_replica_count=available,
+    )
+
+
+def _explain_progress(dm: DeployedModel, workload: Workload) -> Finding:
+    wanted = dm.spec.resources.min_replica_count
+    if is_autoscaled(dm):
+        wanted = max(wanted, workload.count("replicas"))
+    done = min(workload.count("updatedReplicas"), workload.count("availableReplicas"))
+    return Finding(REASON_PROGRESSING, f"{done} of {wanted} replicas of this version answer predictions")
+
+
+def explain_workload(dm: DeployedModel, workload: Workload) -> Finding | None:
+    """Why a DeployedModel's pods do not all serve, from the pods themselves; None where nothing is wrong."""
+    findings = [finding for pod in workload.pods if (finding := explain_pod(pod))]
+    enough = workload.rolled_out and workload.count("availableReplicas") >= dm.spec.resources.min_replica_count
+    if enough:
+        # What an autoscaler asks for beyond the minimum may wait for a node.
+        findings = [finding for finding in findings if finding.reason != REASON_UNSCHEDULABLE]
+    if workload.refusal and not enough:
+        findings.append(Finding(REASON_POD_CREATION_FAILED, workload.refusal))
+    # The same pods in another order must give the same status.
+    return min(findings, key=lambda finding: (finding.reason, finding.message), default=None)
+
+
+def explain_pod(pod: Manifest) -> Finding | None:
+    """Why a pod does not serve; None while it does, starts or leaves."""
+    status = pod.get("status", {})
+    if pod["metadata"].get("deletionTimestamp") or _is_true(status, "Ready"):
+        return None
+    for condition in status.get("conditions", []):
+        if condition["type"] == "PodScheduled" and condition.get("reason") == "Unschedulable":
+            return Finding(REASON_UNSCHEDULABLE, condition.get("message", ""))
+    for container in status.get("containerStatuses", []):
+        if container["name"] == names.SERVER_CONTAINER:
+            return _explain_container(container)
+    return None
+
+
+def _is_true(status: Mapping[str, Any], type_: str) -> bool:
+    return any(c["type"] == type_ and c["status"] == "True" for c in status.get("conditions", []))
+
+
+def _explain_container(container: Mapping[str, Any]) -> Finding | None:
+    waiting = container.get("state", {}).get("waiting") or {}
+    reason, message = waiting.get("reason", ""), waiting.get("message", "")
+    if reason in _IMAGE_REASONS:
+        return Finding(REASON_IMAGE_PULL_FAILED, message or f"{container.get('image')}: {reason}")
+    if reason in _CREATION_REASONS:
+        return Finding(REASON_CONTAINER_CREATION_FAILED, message or reason)
+    ended = container.get("state", {}).get("terminated") or container.get("lastState", {}).get("terminated")
+    return _explain_end(ended) if ended else None
+
+
+def _explain_end(ended: Mapping[str, Any]) -> Finding:
+    if ended.get("reason") == "OOMKilled":
+        return Finding(REASON_OUT_OF_MEMORY, "the server was killed because it used more than its memory limit")
+    message = str(ended.get("message", "")).strip()
+    reason, _, rest = message.partition(": ")
+    if reason in _SERVER_REASONS:
+        return Finding(reason, rest)
+    last_words = message[-_MESSAGE_LIMIT // 2 :] or "it left no message"
+    return Finding(REASON_CRASH_LOOPING, f"the server ended with exit code {ended.get('exitCode')}: {last_words}")
+
+
+# --- Endpoint --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """The traffic of an endpoint: the split that is wanted (None where not told), the effective one, who is there."""
+
+    wanted: Split | None
+    effective: Split
+    deployed_models: Mapping[str, DeployedModel]
+
+    @property
+    def missing(self) -> list[str]:
+        return sorted(name for name in self.wanted or {} if name not in self.deployed_models)
+
+    @property
+    def waiting(self) -> list[str]:
+        """Those that are wanted to get more than they get."""
+        wanted = self.wanted or {}
+        return sorted(name for name, weight in wanted.items() if self.effective.get(name, 0) < weight)
+
+
+def compute_endpoint_status(
+    endpoint: Endpoint, traffic: Traffic, predict_path: str, problem: Finding | None, now: datetime
+) -> EndpointStatus:
+    """The status of an Endpoint. `problem`: what the route itself lacks, if anything."""
+    failure = _explain_traffic(endpoint, traffic) or problem
+    summary = failure or Finding(REASON_TRAFFIC_APPLIED, _render_split(traffic.effective))
+    return EndpointStatus(
+        observed_generation=endpoint.metadata.generation,
+        conditions=[_judge(READY, failure is None, summary, endpoint, now)],
+        predict_path=predict_path,
+        traffic_split=traffic.effective,
+    )
+
+
+def _render_split(split: Split) -> str:
+    return ", ".join(f"{name} {weight} %" for name, weight in sorted(split.items()))
+
+
+def _explain_traffic(endpoint: Endpoint, traffic: Traffic) -> Finding | None:
+    if not traffic.deployed_models:
+        return Finding(REASON_NO_DEPLOYED_MODEL, f"no DeployedModel has spec.endpoint {endpoint.name}")
+    if traffic.wanted is None:
+        there = ", ".join(sorted(traffic.deployed_models))
+        return Finding(REASON_TRAFFIC_SPLIT_MISSING, f"spec.trafficSplit must say how {there} share the traffic")
+    if traffic.missing:
+        return Finding(
+            REASON_DEPLOYED_MODEL_NOT_FOUND,
+            f"spec.trafficSplit names {', '.join(traffic.missing)}, which is no DeployedModel of this endpoint",
+        )
+    if traffic.waiting:
+        causes = "; ".join(_explain_waiting(traffic.deployed_models[name]) for name in traffic.waiting)
+        now = _render_split(traffic.effective) or "nothing"
+        return Finding(REASON_WAITING_FOR_MODELS, f"{causes}. Traffic now goes to {now}")
+    return None
+
+
+def _explain_waiting(dm: DeployedModel) -> str:
+    ready = dm.status.condition(READY)
+    cause = f" ({ready.reason}: {ready.message})" if ready and ready.status != "True" else ""
+    return f"{dm.name} does not serve yet{cause}"
+
+
+def explain_route(route: Manifest | None, gateways: Iterable[tuple[str, str]]) -> Finding | None:
+    """Why a route does not carry traffic on one of these gateways (namespace, name); None where it does."""
+    if route is None:
+        return None
+    generation = route["metadata"].get("generation", 0)
+    parents = route.get("status", {}).get("parents", [])
+    for namespace, name in gateways:
+        entry = next(
+            (
+                parent
+                for parent in parents
+                if (parent["parentRef"].get("namespace", namespace), parent["parentRef"]["name"]) == (namespace, name)
+            ),
+            None,
+        )
+        conditions = {c["type"]: c for c in entry["conditions"]} if entry else {}
+        for type_ in ("Accepted", "ResolvedRefs"):
+            condition = conditions.get(type_)
+            if condition is None or condition.get("observedGeneration", generation) < generation:
+                return Finding(REASON_ROUTE_PENDING, f"gateway {namespace}/{name} has not taken the route yet")
+            if condition["status"] != "True":
+                return Finding(REASON_ROUTE_NOT_ACCEPTED, f"{condition['reason']}: {condition.get('message', '')}")
+    return None

@@ -1,0 +1,491 @@
+"""The four kinds of `pierhead.dev/v1`: THE source of the CRDs, of the parser and of the REST schemas.
+
+Field names are Vertex AI's in camelCase. Defaults live here and nowhere else; what the schema cannot say, CEL rules
+say with a message for a person (`rule`). `crd.py` turns these classes into CustomResourceDefinitions.
+"""
+
+from datetime import datetime
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_camel
+
+Rules = dict[str, Any]
+
+
+def rule(*rules: tuple[str, str]) -> Rules:
+    """Kubernetes validation rules in CEL, each with the message that a person sees when it refuses."""
+    return {"x-kubernetes-validations": [{"rule": cel, "message": message} for cel, message in rules]}
+
+
+class ApiObject(BaseModel):
+    """A piece of the API: camelCase outside, snake_case inside, immutable.
+
+    Unknown fields are ignored: the API server has pruned them, and an older operator must read what a newer one wrote.
+    """
+
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="ignore", frozen=True)
+
+    def dump(self) -> dict[str, Any]:
+        """As Kubernetes stores it: camelCase, without what is not set."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+IMMUTABLE = "{field} is immutable: create another {kind} and delete this one"
+
+Name = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
+Alias = Annotated[str, Field(min_length=2, max_length=128, pattern=r"^[a-z][a-zA-Z0-9-]{0,126}[a-z0-9]$")]
+DisplayName = Annotated[str, Field(max_length=128)]
+Percent = Annotated[int, Field(ge=0, le=100)]
+Generation = Annotated[int, Field(json_schema_extra={"format": "int64"})]
+
+
+class Metadata(ApiObject):
+    """The part of ObjectMeta that Pierhead reads."""
+
+    name: str
+    namespace: str
+    uid: str = ""
+    generation: int = 0
+    deletion_timestamp: str | None = None
+
+
+class Condition(ApiObject):
+    """A condition as Kubernetes defines it (metav1.Condition)."""
+
+    type: str = Field(description="What is judged, such as Ready.")
+    status: Literal["True", "False", "Unknown"]
+    reason: str = Field(description="The cause in one CamelCase word, for programs.")
+    message: str = Field("", description="The cause in a sentence, for people.", max_length=32768)
+    last_transition_time: datetime = Field(description="When `status` last changed.")
+    observed_generation: Generation = Field(0, description="The generation of the spec that was judged.")
+
+
+class Status(ApiObject):
+    """What every kind's status holds."""
+
+    observed_generation: Generation = Field(0, description="The generation of the spec that this status describes.")
+    conditions: list[Condition] = Field(
+        default_factory=list,
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
+    )
+
+    def condition(self, type_: str) -> Condition | None:
+        """The condition of that type, if there is one."""
+        return next((c for c in self.conditions if c.type == type_), None)
+
+    def is_true(self, type_: str) -> bool:
+        """Whether the condition of that type is there and True."""
+        found = self.condition(type_)
+        return found is not None and found.status == "True"
+
+
+# --- Model -----------------------------------------------------------------------------------------------------------
+
+
+class ModelVersion(ApiObject):
+    """One version of a Model: an artifact, which never changes once written."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rule(
+            (
+                "self.artifactUri == oldSelf.artifactUri && has(self.digest) == has(oldSelf.digest)"
+                " && (!has(self.digest) || self.digest == oldSelf.digest)",
+                "a written version never changes: add a new version with this artifact",
+            )
+        )
+    )
+
+    name: Name = Field(description="The version's id, such as 1.")
+    aliases: list[Alias] = Field(
+        default_factory=list,
+        max_length=8,
+        description="Other names of this version; an alias belongs to one version at a time.",
+        json_schema_extra={"x-kubernetes-list-type": "set"},
+    )
+    artifact_uri: str = Field(
+        min_length=1,
+        max_length=2048,
+        pattern=r"^(gs|file)://.+",
+        description="The folder that holds model.yaml and its files, such as gs://bucket/folder.",
+    )
+    digest: str | None = Field(
+        None,
+        pattern=r"^sha256:[0-9a-f]{64}$",
+        description="The artifact's digest; a server refuses an artifact that differs.",
+    )
+
+
+class ModelSpec(ApiObject):
+    """A trained model: named versions, and the one that is meant where none is named."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rule(
+            (
+                "self.versions.exists(v, v.name == self.defaultVersion)",
+                "defaultVersion must be the name of one of versions",
+            ),
+            (
+                "self.versions.all(v, !has(v.aliases) || v.aliases.all(a,"
+                " self.versions.exists_one(w, w.name == a || (has(w.aliases) && a in w.aliases))))",
+                "an alias must belong to one version, and must not be the name of another",
+            ),
+        )
+    )
+
+    display_name: DisplayName = Field("", description="The name that people see; the object's name where left out.")
+    description: str = Field("", max_length=4096, description="What the model is for.")
+    default_version: Name = Field(description="The version that is meant where none is named.")
+    versions: list[ModelVersion] = Field(
+        min_length=1,
+        max_length=64,
+        description="The versions; entries never change once written, new ones are added.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+    )
+
+    def version(self, name: str) -> ModelVersion | None:
+        """The version of that name, if there is one."""
+        return next((v for v in self.versions if v.name == name), None)
+
+
+class ModelStatus(Status):
+    """What is known of a Model."""
+
+
+class Column(ApiObject):
+    """A column of `kubectl get` beyond the name."""
+
+    name: str
+    type: Literal["string", "integer", "date"]
+    json_path: str
+    priority: int = 0
+
+
+AGE = Column(name="Age", type="date", json_path=".metadata.creationTimestamp")
+READY = Column(name="Ready", type="string", json_path='.status.conditions[?(@.type=="Ready")].status')
+REASON = Column(name="Reason", type="string", json_path='.status.conditions[?(@.type=="Ready")].reason')
+MESSAGE = Column(name="Message", type="string", json_path='.status.conditions[?(@.type=="Ready")].message', priority=1)
+
+
+class Resource(ApiObject):
+    """A custom resource: metadata, spec and status, and how kubectl knows it."""
+
+    KIND: ClassVar[str]
+    PLURAL: ClassVar[str]
+    SHORT_NAME: ClassVar[str]
+    COLUMNS: ClassVar[tuple[Column, ...]]
+
+    metadata: Metadata
+
+    @property
+    def name(self) -> str:
+        return self.metadata.name
+
+    @property
+    def namespace(self) -> str:
+        return self.metadata.namespace
+
+
+class Model(Resource):
+    """A trained model: named versions, each an artifact, and a default version."""
+
+    KIND: ClassVar[str] = "Model"
+    PLURAL: ClassVar[str] = "models"
+    SHORT_NAME: ClassVar[str] = "mdl"
+    COLUMNS: ClassVar[tuple[Column, ...]] = (
+        Column(name="Default", type="string", json_path=".spec.defaultVersion"),
+        Column(name="Versions", type="string", json_path=".spec.versions[*].name"),
+        READY,
+        MESSAGE,
+        AGE,
+    )
+
+    spec: ModelSpec
+    status: ModelStatus = ModelStatus()
+
+    @property
+    def display_name(self) -> str:
+        return self.spec.display_name or self.name
+
+
+# --- Endpoint --------------------------------------------------------------------------------------------------------
+
+
+class EndpointSpec(ApiObject):
+    """An address that clients predict against, and how its traffic is split."""
+
+    display_name: DisplayName = Field("", description="The name that people see; the object's name where left out.")
+    description: str = Field("", max_length=4096, description="What the endpoint is for.")
+    traffic_split: dict[str, Percent] | None = Field(
+        None,
+        description="Percent of the traffic by DeployedModel; all of it to the only one where left out.",
+        json_schema_extra={
+            "maxProperties": 64,
+            **rule(
+                (
+                    "self.map(name, self[name]).sum() == 100",
+                    "trafficSplit must sum to 100, or be left out",
+                )
+            ),
+        },
+    )
+
+
+class EndpointStatus(Status):
+    """What is known of an Endpoint."""
+
+    predict_path: str = Field("", description="Where predictions are posted to, below the gateway's address.")
+    traffic_split: dict[str, Percent] = Field(
+        default_factory=dict,
+        description="The effective split: what the gateway is told, which is the wanted one once every part serves.",
+    )
+
+
+class Endpoint(Resource):
+    """An address that clients predict against; owns the traffic split."""
+
+    KIND: ClassVar[str] = "Endpoint"
+    PLURAL: ClassVar[str] = "endpoints"
+    SHORT_NAME: ClassVar[str] = "pep"
+    COLUMNS: ClassVar[tuple[Column, ...]] = (
+        READY,
+        REASON,
+        Column(name="Traffic", type="string", json_path=".status.trafficSplit"),
+        Column(name="Path", type="string", json_path=".status.predictPath", priority=1),
+        MESSAGE,
+        AGE,
+    )
+
+    spec: EndpointSpec
+    status: EndpointStatus = EndpointStatus()
+
+
+# --- DeployedModel ---------------------------------------------------------------------------------------------------
+
+
+class MachineSpec(ApiObject):
+    """The machine that one replica needs."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rule(
+            (
+                "has(self.acceleratorType) == has(self.acceleratorCount)",
+                "acceleratorType and acceleratorCount go together: give both or neither",
+            )
+        )
+    )
+
+    accelerator_type: str | None = Field(
+        None,
+        max_length=63,
+        pattern=r"^NVIDIA_[A-Z0-9_]+$",
+        description="The accelerator, by Vertex AI's name, such as NVIDIA_L4; its resource is nvidia.com/gpu.",
+    )
+    accelerator_count: int | None = Field(None, ge=1, le=16, description="Accelerators for one replica.")
+
+
+class AutoscalingMetricSpec(ApiObject):
+    """A metric that replicas are added and removed by."""
+
+    metric_name: Literal["cpu/utilization"] = Field(description="The metric: percent of the requested CPU in use.")
+    target: int = Field(60, ge=1, le=100, description="The percentage that is aimed at.")
+
+
+_MAX_OVER_MIN = rule(
+    (
+        "!has(self.maxReplicaCount) || self.maxReplicaCount >= self.minReplicaCount",
+        "maxReplicaCount must be at least minReplicaCount",
+    )
+)
+
+
+class Resources(ApiObject):
+    """Between how many replicas a DeployedModel is scaled."""
+
+    min_replica_count: int = Field(1, ge=1, le=1000, description="Replicas that always run.")
+    max_replica_count: int | None = Field(
+        None, ge=1, le=1000, description="Replicas under load; minReplicaCount where left out."
+    )
+
+    @property
+    def max_replicas(self) -> int:
+        return self.max_replica_count or self.min_replica_count
+
+
+class AutomaticResources(Resources):
+    """Replicas on machines of the installation's choice."""
+
+    model_config = ConfigDict(json_schema_extra=_MAX_OVER_MIN)
+
+
+class DedicatedResources(Resources):
+    """Replicas on machines of a given kind."""
+
+    model_config = ConfigDict(json_schema_extra=_MAX_OVER_MIN)
+
+    machine_spec: MachineSpec = Field(MachineSpec(), description="The machine that one replica needs.")
+    autoscaling_metric_specs: list[AutoscalingMetricSpec] = Field(
+        default_factory=list,
+        max_length=1,
+        description="What replicas are scaled by; 60 % of the requested CPU where left out.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["metricName"]},
+    )
+
+
+class DeployedModelSpec(ApiObject):
+    """One version of a Model, put on an Endpoint with resources."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rule(
+            (
+                "!(has(self.dedicatedResources) && has(self.automaticResources))",
+                "give at most one of dedicatedResources and automaticResources",
+            )
+        )
+    )
+
+    display_name: DisplayName = Field("", description="The name that people see; the object's name where left out.")
+    endpoint: Name = Field(
+        description="The Endpoint in this namespace.",
+        json_schema_extra=rule(("self == oldSelf", IMMUTABLE.format(field="endpoint", kind="DeployedModel"))),
+    )
+    model: Name = Field(
+        description="The Model in this namespace.",
+        json_schema_extra=rule(("self == oldSelf", IMMUTABLE.format(field="model", kind="DeployedModel"))),
+    )
+    model_version: Name | None = Field(
+        None, description="The version; the Model's default version at that moment, pinned in status, where left out."
+    )
+    dedicated_resources: DedicatedResources | None = Field(None, description="Machines of a given kind.")
+    automatic_resources: AutomaticResources | None = Field(
+        None, description="Machines of the installation's choice; one replica where neither is given."
+    )
+
+    @property
+    def resources(self) -> Resources:
+        """The resources that were given; automatic ones with one replica where none were."""
+        return self.dedicated_resources or self.automatic_resources or AutomaticResources()
+
+
+class DeployedModelStatus(Status):
+    """What is known of a DeployedModel."""
+
+    model_version: str = Field("", description="The version that runs, or is on its way.")
+    available_replica_count: int = Field(0, description="Replicas that answer predictions.")
+
+
+class DeployedModel(Resource):
+    """One model version put on one endpoint with physical resources."""
+
+    KIND: ClassVar[str] = "DeployedModel"
+    PLURAL: ClassVar[str] = "deployedmodels"
+    SHORT_NAME: ClassVar[str] = "dm"
+    COLUMNS: ClassVar[tuple[Column, ...]] = (
+        Column(name="Endpoint", type="string", json_path=".spec.endpoint"),
+        Column(name="Model", type="string", json_path=".spec.model"),
+        Column(name="Version", type="string", json_path=".status.modelVersion"),
+        READY,
+        REASON,
+        Column(name="Replicas", type="integer", json_path=".status.availableReplicaCount"),
+        MESSAGE,
+        AGE,
+    )
+
+    spec: DeployedModelSpec
+    status: DeployedModelStatus = DeployedModelStatus()
+
+
+# --- BatchPredictionJob ----------------------------------------------------------------------------------------------
+
+
+class GcsSource(ApiObject):
+    """Where instances are read from."""
+
+    uris: list[Annotated[str, Field(max_length=2048)]] = Field(
+        min_length=1, max_length=1024, description="Files with instances, such as gs://bucket/instances.jsonl."
+    )
+
+
+class GcsDestination(ApiObject):
+    """Where predictions are written to."""
+
+    output_uri_prefix: str = Field(
+        min_length=1, max_length=2048, description="The folder that the job makes its own folder in."
+    )
+
+
+class InputConfig(ApiObject):
+    """The instances of a BatchPredictionJob."""
+
+    instances_format: Literal["jsonl"] = Field("jsonl", description="How instances are stored: one a line.")
+    gcs_source: GcsSource
+
+
+class OutputConfig(ApiObject):
+    """The predictions of a BatchPredictionJob."""
+
+    predictions_format: Literal["jsonl"] = Field("jsonl", description="How predictions are stored: one a line.")
+    gcs_destination: GcsDestination
+
+
+class BatchDedicatedResources(ApiObject):
+    """The workers of a BatchPredictionJob."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rule(
+            (
+                "!has(self.maxReplicaCount) || self.maxReplicaCount >= self.startingReplicaCount",
+                "maxReplicaCount must be at least startingReplicaCount",
+            )
+        )
+    )
+
+    machine_spec: MachineSpec = Field(MachineSpec(), description="The machine that one worker needs.")
+    starting_replica_count: int = Field(1, ge=1, le=1000, description="Workers at the start.")
+    max_replica_count: int | None = Field(
+        None, ge=1, le=1000, description="Workers at most; startingReplicaCount where left out."
+    )
+
+
+class BatchPredictionJobSpec(ApiObject):
+    """An asynchronous prediction over stored instances, straight from a Model."""
+
+    display_name: DisplayName = Field("", description="The name that people see; the object's name where left out.")
+    model: Name = Field(
+        description="The Model in this namespace.",
+        json_schema_extra=rule(("self == oldSelf", IMMUTABLE.format(field="model", kind="BatchPredictionJob"))),
+    )
+    model_version: Name | None = Field(None, description="The version; the Model's default version where left out.")
+    model_parameters: dict[str, Any] = Field(
+        default_factory=dict,
+        description="The parameters of each prediction, such as confidenceThreshold and maxPredictions.",
+        json_schema_extra={"x-kubernetes-preserve-unknown-fields": True},
+    )
+    input_config: InputConfig
+    output_config: OutputConfig
+    dedicated_resources: BatchDedicatedResources | None = Field(None, description="The workers; one where left out.")
+
+
+class BatchPredictionJobStatus(Status):
+    """What is known of a BatchPredictionJob."""
+
+
+class BatchPredictionJob(Resource):
+    """An asynchronous prediction over stored instances, straight from a Model."""
+
+    KIND: ClassVar[str] = "BatchPredictionJob"
+    PLURAL: ClassVar[str] = "batchpredictionjobs"
+    SHORT_NAME: ClassVar[str] = "bpj"
+    COLUMNS: ClassVar[tuple[Column, ...]] = (
+        Column(name="Model", type="string", json_path=".spec.model"),
+        READY,
+        REASON,
+        MESSAGE,
+        AGE,
+    )
+
+    spec: BatchPredictionJobSpec
+    status: BatchPredictionJobStatus = BatchPredictionJobStatus()
+
+
+KINDS: tuple[type[Resource], ...] = (Model, Endpoint, DeployedModel, BatchPredictionJob)
