@@ -67,6 +67,7 @@ class Status(ApiObject):
     observed_generation: Generation = Field(0, description="The generation of the spec that this status describes.")
     conditions: list[Condition] = Field(
         default_factory=list,
+        description="What is judged of it; Ready is the summary.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )
 

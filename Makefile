@@ -1,0 +1,43 @@
+PYTHON := .venv/bin/python
+UV := .uv/bin/uv
+
+.PHONY: quickstart test unit e2e fmt lint crds images cluster-up cluster-down lock
+
+quickstart: .venv/installed  ## a classifier on a real Kubernetes, answering photographs
+	$(PYTHON) -m cluster quickstart
+
+test: lint unit e2e  ## everything
+
+unit: .venv/installed  ## what needs no cluster
+	$(PYTHON) -m pytest tests/unit
+
+e2e: .venv/installed  ## what needs one: it is started, and ended if it was not there before
+	$(PYTHON) -m cluster run -- $(PYTHON) -m pytest tests/apiserver tests/e2e
+
+lint: .venv/installed  ## ruff, mypy
+	$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check . && $(PYTHON) -m mypy
+
+fmt: .venv/installed  ## format
+	$(PYTHON) -m ruff check --fix . && $(PYTHON) -m ruff format .
+
+crds: .venv/installed  ## crds/ from types.py
+	$(PYTHON) -m pierhead_operator.crd crds
+
+images: .venv/installed  ## the operator's and the server's image
+	$(PYTHON) -m cluster images
+
+cluster-up: .venv/installed  ## a one-node Kubernetes on this machine
+	$(PYTHON) -m cluster up
+
+cluster-down: .venv/installed  ## and away with it
+	$(PYTHON) -m cluster down
+
+lock: .uv/installed  ## requirements/*.txt from pyproject.toml
+	sh requirements/lock.sh $(UV)
+
+.uv/installed: requirements/uv.txt
+	python3 -m venv .uv && .uv/bin/pip install --quiet --require-hashes -r $< && touch $@
+
+.venv/installed: .uv/installed requirements/dev.txt pyproject.toml
+	$(UV) venv --quiet --allow-existing --python python3 .venv && $(UV) pip sync --quiet --python .venv --require-hashes requirements/dev.txt
+	$(UV) pip install --quiet --python .venv --no-deps --no-build-isolation --editable . && touch $@

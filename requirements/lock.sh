@@ -1,0 +1,13 @@
+#!/bin/sh
+# Pins what pyproject.toml asks for, with hashes and without any registry's address. $1: uv.
+set -eu
+compile() {
+    out=$1
+    shift
+    "$uv" pip compile --quiet --generate-hashes --no-emit-index-url --no-annotate --python-version 3.11 \
+        --custom-compile-command "make lock" --output-file "requirements/$out.txt" "$@"
+}
+uv=$1
+compile operator --extra operator pyproject.toml
+compile server --extra server pyproject.toml
+compile dev --extra operator --extra server --extra dev pyproject.toml

@@ -1,0 +1,47 @@
+"""The committed CRDs are those of types.py, and structural as Kubernetes wants them."""
+
+from pathlib import Path
+
+import pytest
+from pierhead_operator.crd import make_crd, render
+from pierhead_operator.types import KINDS
+
+CRDS = Path(__file__).parents[3] / "crds"
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.KIND)
+def test_committed_crd_is_current(kind):
+    assert (CRDS / f"{kind.PLURAL}.yaml").read_text() == render(kind), "run `make crds` and commit what it writes"
+
+
+def test_no_crd_is_left_over():
+    assert {path.stem for path in CRDS.iterdir()} == {kind.PLURAL for kind in KINDS}
+
+
+def _schemas(schema):
+    yield schema
+    for child in schema.get("properties", {}).values():
+        yield from _schemas(child)
+    for nested in ("items", "additionalProperties"):
+        if isinstance(schema.get(nested), dict):
+            yield from _schemas(schema[nested])
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.KIND)
+def test_schema_is_structural_and_described(kind):
+    [version] = make_crd(kind)["spec"]["versions"]
+    root = version["schema"]["openAPIV3Schema"]
+    for schema in _schemas(root):
+        assert "type" in schema
+        assert not {"$ref", "anyOf", "title", "$defs"} & schema.keys()
+    for part in ("spec", "status"):
+        for name, field in root["properties"][part]["properties"].items():
+            assert field.get("description"), f"{kind.KIND}.{part}.{name} has no description"
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.KIND)
+def test_kind_has_short_name_category_and_status(kind):
+    spec = make_crd(kind)["spec"]
+    assert spec["names"]["shortNames"] == [kind.SHORT_NAME]
+    assert spec["names"]["categories"] == ["pierhead"]
+    assert spec["versions"][0]["subresources"] == {"status": {}}
