@@ -20,8 +20,8 @@ lint: .venv/installed  ## ruff, mypy
 fmt: .venv/installed  ## format
 	$(PYTHON) -m ruff check --fix . && $(PYTHON) -m ruff format .
 
-crds: .venv/installed  ## crds/ from types.py
-	$(PYTHON) -m pierhead_operator.crd crds
+crds: .venv/installed  ## crds/ and docs/resources.md from types.py
+	$(PYTHON) -m pierhead_operator.crd crds && $(PYTHON) -m pierhead_operator.reference docs/resources.md
 
 images: .venv/installed  ## the operator's and the server's image
 	$(PYTHON) -m cluster images

@@ -3,15 +3,22 @@
 from pathlib import Path
 
 import pytest
+from pierhead_operator import reference
 from pierhead_operator.crd import make_crd, render
 from pierhead_operator.types import KINDS
 
-CRDS = Path(__file__).parents[3] / "crds"
+REPOSITORY = Path(__file__).parents[3]
+CRDS = REPOSITORY / "crds"
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.KIND)
 def test_committed_crd_is_current(kind):
     assert (CRDS / f"{kind.PLURAL}.yaml").read_text() == render(kind), "run `make crds` and commit what it writes"
+
+
+def test_committed_reference_is_current():
+    page = REPOSITORY / "docs" / "resources.md"
+    assert page.read_text() == reference.render(), "run `make crds` and commit what it writes"
 
 
 def test_no_crd_is_left_over():

@@ -1,0 +1,214 @@
+"""The CRDs on a real API server: each rule refuses its bad manifest with its message, and takes the good one."""
+
+import copy
+import json
+
+import pytest
+
+from tests.kube import KubectlError
+
+
+def _object(kind, spec, name="photos"):
+    return {"apiVersion": "pierhead.dev/v1", "kind": kind, "metadata": {"name": name}, "spec": spec}
+
+
+MODEL = _object(
+    "Model",
+    {
+        "defaultVersion": "1",
+        "versions": [
+            {"name": "1", "aliases": ["stable"], "artifactUri": "gs://models/photos/1"},
+            {"name": "2", "artifactUri": "gs://models/photos/2", "digest": "sha256:" + "a" * 64},
+        ],
+    },
+)
+ENDPOINT = _object("Endpoint", {"trafficSplit": {"photos-1": 80, "photos-2": 20}})
+DEPLOYED_MODEL = _object(
+    "DeployedModel",
+    {
+        "endpoint": "photos",
+        "model": "photos",
+        "dedicatedResources": {
+            "machineSpec": {"acceleratorType": "NVIDIA_L4", "acceleratorCount": 1},
+            "minReplicaCount": 1,
+            "maxReplicaCount": 4,
+            "autoscalingMetricSpecs": [{"metricName": "cpu/utilization", "target": 60}],
+        },
+    },
+)
+BATCH_PREDICTION_JOB = _object(
+    "BatchPredictionJob",
+    {
+        "model": "photos",
+        "modelParameters": {"confidenceThreshold": 0.5, "maxPredictions": 3},
+        "inputConfig": {"instancesFormat": "jsonl", "gcsSource": {"uris": ["gs://in/photos.jsonl"]}},
+        "outputConfig": {"predictionsFormat": "jsonl", "gcsDestination": {"outputUriPrefix": "gs://out/photos"}},
+        "dedicatedResources": {"startingReplicaCount": 2, "maxReplicaCount": 8},
+    },
+)
+GOOD = {o["kind"]: o for o in (MODEL, ENDPOINT, DEPLOYED_MODEL, BATCH_PREDICTION_JOB)}
+
+
+def changed(manifest, path, value):
+    """A copy with the field at `path` (dots between keys, numbers for items) set, or removed where None."""
+    result = copy.deepcopy(manifest)
+    *parents, last = [int(part) if part.isdigit() else part for part in path.split(".")]
+    target = result
+    for parent in parents:
+        target = target[parent]
+    if value is None:
+        del target[last]
+    else:
+        target[last] = value
+    return result
+
+
+# what is wrong: manifest, what the person reads
+REFUSED_AT_CREATION = {
+    "split sums to 90": (
+        changed(ENDPOINT, "spec.trafficSplit.photos-2", 10), "trafficSplit must sum to 100, or be left out"),
+    "split sums to 110": (
+        changed(ENDPOINT, "spec.trafficSplit.photos-2", 30), "trafficSplit must sum to 100, or be left out"),
+    "empty split": (changed(ENDPOINT, "spec.trafficSplit", {}), "trafficSplit must sum to 100, or be left out"),
+    "negative weight": (changed(ENDPOINT, "spec.trafficSplit.photos-2", -20), "greater than or equal to 0"),
+    "max below min": (
+        changed(DEPLOYED_MODEL, "spec.dedicatedResources.minReplicaCount", 5),
+        "maxReplicaCount must be at least minReplicaCount"),
+    "max below the default of min": (
+        changed(DEPLOYED_MODEL, "spec.dedicatedResources", {"maxReplicaCount": 0}), "greater than or equal to 1"),
+    "automatic max below min": (
+        changed(changed(DEPLOYED_MODEL, "spec.dedicatedResources", None),
+                "spec.automaticResources", {"minReplicaCount": 3, "maxReplicaCount": 2}),
+        "maxReplicaCount must be at least minReplicaCount"),
+    "automatic and dedicated": (
+        changed(DEPLOYED_MODEL, "spec.automaticResources", {}),
+        "give at most one of dedicatedResources and automaticResources"),
+    "accelerator without count": (
+        changed(DEPLOYED_MODEL, "spec.dedicatedResources.machineSpec.acceleratorCount", None),
+        "acceleratorType and acceleratorCount go together"),
+    "unknown metric": (
+        changed(DEPLOYED_MODEL, "spec.dedicatedResources.autoscalingMetricSpecs.0.metricName", "luck"),
+        'Unsupported value: "luck"'),
+    "default version not there": (
+        changed(MODEL, "spec.defaultVersion", "3"), "defaultVersion must be the name of one of versions"),
+    "no version": (changed(MODEL, "spec.versions", []), "should have at least 1 items"),
+    "version twice": (changed(MODEL, "spec.versions.1.name", "1"), "Duplicate value"),
+    "alias of two versions": (
+        changed(MODEL, "spec.versions.1.aliases", ["stable"]), "an alias must belong to one version"),
+    "alias that is another version's name": (
+        changed(changed(MODEL, "spec.versions.1.name", "second"), "spec.versions.0.aliases", ["second"]),
+        "an alias must belong to one version"),
+    "artifact nowhere": (changed(MODEL, "spec.versions.0.artifactUri", "photos/1"), "should match"),
+    "no such digest": (changed(MODEL, "spec.versions.1.digest", "md5:0"), "should match"),
+    "endpoint left out": (changed(DEPLOYED_MODEL, "spec.endpoint", None), "spec.endpoint: Required value"),
+    "workers max below start": (
+        changed(BATCH_PREDICTION_JOB, "spec.dedicatedResources.maxReplicaCount", 1),
+        "maxReplicaCount must be at least startingReplicaCount"),
+    "no input": (changed(BATCH_PREDICTION_JOB, "spec.inputConfig", None), "spec.inputConfig: Required value"),
+    "name too long": (changed(MODEL, "metadata.name", "x" * 64), "metadata.name must be at most 63 characters"),
+    "name with dots": (changed(ENDPOINT, "metadata.name", "a.b"), "metadata.name must be at most 63 characters"),
+}  # fmt: skip
+
+# what may not change: manifest, change, what the person reads
+REFUSED_AT_UPDATE = {
+    "artifact of a version": (
+        MODEL, changed(MODEL, "spec.versions.0.artifactUri", "gs://models/photos/9"), "a written version never changes"),
+    "digest of a version": (
+        MODEL, changed(MODEL, "spec.versions.1.digest", "sha256:" + "b" * 64), "a written version never changes"),
+    "digest added": (
+        MODEL, changed(MODEL, "spec.versions.0.digest", "sha256:" + "b" * 64), "a written version never changes"),
+    "endpoint": (DEPLOYED_MODEL, changed(DEPLOYED_MODEL, "spec.endpoint", "other"), "endpoint is immutable"),
+    "model": (DEPLOYED_MODEL, changed(DEPLOYED_MODEL, "spec.model", "other"), "model is immutable"),
+    "model of a job": (
+        BATCH_PREDICTION_JOB, changed(BATCH_PREDICTION_JOB, "spec.model", "other"), "model is immutable"),
+}  # fmt: skip
+
+TAKEN_AT_UPDATE = {
+    "new version, made the default": (
+        MODEL,
+        changed(changed(MODEL, "spec.versions", [*MODEL["spec"]["versions"], {"name": "3", "artifactUri": "gs://m/3"}]),
+                "spec.defaultVersion", "3")),
+    "alias moved": (
+        MODEL,
+        changed(changed(MODEL, "spec.versions.0.aliases", []), "spec.versions.1.aliases", ["stable"])),
+    "split left out": (ENDPOINT, changed(ENDPOINT, "spec.trafficSplit", None)),
+    "more replicas": (DEPLOYED_MODEL, changed(DEPLOYED_MODEL, "spec.dedicatedResources.maxReplicaCount", 9)),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def kubectl(cluster):
+    """One namespace for all: nothing that is refused comes to be, and names are not shared."""
+    from tests.kube import scratch_namespace
+
+    # Nothing here shall run: a quota keeps the pods of what is taken away.
+    with scratch_namespace("crds") as kubectl:
+        kubectl("create", "quota", "none", "--hard=pods=0")
+        yield kubectl
+
+
+def replace(kubectl, manifest):
+    """As `kubectl replace` does it: what is left out is gone."""
+    kubectl("replace", "--filename", "-", stdin=json.dumps(manifest))
+
+
+def create(kubectl, manifest):
+    kubectl("create", "--filename", "-", stdin=json.dumps(manifest))
+
+
+@pytest.fixture
+def created(kubectl):
+    """Creates a manifest for one test."""
+    there = []
+
+    def make(manifest):
+        create(kubectl, manifest)
+        there.append((manifest["kind"], manifest["metadata"]["name"]))
+
+    yield make
+    for kind, name in there:
+        kubectl("delete", kind, name)
+
+
+@pytest.mark.parametrize(("manifest", "message"), REFUSED_AT_CREATION.values(), ids=REFUSED_AT_CREATION.keys())
+def test_bad_manifest_is_refused_with_its_message(kubectl, manifest, message):
+    with pytest.raises(KubectlError) as refusal:
+        create(kubectl, manifest)
+    assert message in str(refusal.value)
+
+
+@pytest.mark.parametrize(("before", "after", "message"), REFUSED_AT_UPDATE.values(), ids=REFUSED_AT_UPDATE.keys())
+def test_bad_change_is_refused_with_its_message(kubectl, created, before, after, message):
+    created(before)
+    with pytest.raises(KubectlError) as refusal:
+        replace(kubectl, after)
+    assert message in str(refusal.value)
+
+
+@pytest.mark.parametrize(("before", "after"), TAKEN_AT_UPDATE.values(), ids=TAKEN_AT_UPDATE.keys())
+def test_good_change_is_taken(kubectl, created, before, after):
+    created(before)
+    replace(kubectl, after)
+    kind, name = after["kind"], after["metadata"]["name"]
+    assert kubectl.get(kind, name)["metadata"]["generation"] == 2
+
+
+@pytest.mark.parametrize("kind", GOOD)
+def test_good_manifest_is_taken_and_only_sensible_defaults_are_filled_in(kubectl, created, kind):
+    created(GOOD[kind])
+    assert kubectl.get(kind, "photos")["spec"] == GOOD[kind]["spec"]
+
+
+def test_kubectl_shows_all_kinds_by_category_and_short_names(kubectl, created):
+    for manifest in GOOD.values():
+        created(manifest)
+    shown = kubectl("get", "pierhead")
+    for kind in GOOD:
+        assert f"{kind.lower()}.pierhead.dev/photos" in shown
+    for short_name, columns in {
+        "mdl": ["NAME", "DEFAULT", "VERSIONS", "READY", "AGE"],
+        "pep": ["NAME", "READY", "REASON", "TRAFFIC", "AGE"],
+        "dm": ["NAME", "ENDPOINT", "MODEL", "VERSION", "READY", "REASON", "REPLICAS", "AGE"],
+        "bpj": ["NAME", "MODEL", "READY", "REASON", "AGE"],
+    }.items():
+        assert kubectl("get", short_name).splitlines()[0].split() == columns

@@ -1,0 +1,133 @@
+"""What is deleted by hand comes back, and what is deleted for good leaves nothing behind."""
+
+import pytest
+
+from tests.e2e.conftest import make_deployed_model, make_endpoint, make_model
+from tests.kube import Kubectl, predict_many, predict_url, wait_until
+
+CHILDREN = "deployments,replicasets,pods,services,endpointslices,horizontalpodautoscalers,httproutes"
+SYSTEM = Kubectl("pierhead-system")
+OPERATOR = "pierhead-operator"
+
+
+def _deploy(kubectl):
+    kubectl.apply(
+        make_model(v1="photos/1"),
+        make_endpoint(),
+        make_deployed_model("photos", automaticResources={"minReplicaCount": 1, "maxReplicaCount": 2}),
+    )
+    kubectl.wait_ready("endpoint", "photos")
+
+
+@pytest.mark.parametrize("kind", ["service", "deployment", "horizontalpodautoscaler", "httproute"])
+def test_child_deleted_by_hand_is_back(kubectl, coffee, kind):
+    _deploy(kubectl)
+    name = "ep-photos" if kind == "httproute" else "dm-photos"
+    before = kubectl.get(kind, name)["metadata"]["uid"]
+    kubectl("delete", kind, name, "--wait=false")
+    wait_until(
+        f"the {kind} is back", lambda: (o := kubectl.get(kind, name)) and o["metadata"]["uid"] != before, seconds=30
+    )
+    kubectl.wait_ready("endpoint", "photos")
+    wait_until(
+        "predictions are answered again",
+        lambda: predict_many(predict_url(kubectl.namespace, "photos"), coffee, 5) == {"photos": 5},
+    )
+
+
+def test_child_changed_by_hand_is_repaired(kubectl):
+    _deploy(kubectl)
+    kubectl.patch("service", "dm-photos", {"spec": {"selector": {"pierhead.dev/deployed-model": "other"}}})
+    wait_until(
+        "the selector is ours again",
+        lambda: kubectl.get("service", "dm-photos")["spec"]["selector"]["pierhead.dev/deployed-model"] == "photos",
+        seconds=30,
+    )
+
+
+def _delete_all(kubectl):
+    kubectl("delete", "models,endpoints,deployedmodels", "--all", "--timeout=30s")
+
+
+def _wait_nothing_left(kubectl):
+    wait_until(
+        "nothing is left",
+        lambda: not kubectl.list(CHILDREN) and not kubectl.list("models,endpoints,deployedmodels"),
+        seconds=120,
+    )
+
+
+def test_deletion_leaves_nothing_behind(kubectl):
+    _deploy(kubectl)
+    _delete_all(kubectl)
+    _wait_nothing_left(kubectl)
+
+
+def _scale_operator(replicas):
+    SYSTEM("scale", "deployment", OPERATOR, f"--replicas={replicas}")
+    SYSTEM("rollout", "status", f"deployment/{OPERATOR}", "--timeout=60s")
+    wait_until(
+        f"{replicas} operators run",
+        lambda: len(SYSTEM.list("pods", "app.kubernetes.io/name=pierhead-operator")) == replicas,
+    )
+
+
+@pytest.fixture
+def operator_switch():
+    """Stops and starts the operator; it runs again at the end, whatever happened."""
+    yield _scale_operator
+    _scale_operator(1)
+
+
+def test_deletion_while_the_operator_is_down_leaves_nothing_behind(kubectl, coffee, operator_switch):
+    _deploy(kubectl)
+    operator_switch(0)
+    assert predict_many(predict_url(kubectl.namespace, "photos"), coffee, 5) == {"photos": 5}, "a dead operator"
+    _delete_all(kubectl)
+    _wait_nothing_left(kubectl)
+    operator_switch(1)
+    # The operator has looked around once it brought up something new.
+    kubectl.apply(make_model(v1="photos/1"))
+    kubectl.wait_ready("model", "photos")
+    assert not kubectl.list(CHILDREN)
+
+
+def test_change_while_the_operator_is_down_is_caught_up_with(kubectl, operator_switch):
+    _deploy(kubectl)
+    operator_switch(0)
+    kubectl("delete", "service", "dm-photos")
+    kubectl.patch("deployedmodel", "photos", {"spec": {"automaticResources": {"maxReplicaCount": 1}}})
+    operator_switch(1)
+    wait_until("the Service is back", lambda: kubectl.get("service", "dm-photos"))
+    wait_until("the autoscaler is gone", lambda: not kubectl.get("horizontalpodautoscaler", "dm-photos"))
+    kubectl.wait_ready("endpoint", "photos")
+
+
+def test_quiet_cluster_sees_no_write(photos):
+    """Neither events nor resyncs nor a restart of the operator write anything once all is as wanted."""
+    kinds = "models,endpoints,deployedmodels,deployments,services,httproutes"
+
+    def versions():
+        return {
+            (o["kind"], o["metadata"]["name"]): (o["metadata"]["resourceVersion"], o["metadata"]["generation"])
+            for o in photos.list(kinds)
+            if "generation" in o["metadata"]
+        }
+
+    before = versions()
+    assert len(before) >= 7
+    started = {pod["metadata"]["name"] for pod in SYSTEM.list("pods", "app.kubernetes.io/name=pierhead-operator")}
+    SYSTEM("rollout", "restart", f"deployment/{OPERATOR}")
+    SYSTEM("rollout", "status", f"deployment/{OPERATOR}", "--timeout=60s")
+    [pod] = [
+        pod["metadata"]["name"]
+        for pod in SYSTEM.list("pods", "app.kubernetes.io/name=pierhead-operator")
+        if pod["metadata"]["name"] not in started
+    ]
+    # A sign that the new operator is through its first round: it has looked after something that came after it.
+    photos.apply({**make_model(v1="photos/1"), "metadata": {"name": "sign"}})
+    photos.wait_ready("model", "sign")
+    assert pod
+    after = versions()
+    after.pop(("Model", "sign"))
+    assert after == before

@@ -1,0 +1,91 @@
+"""Accelerators and autoscaling on the real scheduler and the real HorizontalPodAutoscaler."""
+
+import os
+import subprocess
+import sys
+
+from tests.e2e.conftest import make_deployed_model, make_endpoint, make_model
+from tests.e2e.test_traffic import Load
+from tests.kube import predict_url, wait_until
+
+
+def _advertise_gpus(count):
+    subprocess.run([sys.executable, "-m", "cluster", "gpus", str(count)], check=True, timeout=60)
+
+
+def test_pod_with_accelerator_runs_once_the_node_has_a_gpu(kubectl):
+    _advertise_gpus(0)
+    machine = {"acceleratorType": "NVIDIA_L4", "acceleratorCount": 1}
+    kubectl.apply(
+        make_model(v1="photos/1"),
+        make_endpoint(),
+        make_deployed_model("photos", dedicatedResources={"machineSpec": machine}),
+    )
+    found = wait_until(
+        "the condition tells what is missing",
+        lambda: (c := kubectl.condition("deployedmodel", "photos")).get("reason") == "Unschedulable" and c,
+    )
+    assert "nvidia.com/gpu" in found["message"]
+    [pod] = kubectl.pods("photos")
+    assert pod["status"]["phase"] == "Pending"
+    _advertise_gpus(1)
+    try:
+        wait_until("the pod runs", lambda: kubectl.pods("photos")[0]["status"]["phase"] == "Running")
+        kubectl.wait_ready("deployedmodel", "photos")
+        assert kubectl.pods("photos")[0]["metadata"]["name"] == pod["metadata"]["name"]
+    finally:
+        _advertise_gpus(0)
+
+
+def test_autoscaler_adds_a_replica_under_load(kubectl, coffee):
+    kubectl.apply(
+        make_model(v1="photos/1"),
+        make_endpoint(),
+        make_deployed_model("photos", automaticResources={"minReplicaCount": 1, "maxReplicaCount": 2}),
+    )
+    kubectl.wait_ready("endpoint", "photos")
+
+    def replicas():
+        return kubectl.get("deployment", "dm-photos")["spec"]["replicas"]
+
+    assert replicas() == 1
+    with Load(predict_url(kubectl.namespace, "photos"), coffee) as load:
+        wait_until("the autoscaler asks for a second replica", lambda: replicas() == 2, seconds=180)
+        wait_until(
+            "both answer",
+            lambda: (kubectl.get("deployedmodel", "photos")["status"]["availableReplicaCount"]) == 2,
+            seconds=180,
+        )
+    assert not load.failures
+    # The operator leaves the number to the autoscaler.
+    kubectl.patch("deployedmodel", "photos", {"spec": {"displayName": "Photographs"}})
+    kubectl.wait_ready("deployedmodel", "photos")
+    assert replicas() == 2
+
+
+def test_autoscaler_takes_over_without_a_drop(kubectl):
+    """Three fixed replicas, then two to four by load: at no time fewer than two."""
+    assert os.environ["KUBECONFIG"]
+    kubectl.apply(
+        make_model(v1="photos/1"),
+        make_endpoint(),
+        make_deployed_model("photos", automaticResources={"minReplicaCount": 2}),
+    )
+    kubectl.wait_ready("deployedmodel", "photos")
+    kubectl.patch("deployedmodel", "photos", {"spec": {"automaticResources": {"maxReplicaCount": 4}}})
+    wait_until("the autoscaler is there", lambda: kubectl.get("horizontalpodautoscaler", "dm-photos"))
+    deployment = kubectl.get("deployment", "dm-photos")
+    managers = {
+        entry["manager"]
+        for entry in json_managed_fields(kubectl)
+        if "f:replicas" in entry.get("fieldsV1", {}).get("f:spec", {})
+    }
+    assert deployment["spec"]["replicas"] == 2
+    assert "pierhead" not in managers
+
+
+def json_managed_fields(kubectl):
+    import json
+
+    text = kubectl("get", "deployment", "dm-photos", "--show-managed-fields", "--output", "json")
+    return json.loads(text)["metadata"]["managedFields"]

@@ -1,0 +1,118 @@
+"""Traffic through the real gateway goes where the split says, and nowhere else."""
+
+import threading
+from collections import Counter
+
+import httpx
+
+from tests.e2e.conftest import make_deployed_model, make_endpoint, make_model
+from tests.kube import predict, predict_many, predict_url, wait_until
+
+
+class Load:
+    """Predictions without a pause from a few clients, until it is stopped; `answers` counts who answered."""
+
+    def __init__(self, url, body, clients=2):
+        self.answers = Counter()
+        self._lock = threading.Lock()
+        self._stopped = threading.Event()
+        self._threads = [threading.Thread(target=self._run, args=(url, body)) for _ in range(clients)]
+
+    def __enter__(self):
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._stopped.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self, url, body):
+        with httpx.Client(timeout=60) as client:
+            while not self._stopped.is_set():
+                answer = predict(client, url, body)
+                with self._lock:
+                    self.answers[answer] += 1
+
+    def reset(self):
+        with self._lock:
+            self.answers.clear()
+
+    @property
+    def failures(self):
+        return {answer: count for answer, count in self.answers.items() if answer.startswith("failed")}
+
+
+def test_split_is_met_over_1000_predictions(photos, coffee):
+    answers = predict_many(predict_url(photos.namespace, "photos"), coffee, 1000)
+    assert sum(answers.values()) == 1000
+    assert set(answers) == {"photos-1", "photos-2"}, answers
+    assert 760 <= answers["photos-1"] <= 840
+
+
+def test_changed_split_moves_all_traffic_and_no_request_fails(photos, coffee):
+    with Load(predict_url(photos.namespace, "photos"), coffee) as load:
+        wait_until("both answer", lambda: len(load.answers) == 2)
+        photos.patch("endpoint", "photos", {"spec": {"trafficSplit": {"photos-1": 0, "photos-2": 100}}})
+        photos.wait_ready("endpoint", "photos")
+        assert photos.get("endpoint", "photos")["status"]["trafficSplit"] == {"photos-2": 100}
+        load_before = load.answers["photos-2"]
+        wait_until("the new one answers on", lambda: load.answers["photos-2"] >= load_before + 10)
+        failures = load.failures
+        load.reset()
+        wait_until("50 more answers", lambda: sum(load.answers.values()) >= 50)
+        assert set(load.answers) == {"photos-2"}, load.answers
+    assert not failures
+    assert not load.failures
+
+
+def test_changed_version_rolls_out_and_no_request_fails(kubectl, coffee):
+    kubectl.apply(make_model(v1="photos/1", v2="photos/2"), make_endpoint(), make_deployed_model("photos"))
+    kubectl.wait_ready("endpoint", "photos")
+    with Load(predict_url(kubectl.namespace, "photos"), coffee, clients=1) as load:
+        wait_until("it answers", lambda: load.answers["photos"] >= 5)
+        [old] = [pod["metadata"]["name"] for pod in kubectl.pods("photos")]
+        kubectl.patch("deployedmodel", "photos", {"spec": {"modelVersion": "v2"}})
+        wait_until(
+            "the old pod is gone", lambda: old not in [p["metadata"]["name"] for p in kubectl.pods("photos")], 240
+        )
+        kubectl.wait_ready("deployedmodel", "photos")
+    assert not load.failures
+    assert kubectl.get("deployedmodel", "photos")["status"]["modelVersion"] == "v2"
+
+
+def test_missing_artifact_is_told_in_time_and_gets_no_traffic(kubectl, coffee):
+    """Half of the traffic is meant for a DeployedModel that never comes up: all of it stays with the one that serves."""
+    kubectl.apply(
+        make_model(v1="photos/1", v2="photos/nowhere"),
+        make_endpoint({"good": 50, "broken": 50}),
+        make_deployed_model("good"),
+        make_deployed_model("broken", "v2"),
+    )
+
+    def failed():
+        return [
+            status
+            for pod in kubectl.pods("broken")
+            for status in pod["status"].get("containerStatuses", [])
+            if "terminated" in status["state"] or "terminated" in status.get("lastState", {})
+        ]
+
+    wait_until("the pod fails", failed)
+    found = wait_until(
+        "the condition tells why",
+        lambda: (c := kubectl.condition("deployedmodel", "broken")).get("reason") == "ArtifactNotFound" and c,
+        seconds=10,
+    )
+    assert found["status"] == "False"
+    assert "gs://models/photos/nowhere" in found["message"]
+    kubectl.wait_ready("deployedmodel", "good")
+    wait_until(
+        "the endpoint sends all to the one that serves",
+        lambda: kubectl.get("endpoint", "photos")["status"].get("trafficSplit") == {"good": 100},
+    )
+    assert kubectl.condition("endpoint", "photos")["reason"] == "WaitingForDeployedModels"
+    assert "ArtifactNotFound" in kubectl.condition("endpoint", "photos")["message"]
+    answers = predict_many(predict_url(kubectl.namespace, "photos"), coffee, 50)
+    assert answers == {"good": 50}

@@ -1,0 +1,119 @@
+"""kubectl and the gateway, as the tests use them: real ones, against the cluster of $KUBECONFIG and $PIERHEAD_URL."""
+
+import json
+import os
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import httpx
+import yaml
+
+T = TypeVar("T")
+Manifest = dict[str, Any]
+
+
+class KubectlError(AssertionError):
+    """kubectl ended with an error; the message is what it printed."""
+
+
+def wait_until(what: str, probe: Callable[[], T], seconds: float = 120, interval: float = 0.2) -> T:
+    """The first true value of `probe`; fails with what was waited for and the last value when the time is over."""
+    deadline = time.monotonic() + seconds
+    while True:
+        value = probe()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {seconds:.0f} s: {what}; last seen: {value!r}")
+        time.sleep(interval)
+
+
+@dataclass(frozen=True)
+class Kubectl:
+    """kubectl in one namespace."""
+
+    namespace: str
+
+    def __call__(self, *arguments: str, stdin: str | None = None, timeout: float = 120) -> str:
+        done = subprocess.run(
+            ["kubectl", "--namespace", self.namespace, *arguments],
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+        if done.returncode:
+            raise KubectlError(done.stderr.strip())
+        return done.stdout
+
+    def apply(self, *manifests: Manifest) -> None:
+        self("apply", "--server-side", "--filename", "-", stdin=yaml.safe_dump_all(manifests))
+
+    def patch(self, kind: str, name: str, patch: Manifest) -> None:
+        self("patch", kind, name, "--type", "merge", "--patch", json.dumps(patch))
+
+    def get(self, kind: str, name: str) -> Manifest | None:
+        text = self("get", kind, name, "--ignore-not-found", "--output", "json")
+        return json.loads(text) if text else None
+
+    def list(self, kinds: str, selector: str = "") -> list[Manifest]:
+        arguments = ["--selector", selector] if selector else []
+        return json.loads(self("get", kinds, *arguments, "--output", "json"))["items"]
+
+    def condition(self, kind: str, name: str, type_: str = "Ready") -> Manifest:
+        """The condition of a resource; an empty one where there is none."""
+        found = self.get(kind, name) or {}
+        conditions = found.get("status", {}).get("conditions", [])
+        return next((condition for condition in conditions if condition["type"] == type_), {})
+
+    def wait_ready(self, kind: str, *names: str, seconds: float = 240) -> None:
+        for name in names:
+            wait_until(
+                f"{kind} {name} is Ready",
+                lambda name=name: (
+                    (condition := self.condition(kind, name)).get("status") == "True"
+                    and condition["observedGeneration"] == self.get(kind, name)["metadata"]["generation"]
+                ),
+                seconds,
+            )
+
+    def pods(self, deployed_model: str) -> list[Manifest]:
+        return self.list("pods", f"pierhead.dev/deployed-model={deployed_model}")
+
+
+@contextmanager
+def scratch_namespace(name: str) -> Iterator[Kubectl]:
+    """A namespace that is there for one test, and is being deleted afterwards."""
+    kubectl = Kubectl(f"{name[:40]}-{os.urandom(3).hex()}")
+    kubectl("create", "namespace", kubectl.namespace)
+    try:
+        yield kubectl
+    finally:
+        kubectl("delete", "namespace", kubectl.namespace, "--wait=false")
+
+
+def predict_url(namespace: str, endpoint: str) -> str:
+    return f"{os.environ['PIERHEAD_URL']}/v1/projects/{namespace}/locations/local/endpoints/{endpoint}:predict"
+
+
+def predict(client: httpx.Client, url: str, body: bytes) -> str:
+    """One prediction; the DeployedModel that answered, or what went wrong."""
+    try:
+        response = client.post(url, content=body, headers={"content-type": "application/json"})
+    except httpx.HTTPError as error:
+        return f"failed: {error!r}"
+    if response.status_code != 200:
+        return f"failed: {response.status_code} {response.text[:200]}"
+    return str(response.json()["deployedModelId"])
+
+
+def predict_many(url: str, body: bytes, count: int) -> Counter[str]:
+    """How many predictions each DeployedModel answered; failures under 'failed: ...'."""
+    with httpx.Client(timeout=60) as client:
+        return Counter(predict(client, url, body) for _ in range(count))
