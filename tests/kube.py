@@ -62,7 +62,7 @@ class Kubectl:
         text = self("get", kind, name, "--ignore-not-found", "--output", "json")
         return json.loads(text) if text else None
 
-    def list(self, kinds: str, selector: str = "") -> list[Manifest]:
+    def items(self, kinds: str, selector: str = "") -> list[Manifest]:
         arguments = ["--selector", selector] if selector else []
         return json.loads(self("get", kinds, *arguments, "--output", "json"))["items"]
 
@@ -84,7 +84,7 @@ class Kubectl:
             )
 
     def pods(self, deployed_model: str) -> list[Manifest]:
-        return self.list("pods", f"pierhead.dev/deployed-model={deployed_model}")
+        return self.items("pods", f"pierhead.dev/deployed-model={deployed_model}")
 
 
 @contextmanager

@@ -54,7 +54,7 @@ class Condition(ApiObject):
     """A condition as Kubernetes defines it (metav1.Condition)."""
 
     type: str = Field(description="What is judged, such as Ready.")
-    status: Literal["True", "False", "Unknown"]
+    status: Literal["True", "False", "Unknown"] = Field(description="Whether it is so.")
     reason: str = Field(description="The cause in one CamelCase word, for programs.")
     message: str = Field("", description="The cause in a sentence, for people.", max_length=32768)
     last_transition_time: datetime = Field(description="When `status` last changed.")

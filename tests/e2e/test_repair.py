@@ -52,7 +52,7 @@ def _delete_all(kubectl):
 def _wait_nothing_left(kubectl):
     wait_until(
         "nothing is left",
-        lambda: not kubectl.list(CHILDREN) and not kubectl.list("models,endpoints,deployedmodels"),
+        lambda: not kubectl.items(CHILDREN) and not kubectl.items("models,endpoints,deployedmodels"),
         seconds=120,
     )
 
@@ -68,7 +68,7 @@ def _scale_operator(replicas):
     SYSTEM("rollout", "status", f"deployment/{OPERATOR}", "--timeout=60s")
     wait_until(
         f"{replicas} operators run",
-        lambda: len(SYSTEM.list("pods", "app.kubernetes.io/name=pierhead-operator")) == replicas,
+        lambda: len(SYSTEM.items("pods", "app.kubernetes.io/name=pierhead-operator")) == replicas,
     )
 
 
@@ -89,7 +89,7 @@ def test_deletion_while_the_operator_is_down_leaves_nothing_behind(kubectl, coff
     # The operator has looked around once it brought up something new.
     kubectl.apply(make_model(v1="photos/1"))
     kubectl.wait_ready("model", "photos")
-    assert not kubectl.list(CHILDREN)
+    assert not kubectl.items(CHILDREN)
 
 
 def test_change_while_the_operator_is_down_is_caught_up_with(kubectl, operator_switch):
@@ -110,18 +110,18 @@ def test_quiet_cluster_sees_no_write(photos):
     def versions():
         return {
             (o["kind"], o["metadata"]["name"]): (o["metadata"]["resourceVersion"], o["metadata"]["generation"])
-            for o in photos.list(kinds)
+            for o in photos.items(kinds)
             if "generation" in o["metadata"]
         }
 
     before = versions()
     assert len(before) >= 7
-    started = {pod["metadata"]["name"] for pod in SYSTEM.list("pods", "app.kubernetes.io/name=pierhead-operator")}
+    started = {pod["metadata"]["name"] for pod in SYSTEM.items("pods", "app.kubernetes.io/name=pierhead-operator")}
     SYSTEM("rollout", "restart", f"deployment/{OPERATOR}")
     SYSTEM("rollout", "status", f"deployment/{OPERATOR}", "--timeout=60s")
     [pod] = [
         pod["metadata"]["name"]
-        for pod in SYSTEM.list("pods", "app.kubernetes.io/name=pierhead-operator")
+        for pod in SYSTEM.items("pods", "app.kubernetes.io/name=pierhead-operator")
         if pod["metadata"]["name"] not in started
     ]
     # A sign that the new operator is through its first round: it has looked after something that came after it.
