@@ -1,0 +1,84 @@
+"""`python -m cluster`: a real one-node Kubernetes on this machine."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import sys
+from typing import Annotated, NoReturn
+
+import typer
+
+from cluster import gpus, images
+from cluster import down as cluster_down
+from cluster import up as cluster_up
+from cluster.errors import ClusterError
+from cluster.progress import say
+from cluster.settings import Paths
+
+app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
+
+
+@app.command()
+def up(
+    metrics_server: Annotated[bool, typer.Option(help="With figures for `kubectl top` and the autoscaler.")] = False,
+) -> None:
+    """Start the cluster, building what is not cached; harmless when it is up."""
+    cluster = cluster_up.up(metrics_server=metrics_server)
+    say(f"gateway {cluster.gateway_url}, storage {cluster.storage_url}")
+    say('to use it from this shell: eval "$(python -m cluster env)"')
+
+
+@app.command()
+def down(purge: Annotated[bool, typer.Option(help="Remove binaries and images too.")] = False) -> None:
+    """End the cluster and leave nothing of it running; binaries and images stay for the next one."""
+    cluster_down.down(purge=purge)
+
+
+@app.command()
+def env() -> None:
+    """Print what a shell needs to use the cluster, for `eval`."""
+    print("\n".join(make_exports(cluster_up.describe(Paths.from_environment()), os.environ.get("PATH", ""))))
+
+
+@app.command(name="gpus")
+def advertise_gpus(count: Annotated[int, typer.Argument(min=0)]) -> None:
+    """Make the node offer COUNT GPUs (nvidia.com/gpu); 0 takes them away."""
+    gpus.advertise(count)
+
+
+@app.command(name="images")
+def build_images() -> None:
+    """Build and push the operator's and the server's image from the working tree; print their references."""
+    print(f"operator {images.build_operator()}")
+    print(f"server {images.build_server()}")
+
+
+def make_exports(cluster: cluster_up.Cluster, path: str) -> list[str]:
+    """Lines for a POSIX shell."""
+    folders = [str(cluster.kubectl.parent), str(cluster.helm.parent), path]
+    values = {
+        "KUBECONFIG": str(cluster.kubeconfig),
+        "PIERHEAD_URL": cluster.gateway_url,
+        "PATH": os.pathsep.join(filter(None, folders)),
+    }
+    return [f"export {name}={shlex.quote(value)}" for name, value in values.items()]
+
+
+def main() -> None:
+    # `ip`, `nft` and `debootstrap` live where a plain `su` does not look.
+    os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        app()
+    except ClusterError as error:
+        sys.exit(f"error: {error}")
+
+
+def _interrupt(_number: int, _frame: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""Ends the cluster and removes every trace of it from the machine: by pid, by our own names and folders only."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from cluster import config, containers, locks, network, processes, registry, settings
+from cluster.progress import step
+from cluster.settings import Paths
+
+LOCK = Path("/run/pierhead.lock")  # beside the folder, which `down` removes
+OWNER = settings.RUN / "owner"  # the cache folder of the cluster that is up
+
+
+def down(*, purge: bool = False, paths: Paths | None = None) -> None:
+    """Ends the cluster that runs on this machine, if any. Harmless when there is none.
+
+    Binaries and images stay for the next `up`, unless `purge`.
+    """
+    paths = paths or Paths.from_environment()
+    with locks.exclusive(LOCK):
+        if settings.RUN.exists():
+            with step("end the cluster"):
+                clean(read_owner() or paths)
+        if purge and paths.cache.exists():
+            with step(f"remove {paths.cache}"):
+                shutil.rmtree(paths.cache)
+    LOCK.unlink(missing_ok=True)
+
+
+def read_owner() -> Paths | None:
+    """Whose cluster is up, or was when it was cut off."""
+    return Paths(Path(OWNER.read_text())) if OWNER.exists() else None
+
+
+def clean(paths: Paths) -> None:
+    """Removes whatever is there of a cluster, however it ended. The caller holds the lock."""
+    log = paths.log("down")
+    names = set(processes.recorded())
+    # The kubelet first of all, or it starts again what is being ended.
+    processes.stop(names - {"containerd", registry.NAME})
+    if processes.alive("containerd") and containers.answers():
+        containers.remove_all(log)
+    processes.stop(["containerd", registry.NAME])
+    containers.end_remains()
+    containers.unmount_all([config.CONTAINERD, paths.containerd, paths.state, paths.buildah], log)
+    containers.remove_cgroups()
+    network.down(log)
+    shutil.rmtree(paths.state, ignore_errors=True)
+    shutil.rmtree(settings.RUN, ignore_errors=True)

@@ -1,0 +1,221 @@
+"""Builds the cluster's binaries from pinned Go modules into the cache.
+
+An entry of the cache is `bin/<name>-<version>-<key>/`; the key covers everything that decides the result, so an entry
+that exists is right and is never written again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cluster import commands, host, locks, settings
+from cluster.progress import say
+from cluster.settings import Paths
+
+GO_FLAGS = ("-trimpath", "-buildvcs=false", "-mod=readonly")
+BUILD_TIMEOUT = 3600.0
+# Where Go fetches modules from and whom it trusts is the machine's to say; every other GO* variable could change
+# the result.
+GO_VARIABLES_KEPT = ("GOPROXY", "GONOPROXY", "GOPRIVATE", "GOSUMDB", "GONOSUMDB", "GOINSECURE", "GOAUTH", "GOVCS")
+
+
+@dataclass(frozen=True)
+class Tool:
+    """One module under `gomods/` and what is wanted of it."""
+
+    name: str
+    version: str
+    binaries: Mapping[str, str]  # file name -> Go package
+    variables: Mapping[str, str] = field(default_factory=dict)  # Go variable -> value, set by the linker
+    files: Mapping[str, tuple[str, str]] = field(default_factory=dict)  # name -> (module, path in it), copied along
+
+    @property
+    def module(self) -> Path:
+        return settings.SOURCE / "gomods" / self.name
+
+    @property
+    def link_flags(self) -> str:
+        return " ".join(["-s", "-w", *(f"-X {name}={value}" for name, value in self.variables.items())])
+
+    @property
+    def key(self) -> str:
+        """Twelve hexadecimal digits over the lock files, our own sources and the flags."""
+        digest = hashlib.sha256(
+            repr([self.version, sorted(self.binaries.items()), sorted(self.files.items())]).encode()
+        )
+        digest.update(repr([GO_FLAGS, self.link_flags]).encode())
+        for path in sorted(self.module.iterdir()):
+            digest.update(path.name.encode() + b"\0" + path.read_bytes())
+        return digest.hexdigest()[:12]
+
+    def folder(self, paths: Paths) -> Path:
+        return paths.bin / f"{self.name}-{self.version}-{self.key}"
+
+    def binary(self, paths: Paths, name: str) -> Path:
+        return self.folder(paths) / name
+
+
+_KUBERNETES = f"v{settings.KUBERNETES_VERSION}"
+_MAJOR, _MINOR, _ = settings.KUBERNETES_VERSION.split(".")
+
+KUBE = Tool(
+    name="kube",
+    version=settings.KUBERNETES_VERSION,
+    binaries={
+        "kube-apiserver": "k8s.io/kubernetes/cmd/kube-apiserver",
+        "kube-controller-manager": "k8s.io/kubernetes/cmd/kube-controller-manager",
+        "kube-scheduler": "k8s.io/kubernetes/cmd/kube-scheduler",
+        "kubelet": "k8s.io/kubernetes/cmd/kubelet",
+        "kube-proxy": "k8s.io/kubernetes/cmd/kube-proxy",
+        "kubectl": "k8s.io/kubernetes/cmd/kubectl",
+        # In Kubernetes' own module: the apiserver is built against this very version of etcd.
+        "etcd": "go.etcd.io/etcd/server/v3",
+    },
+    variables={
+        "k8s.io/component-base/version.gitVersion": _KUBERNETES,
+        "k8s.io/component-base/version.gitMajor": _MAJOR,
+        "k8s.io/component-base/version.gitMinor": _MINOR,
+        "k8s.io/client-go/pkg/version.gitVersion": _KUBERNETES,
+    },
+    files={"pause.c": ("k8s.io/kubernetes", "build/pause/linux/pause.c")},
+)
+COREDNS = Tool(
+    name="coredns",
+    version=settings.COREDNS_VERSION,
+    binaries={"coredns": "pierhead.dev/cluster/coredns"},
+)
+HELM = Tool(
+    name="helm",
+    version=settings.HELM_VERSION,
+    binaries={"helm": "helm.sh/helm/v4/cmd/helm"},
+    variables={"helm.sh/helm/v4/internal/version.version": f"v{settings.HELM_VERSION}"},
+)
+ENVOY_GATEWAY = Tool(
+    name="envoy-gateway",
+    version=settings.ENVOY_GATEWAY_VERSION,
+    binaries={"envoy-gateway": "github.com/envoyproxy/gateway/cmd/envoy-gateway"},
+    variables={
+        "github.com/envoyproxy/gateway/internal/cmd/version.envoyGatewayVersion": f"v{settings.ENVOY_GATEWAY_VERSION}"
+    },
+    files={"gateway-helm": ("github.com/envoyproxy/gateway", "charts/gateway-helm")},
+)
+FAKE_GCS_SERVER = Tool(
+    name="fake-gcs-server",
+    version=settings.FAKE_GCS_SERVER_VERSION,
+    binaries={"fake-gcs-server": "github.com/fsouza/fake-gcs-server"},
+)
+METRICS_SERVER = Tool(
+    name="metrics-server",
+    version=settings.METRICS_SERVER_VERSION,
+    binaries={"metrics-server": "sigs.k8s.io/metrics-server/cmd/metrics-server"},
+)
+
+# The slowest first: everything else can be made while nothing waits for it.
+TOOLS = (KUBE, COREDNS, ENVOY_GATEWAY, HELM, FAKE_GCS_SERVER)
+
+
+def missing(paths: Paths, tools: Iterable[Tool]) -> list[Tool]:
+    """The tools that the cache lacks, in the order given."""
+    return [tool for tool in tools if not tool.folder(paths).exists()]
+
+
+def build(paths: Paths, tools: Iterable[Tool]) -> None:
+    """Makes sure that the cache holds each of `tools`; then removes Go's own caches.
+
+    Raises ClusterError if Go is missing or a build fails.
+    """
+    wanted = missing(paths, tools)
+    if not wanted:
+        return
+    go = host.find_go()
+    for tool in wanted:
+        _build_once(paths, tool, go)
+    remove_go_caches(paths)
+
+
+def remove_go_caches(paths: Paths) -> None:
+    """Gives the disk back, unless another process is building right now."""
+    with locks.exclusive_if_free(paths.locks / "go") as free:
+        if free:
+            _make_writable(paths.go)
+            shutil.rmtree(paths.go, ignore_errors=True)
+
+
+def go_environment(environment: Mapping[str, str], paths: Paths) -> dict[str, str]:
+    """The environment of a build: the caller's, but with nothing in it that could change the result."""
+    kept = {
+        name: value
+        for name, value in environment.items()
+        if not name.startswith(("GO", "CGO_")) or name in GO_VARIABLES_KEPT
+    }
+    return kept | {
+        "CGO_ENABLED": "0",
+        "GOFLAGS": " ".join(GO_FLAGS),
+        "GOMODCACHE": str(paths.go / "mod"),
+        "GOCACHE": str(paths.go / "build"),
+        "GOTOOLCHAIN": "local",
+        "GOWORK": "off",
+    }
+
+
+def _build_once(paths: Paths, tool: Tool, go: str) -> None:
+    # Two programs that want the same tool: the second waits, then finds it made.
+    with locks.exclusive(paths.locks / tool.name), locks.shared(paths.locks / "go"):
+        if not tool.folder(paths).exists():
+            say(f"build {tool.name} {tool.version} … (log: {paths.log(f'build-{tool.name}')})")
+            begun = time.monotonic()
+            _build(paths, tool, go)
+            say(f"build {tool.name} {tool.version}: {time.monotonic() - begun:.0f} s")
+
+
+def _build(paths: Paths, tool: Tool, go: str) -> None:
+    log = paths.log(f"build-{tool.name}")
+    environment = go_environment(os.environ, paths)
+    paths.bin.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=paths.bin, prefix=f".{tool.name}-") as folder:
+        made = Path(folder) / "made"
+        made.mkdir()
+        # One invocation: `go` compiles what the packages share once, and links them side by side.
+        commands.run(
+            [go, "build", "-ldflags", tool.link_flags, "-o", f"{made}/", *tool.binaries.values()],
+            log=log,
+            env=environment,
+            cwd=tool.module,
+            timeout=BUILD_TIMEOUT,
+        )
+        for name, package in tool.binaries.items():
+            (made / binary_name(package)).rename(made / name)
+        for name, (module, path) in tool.files.items():
+            source = commands.output(
+                [go, "-C", str(tool.module), "list", "-m", "-f", "{{.Dir}}", module], env=environment, timeout=300
+            )
+            _copy(Path(source.strip()) / path, made / name)
+        made.rename(tool.folder(paths))
+
+
+def binary_name(package: str) -> str:
+    """The file name that `go build` gives a package: its last element that is not a major version."""
+    *_, parent, last = package.split("/")
+    return parent if last[0] == "v" and last[1:].isdigit() else last
+
+
+def _copy(source: Path, target: Path) -> None:
+    if source.is_dir():
+        shutil.copytree(source, target)
+    else:
+        shutil.copyfile(source, target)
+    _make_writable(target)
+
+
+def _make_writable(folder: Path) -> None:
+    """Go's module cache is read-only, which also keeps it from being removed by anyone but root."""
+    for path in [folder, *folder.rglob("*")]:
+        if not path.is_symlink() and path.exists():
+            path.chmod(path.stat().st_mode | 0o200)

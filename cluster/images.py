@@ -1,0 +1,165 @@
+"""The images that run in the cluster: which there are, what decides each one's content, and how it is made.
+
+The tag of an image is a key over everything that goes into it. An image whose tag the registry has is never made
+again, and a changed one never hides behind an old tag.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from cluster import base_image, buildah, commands, locks, registry, settings
+from cluster.buildah import Build
+from cluster.go_build import KUBE, Tool
+from cluster.progress import step
+from cluster.settings import Paths
+
+NONROOT = 65532
+PAUSE_FLAGS = ("-Os", "-static", f"-DVERSION=v{settings.KUBERNETES_VERSION}")
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image of the registry on loopback. `build` makes it, given an empty folder that it may fill."""
+
+    name: str
+    key: str
+    build: Callable[[Paths, Image, Path], Build]
+
+    @property
+    def reference(self) -> str:
+        return f"{settings.REGISTRY}/pierhead/{self.name}:{self.key}"
+
+
+def ensure(paths: Paths, image: Image) -> str:
+    """Makes the image and pushes it unless the registry has it; returns its reference.
+
+    Raises ClusterError if it cannot be built.
+    """
+    registry.ensure_running(paths)
+    with locks.exclusive(paths.locks / f"image-{image.name}"):
+        if not registry.has(image.reference):
+            log = paths.log(f"image-{image.name}")
+            with step(f"image {image.name}"), _folder(paths) as folder:
+                buildah.build(paths, image.build(paths, image, Path(folder)), log)
+                buildah.push(paths, image.reference, log)
+    return image.reference
+
+
+def find_missing(images: Iterable[Image]) -> list[Image]:
+    """The images that the registry, which must run, lacks."""
+    return [image for image in images if not registry.has(image.reference)]
+
+
+def build_operator(paths: Paths | None = None) -> str:
+    """Builds and pushes the operator's image from the working tree; returns its reference."""
+    return ensure(paths or Paths.from_environment(), make_pierhead_image("operator"))
+
+
+def build_server(paths: Paths | None = None) -> str:
+    """Builds and pushes the model server's image from the working tree; returns its reference."""
+    return ensure(paths or Paths.from_environment(), make_pierhead_image("server"))
+
+
+def make_pause_image() -> Image:
+    """The container that holds a pod's namespaces."""
+    return Image("pause", _key(KUBE.key, PAUSE_FLAGS, _scratch_dockerfile("pause")), _build_pause)
+
+
+def make_go_image(tool: Tool) -> Image:
+    """An image of nothing but one static Go program, which has the tool's name."""
+    return Image(tool.name, _key(tool.key, _scratch_dockerfile(tool.name)), partial(_build_go, tool))
+
+
+def make_envoy_image() -> Image:
+    files = [settings.SOURCE / "envoy" / name for name in ("Dockerfile", "requirements.txt")]
+    return Image("envoy", _key(base_image.key(), hash_files(files, settings.SOURCE)), _build_envoy)
+
+
+def make_pierhead_image(name: str, repository: Path = settings.REPOSITORY) -> Image:
+    """`operator` or `server`: the dependencies of its lock file and the code of the working tree."""
+    files = [
+        repository / f"Dockerfile.{name}",
+        repository / ".dockerignore",
+        repository / "LICENSE",
+        repository / "requirements/uv.txt",
+        repository / f"requirements/{name}.txt",
+        *find_sources(repository / name / f"pierhead_{name}"),
+    ]
+    return Image(name, _key(base_image.key(), hash_files(files, repository)), _build_pierhead)
+
+
+def find_sources(folder: Path) -> list[Path]:
+    """Every file below the folder that an image of it holds, tracked or not."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".pyc"
+    )
+
+
+def hash_files(files: Iterable[Path], root: Path) -> str:
+    """One hash over names, contents and whether a file is executable."""
+    digest = hashlib.sha256()
+    for path in files:
+        content = hashlib.sha256(path.read_bytes()).hexdigest()
+        digest.update(f"{path.relative_to(root)} {path.stat().st_mode & 0o111:o} {content}\n".encode())
+    return digest.hexdigest()
+
+
+def _key(*inputs: object) -> str:
+    return hashlib.sha256(repr(inputs).encode()).hexdigest()[:12]
+
+
+def _folder(paths: Paths) -> tempfile.TemporaryDirectory[str]:
+    paths.images.mkdir(parents=True, exist_ok=True)
+    return tempfile.TemporaryDirectory(dir=paths.images, prefix=".context-")
+
+
+def _scratch_dockerfile(program: str) -> str:
+    # One folder is copied to `/`: the modes of what is in it survive, and /tmp must be writable for all, or
+    # Envoy's shutdown-manager cannot leave its mark there and every Envoy pod hangs in Terminating.
+    return (
+        "FROM scratch\nCOPY root /\nENV PATH=/usr/local/bin\n"
+        f'USER {NONROOT}:{NONROOT}\nENTRYPOINT ["/usr/local/bin/{program}"]\n'
+    )
+
+
+def _make_scratch_context(folder: Path, program: str) -> Path:
+    """Lays out the context of a scratch image; returns where its program belongs."""
+    root = folder / "root"
+    for name in ("etc", "tmp", "usr/local/bin"):
+        (root / name).mkdir(parents=True)
+    (root / "tmp").chmod(0o1777)
+    (root / "etc/passwd").write_text(f"nonroot:x:{NONROOT}:{NONROOT}:nonroot:/tmp:/sbin/nologin\n")
+    (root / "etc/group").write_text(f"nonroot:x:{NONROOT}:\n")
+    (folder / "Dockerfile").write_text(_scratch_dockerfile(program))
+    return root / "usr/local/bin" / program
+
+
+def _build_go(tool: Tool, paths: Paths, image: Image, folder: Path) -> Build:
+    shutil.copy(tool.binary(paths, tool.name), _make_scratch_context(folder, tool.name))
+    return Build(image.reference, folder / "Dockerfile", folder)
+
+
+def _build_pause(paths: Paths, image: Image, folder: Path) -> Build:
+    program = _make_scratch_context(folder, "pause")
+    source = KUBE.folder(paths) / "pause.c"
+    commands.run(["gcc", *PAUSE_FLAGS, "-o", str(program), str(source)], log=paths.log("image-pause"))
+    return Build(image.reference, folder / "Dockerfile", folder)
+
+
+def _build_envoy(paths: Paths, image: Image, _folder: Path) -> Build:
+    context = settings.SOURCE / "envoy"
+    return Build(image.reference, context / "Dockerfile", context, {"BASE_IMAGE": base_image.ensure(paths)})
+
+
+def _build_pierhead(paths: Paths, image: Image, _folder: Path) -> Build:
+    dockerfile = settings.REPOSITORY / f"Dockerfile.{image.name}"
+    return Build(image.reference, dockerfile, settings.REPOSITORY, {"BASE_IMAGE": base_image.ensure(paths)})

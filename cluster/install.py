@@ -1,0 +1,162 @@
+"""Installs Pierhead by Helm: on the cluster of this machine, or on the one that the caller's kubeconfig names."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from cluster import commands, settings
+from cluster.errors import ClusterError
+from cluster.progress import step
+from cluster.settings import Paths
+
+NAMESPACE = "pierhead-system"
+RELEASE = "pierhead"
+BUCKET_FOLDER = "gs://models/photos"
+
+# Two cores carry the control plane, the gateway and all the models of the tests: small requests, so that all fit.
+SERVER_RESOURCES = {"requests": {"cpu": "150m", "memory": "256Mi"}, "limits": {"memory": "2Gi"}}
+
+
+@dataclass(frozen=True)
+class Target:
+    """A cluster to install Pierhead on.
+
+    `environment` is what kubectl and helm run with; `url` is where the gateway answers; `gateway` its namespace and
+    name; `storage_env` what serving pods are told of the storage.
+    """
+
+    environment: Mapping[str, str]
+    operator_image: str
+    server_image: str
+    gateway: tuple[str, str]
+    url: str
+    storage_env: Mapping[str, str]
+
+    def kubectl(self, *arguments: str, timeout: float = 60) -> str:
+        return commands.output(["kubectl", *arguments], env=self.environment, timeout=timeout)
+
+    def helm(self, *arguments: str, timeout: float = 300) -> None:
+        commands.run(
+            ["helm", *arguments], env=self.environment, timeout=timeout, log=Paths.from_environment().log("helm")
+        )
+
+
+def make_values(target: Target) -> dict[str, Any]:
+    """The chart's values for a target."""
+    namespace, name = target.gateway
+    return {
+        "operator": {"image": target.operator_image},
+        "server": {
+            "image": target.server_image,
+            "env": [{"name": key, "value": value} for key, value in target.storage_env.items()],
+            "resources": SERVER_RESOURCES,
+        },
+        "routing": {"provider": "gateway-api", "gateway": {"namespace": namespace, "name": name}},
+    }
+
+
+def install(target: Target) -> None:
+    """Installs the chart, or upgrades it to the working tree's; waits until the operator runs."""
+    with step("installing Pierhead with Helm"), tempfile.NamedTemporaryFile("w", suffix=".yaml") as values:
+        yaml.safe_dump(make_values(target), values)
+        values.flush()
+        chart = str(settings.REPOSITORY / "charts" / "pierhead")
+        target.helm(
+            *("upgrade", "--install", RELEASE, chart, "--namespace", NAMESPACE, "--create-namespace"),
+            *("--values", values.name, "--wait", "--timeout", "4m"),
+        )
+
+
+def upload_artifacts(storage_url: str) -> None:
+    """Makes the example's two artifacts and puts them into the storage emulator at `storage_url`."""
+    folder = Paths.from_environment().cache / "artifacts"
+    script = settings.REPOSITORY / "examples" / "photos" / "make_artifacts.py"
+    with step("making two artifacts from pretrained weights, and uploading them"):
+        commands.run(
+            [sys.executable, str(script), "--output", str(folder), "--upload", BUCKET_FOLDER],
+            env={**os.environ, "STORAGE_EMULATOR_HOST": storage_url},
+            timeout=900,
+            log=Paths.from_environment().log("artifacts"),
+        )
+
+
+# --- the caller's cluster --------------------------------------------------------------------------------------------
+
+_STORAGE_NAMESPACE = "pierhead-storage"
+_REQUIRED = {
+    "PIERHEAD_OPERATOR_IMAGE": "the image made from Dockerfile.operator, where the cluster can pull it",
+    "PIERHEAD_SERVER_IMAGE": "the image made from Dockerfile.server, where the cluster can pull it",
+    "PIERHEAD_STORAGE_IMAGE": "an image of fake-gcs-server, where the cluster can pull it",
+    "PIERHEAD_GATEWAY": "NAMESPACE/NAME of a Gateway that takes HTTPRoutes from the namespace default",
+}
+
+
+def find_current(environment: Mapping[str, str]) -> Target:
+    """The cluster of the caller's kubeconfig, described by environment variables.
+
+    Raises ClusterError that names what is missing.
+    """
+    missing = [f"  {name}: {meaning}" for name, meaning in _REQUIRED.items() if not environment.get(name)]
+    if missing:
+        raise ClusterError("CLUSTER=current needs these environment variables:\n" + "\n".join(missing))
+    absent = [program for program in ("kubectl", "helm") if not shutil.which(program, path=environment.get("PATH"))]
+    if absent:
+        raise ClusterError(f"CLUSTER=current needs {' and '.join(absent)} on PATH")
+    namespace, _, name = environment["PIERHEAD_GATEWAY"].partition("/")
+    url = environment.get("PIERHEAD_URL") or _find_gateway_url(environment, namespace, name)
+    return Target(
+        environment=environment,
+        operator_image=environment["PIERHEAD_OPERATOR_IMAGE"],
+        server_image=environment["PIERHEAD_SERVER_IMAGE"],
+        gateway=(namespace, name),
+        url=url,
+        storage_env={"STORAGE_EMULATOR_HOST": settings.STORAGE_URL_IN_CLUSTER},
+    )
+
+
+def _find_gateway_url(environment: Mapping[str, str], namespace: str, name: str) -> str:
+    argv = ["kubectl", "--namespace", namespace, "get", "gateway", name, "--output", "json"]
+    gateway = json.loads(commands.output(argv, env=environment))
+    addresses = gateway.get("status", {}).get("addresses", [])
+    if not addresses:
+        raise ClusterError(f"Gateway {namespace}/{name} has no address yet: set PIERHEAD_URL to where it answers")
+    listener = gateway["spec"]["listeners"][0]
+    scheme = "https" if listener["protocol"] == "HTTPS" else "http"
+    return f"{scheme}://{addresses[0]['value']}:{listener['port']}"
+
+
+@contextmanager
+def forward_storage(target: Target) -> Iterator[str]:
+    """The address on this machine at which the cluster's storage emulator answers meanwhile."""
+    argv = [
+        "kubectl",
+        "--namespace",
+        _STORAGE_NAMESPACE,
+        "port-forward",
+        "service/storage",
+        f":{settings.STORAGE_PORT}",
+    ]
+    with subprocess.Popen(argv, env=target.environment, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            if not select.select([process.stdout], [], [], 60)[0]:
+                raise ClusterError(f"`{' '.join(argv)}` does not listen after 60 s")
+            # "Forwarding from 127.0.0.1:34567 -> 4443"
+            words = process.stdout.readline().split()
+            if len(words) < 3:
+                raise ClusterError(f"`{' '.join(argv)}` ended; it says above why")
+            yield f"http://{words[2]}"
+        finally:
+            process.terminate()

@@ -1,0 +1,147 @@
+"""The quickstart: from nothing to a classifier on a real Kubernetes that answers photographs through a real gateway."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import httpx
+from rich.console import Console
+from rich.table import Table
+
+from cluster import settings
+from cluster.errors import ClusterError
+from cluster.install import Target
+from cluster.progress import say, step
+
+_EXAMPLE = settings.REPOSITORY / "examples" / "photos"
+_READY_SECONDS = 900
+_ROUNDS = 20
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one prediction said of one photograph."""
+
+    photograph: str
+    display_name: str
+    confidence: float
+    deployed_model: str
+
+
+def deploy(target: Target) -> None:
+    """Applies the example and waits until its endpoint serves with the split that it asks for."""
+    with step(f"kubectl apply -f {_EXAMPLE.relative_to(settings.REPOSITORY)}/photos.yaml"):
+        target.kubectl("apply", "--namespace", "default", "--filename", str(_EXAMPLE / "photos.yaml"))
+    with step("waiting for both models to serve"):
+        _wait_ready(target)
+
+
+def _wait_ready(target: Target) -> None:
+    deadline = time.monotonic() + _READY_SECONDS
+    told = ""
+    while True:
+        causes = [cause for item in _list(target) if (cause := explain(item))]
+        if not causes:
+            return
+        if time.monotonic() > deadline:
+            raise ClusterError(f"not ready after {_READY_SECONDS} s:\n  " + "\n  ".join(causes))
+        if (now := "; ".join(causes)) != told:
+            say(f"  {now}")
+            told = now
+        time.sleep(1)
+
+
+def _list(target: Target) -> list[dict[str, object]]:
+    text = target.kubectl("get", "deployedmodels,endpoints.pierhead.dev", "--namespace", "default", "--output", "json")
+    items: list[dict[str, object]] = json.loads(text)["items"]
+    return items
+
+
+def explain(item: dict[str, object]) -> str:
+    """Why a resource is not Ready as `kind name: reason`; empty where it is."""
+    resource: dict[str, dict[str, object]] = item  # type: ignore[assignment]  # as Kubernetes has it
+    name = f"{item['kind']} {resource['metadata']['name']}"
+    conditions: list[dict[str, str]] = resource.get("status", {}).get("conditions", [])  # type: ignore[assignment]
+    ready = next((condition for condition in conditions if condition["type"] == "Ready"), None)
+    if ready is None:
+        return f"{name}: not looked at yet"
+    return "" if ready["status"] == "True" else f"{name}: {ready['reason']}"
+
+
+def predict_url(target: Target) -> str:
+    return f"{target.url}/v1/projects/default/locations/local/endpoints/photos:predict"
+
+
+def predict_photographs(target: Target) -> list[Answer]:
+    """Sends each photograph a number of times; the answers in the order in which they came."""
+    from examples.photos.photographs import photographs
+
+    pictures = list(photographs())
+    what = f"sending {_ROUNDS} times {len(pictures)} photographs through the gateway"
+    with step(what), httpx.Client(timeout=60, trust_env=False) as client:
+        return [_predict(client, predict_url(target), *picture) for _ in range(_ROUNDS) for picture in pictures]
+
+
+def _predict(client: httpx.Client, url: str, name: str, content: bytes, mime_type: str) -> Answer:
+    instance = {"content": base64.b64encode(content).decode(), "mimeType": mime_type}
+    body = {"instances": [instance], "parameters": {"maxPredictions": 1}}
+    response = client.post(url, json=body)
+    if response.status_code != httpx.codes.OK:
+        raise ClusterError(f"{url} answered {response.status_code} to {name}: {response.text[:500]}")
+    answer = response.json()
+    [prediction] = answer["predictions"]
+    return Answer(name, prediction["displayNames"][0], prediction["confidences"][0], answer["deployedModelId"])
+
+
+def make_table(answers: Sequence[Answer]) -> Table:
+    """One row for each photograph and each DeployedModel that answered for it."""
+    table = Table(title=f"{len(answers)} predictions of endpoint photos")
+    for column in ("photograph", "top class", "confidence", "answered by", "times"):
+        table.add_column(column, justify="right" if column in ("confidence", "times") else "left")
+    for answer, times in sorted(Counter(answers).items(), key=lambda row: (row[0].photograph, row[0].deployed_model)):
+        confidence = f"{answer.confidence:.3f}"
+        table.add_row(answer.photograph, answer.display_name, confidence, answer.deployed_model, str(times))
+    return table
+
+
+def share(answers: Iterable[Answer]) -> str:
+    """Who answered how many: `photos-1 80 of 100, photos-2 20 of 100`."""
+    counts = Counter(answer.deployed_model for answer in answers)
+    total = sum(counts.values())
+    return ", ".join(f"{name} {count} of {total}" for name, count in sorted(counts.items()))
+
+
+def make_hints(target: Target, local: bool) -> str:
+    """What to do next, as lines for a shell."""
+    python = os.path.relpath(sys.executable)
+    lines = ["How to go on:", ""]
+    if local:
+        lines += [f'  eval "$({python} -m cluster env)"   # KUBECONFIG, PIERHEAD_URL, kubectl and helm on PATH']
+    else:
+        lines += [f"  export PIERHEAD_URL={target.url}"]
+    lines += [
+        "  kubectl get pierhead",
+        "  kubectl patch endpoint.pierhead.dev photos --type merge --patch "
+        """'{"spec": {"trafficSplit": {"photos-1": 50, "photos-2": 50}}}'""",
+        f"  {python} examples/photos/request.py coffee.png | curl --json @- "
+        "$PIERHEAD_URL/v1/projects/default/locations/local/endpoints/photos:predict",
+    ]
+    if local:
+        lines += ["  make cluster-down   # ends the cluster; what was built stays cached"]
+    return "\n".join(lines)
+
+
+def show(target: Target, answers: Sequence[Answer], local: bool) -> None:
+    """Prints the answers and how to go on."""
+    console = Console(soft_wrap=False)
+    console.print(make_table(answers))
+    console.print(f"The split is 80/20; answered: {share(answers)}.", highlight=False)
+    console.print()
+    print(make_hints(target, local))

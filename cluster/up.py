@@ -1,0 +1,210 @@
+"""Brings the cluster up, from whatever state the machine is in."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import httpx
+
+from cluster import (
+    addons,
+    components,
+    config,
+    containers,
+    go_build,
+    host,
+    images,
+    kube,
+    locks,
+    network,
+    parallel,
+    pki,
+    processes,
+    registry,
+    settings,
+)
+from cluster.components import Component
+from cluster.down import LOCK, OWNER, clean, read_owner
+from cluster.errors import ClusterError
+from cluster.progress import say, step
+from cluster.settings import Paths
+
+READY = settings.RUN / "ready"  # written last: without it what runs is an `up` that was cut off
+COMPONENTS = (
+    "etcd",
+    "containerd",
+    "kube-apiserver",
+    "kube-controller-manager",
+    "kube-scheduler",
+    "kubelet",
+    "kube-proxy",
+    registry.NAME,
+)
+NODE_PATH = f"/api/v1/nodes/{settings.NODE_NAME}"
+# A proxy, or anything else of the caller's environment, has no say in how the cluster works.
+ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root"}
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A cluster that is up, and how to reach it from this machine."""
+
+    kubeconfig: Path
+    gateway_url: str
+    storage_url: str
+    kubectl: Path
+    helm: Path
+
+
+def up(*, metrics_server: bool = False, paths: Paths | None = None) -> Cluster:
+    """Returns once the cluster serves; quick and harmless when it does already.
+
+    Raises ClusterError if this machine cannot run it, or something failed: the message names a log.
+    """
+    paths = paths or Paths.from_environment()
+    tools = [*go_build.TOOLS, *([go_build.METRICS_SERVER] if metrics_server else [])]
+    host.check(paths, cached=not go_build.missing(paths, tools))
+    with locks.exclusive(LOCK):
+        _refuse_another(paths)
+        if not is_up(paths):
+            _start_afresh(paths, tools)
+        if metrics_server:
+            _ensure_metrics(paths, tools)
+    return describe(paths)
+
+
+def describe(paths: Paths) -> Cluster:
+    """How to reach the cluster of these paths, whether it is up or not."""
+    return Cluster(
+        kubeconfig=paths.kubeconfig,
+        gateway_url=settings.GATEWAY_URL,
+        storage_url=settings.STORAGE_URL,
+        kubectl=go_build.KUBE.binary(paths, "kubectl"),
+        helm=go_build.HELM.binary(paths, "helm"),
+    )
+
+
+def is_up(paths: Paths) -> bool:
+    """Whether the cluster of these paths came up, and every part of it still runs."""
+    return READY.exists() and all(processes.alive(name) for name in COMPONENTS) and kube.Api(paths).is_ready()
+
+
+def _refuse_another(paths: Paths) -> None:
+    owner = read_owner()
+    if owner is not None and owner != paths and any(one.alive for one in processes.recorded().values()):
+        raise ClusterError(
+            f"another cluster is up on this machine, with its files in {owner.cache}; "
+            "end it first with `python -m cluster down`"
+        )
+
+
+def _start_afresh(paths: Paths, tools: list[go_build.Tool]) -> None:
+    if settings.RUN.exists():
+        with step("clear what is left of an earlier cluster"):
+            clean(read_owner() or paths)
+    settings.RUN.mkdir(mode=0o755)
+    OWNER.write_text(str(paths.cache))
+    host.install_packages()
+    go_build.build(paths, tools)
+    _make_images(paths, tools)
+    begun = time.monotonic()
+    _start_control_plane(paths)
+    _start_node(paths)
+    READY.touch()
+    say(f"the cluster is ready (started in {time.monotonic() - begun:.0f} s)")
+
+
+def _make_images(paths: Paths, tools: list[go_build.Tool]) -> None:
+    for image in _images(tools):
+        images.ensure(paths, image)
+
+
+def _images(tools: list[go_build.Tool]) -> list[images.Image]:
+    served = (go_build.COREDNS, go_build.ENVOY_GATEWAY, go_build.FAKE_GCS_SERVER, go_build.METRICS_SERVER)
+    made = [images.make_go_image(tool) for tool in served if tool in tools]
+    return [images.make_pause_image(), images.make_envoy_image(), *made]
+
+
+def _start_control_plane(paths: Paths) -> None:
+    with step("start the control plane"):
+        config.write_all(paths, images.make_pause_image().reference)
+        pki.make_all(paths.pki, paths.log("pki"))
+        containers.make_cgroups()
+        network.up(paths.log("network"))
+        etcd = components.make_etcd(paths)
+        _start(paths, etcd)
+        _start(paths, components.make_containerd(paths))
+        _wait(paths, "etcd is healthy", _etcd_is_healthy, 30, etcd)
+        apiserver = components.make_apiserver(paths)
+        _start(paths, apiserver)
+        _wait(paths, "the API server is ready", kube.Api(paths).is_ready, 60, apiserver, etcd)
+
+
+def _start_node(paths: Paths) -> None:
+    _wait(paths, "containerd answers", containers.answers, 30, components.make_containerd(paths))
+    # Images stay over `down`, and with them a cut-off cluster's containers, which nobody owns any more.
+    containers.remove_all(paths.log("containerd-clean"))
+    for make in (
+        components.make_controller_manager,
+        components.make_scheduler,
+        components.make_kubelet,
+        components.make_kube_proxy,
+    ):
+        _start(paths, make(paths))
+    with step("start the gateway, the storage emulator and DNS"):
+        parallel.run_together(
+            partial(_bring_up, paths, "node Ready", NODE_PATH, "Ready"),
+            partial(_bring_up_basics, paths),
+            partial(addons.install_gateway, paths, paths.log("gateway")),
+            partial(_bring_up_gateway, paths),
+        )
+
+
+def _bring_up_basics(paths: Paths) -> None:
+    addons.apply(paths, "coredns", "storage")
+    _bring_up(paths, "DNS", addons.DNS_PATH, "Available")
+    _bring_up(paths, "storage emulator", addons.STORAGE_PATH, "Available")
+
+
+def _bring_up_gateway(paths: Paths) -> None:
+    api = kube.Api(paths)
+    # Helm installs these first, then waits for a job that makes certificates: the Gateway need not wait for it.
+    _wait(paths, "the gateway's CRDs", lambda: all(api.has_condition(p, "Established") for p in addons.CRD_PATHS), 120)
+    addons.apply(paths, "gateway")
+    _bring_up(paths, "gateway", addons.GATEWAY_PATH, "Programmed")
+
+
+def _ensure_metrics(paths: Paths, tools: list[go_build.Tool]) -> None:
+    if kube.Api(paths).has_condition(addons.METRICS_PATH, "Available"):
+        return
+    go_build.build(paths, tools)
+    _make_images(paths, tools)
+    with step("start metrics-server"):
+        addons.apply(paths, "metrics-server")
+        _bring_up(paths, "metrics API", addons.METRICS_PATH, "Available")
+
+
+def _bring_up(paths: Paths, what: str, path: str, condition: str) -> None:
+    """Waits until the object at `path` has the condition, and says so."""
+    api = kube.Api(paths)
+    _wait(paths, what, partial(api.has_condition, path, condition), 240, components.make_kubelet(paths))
+    say(f"{what}: {condition}")
+
+
+def _start(paths: Paths, component: Component) -> None:
+    processes.start(component.name, component.argv, component.log(paths), ENVIRONMENT)
+
+
+def _wait(paths: Paths, what: str, condition: Callable[[], bool], timeout: float, *needs: Component) -> None:
+    processes.wait_until(what, condition, timeout, {one.name: one.log(paths) for one in needs})
+
+
+def _etcd_is_healthy() -> bool:
+    try:
+        return httpx.get(f"{components.ETCD_URL}/health", timeout=2, trust_env=False).status_code == httpx.codes.OK
+    except httpx.TransportError:
+        return False
