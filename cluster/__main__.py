@@ -10,14 +10,14 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from cluster import gpus, images
 from cluster import down as cluster_down
+from cluster import gpus, images
 from cluster import up as cluster_up
 from cluster.errors import ClusterError
 from cluster.progress import say
 from cluster.settings import Paths
 
-app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
+app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()

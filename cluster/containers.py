@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 from cluster import commands, config, processes
+from cluster.errors import ClusterError
 from cluster.processes import Identity
 from cluster.settings import Paths
 
@@ -24,12 +26,18 @@ def answers() -> bool:
 
 def remove_all(log: Path) -> None:
     """Kills every container and forgets it; images stay. Needs containerd to answer."""
+    processes.wait_until("containers are gone", partial(_remove_some, log), 60)
+
+
+def _remove_some(log: Path) -> bool:
+    """One attempt; whether nothing is left. containerd removes what was killed as well, and the slower one fails."""
     tasks = commands.output(ctr("tasks", "list", "--quiet")).split()
-    if tasks:
-        commands.run(ctr("tasks", "delete", "--force", *tasks), log=log)
     containers = commands.output(ctr("containers", "list", "--quiet")).split()
-    if containers:
-        commands.run(ctr("containers", "delete", *containers), log=log)
+    for left, kind, options in ((tasks, "tasks", ["--force"]), (containers, "containers", [])):
+        if left:
+            with contextlib.suppress(ClusterError):
+                commands.run(ctr(kind, "delete", *options, *left), log=log)
+    return not tasks and not containers
 
 
 def end_remains() -> None:
@@ -57,8 +65,11 @@ def is_our_shim(cmdline: str) -> bool:
 
 
 def find_in_cgroups() -> list[Identity]:
+    """Whoever runs in a pod's cgroup."""
     pids = {int(pid) for folder in _cgroups() for pid in _read_pids(folder)}
-    return [identity for pid in pids if (identity := processes.identify(pid)) is not None]
+    found = [identity for pid in pids if (identity := processes.identify(pid)) is not None]
+    # Read after the identity, so that it is this very program that is in there.
+    return [one for one in found if f":/{config.CGROUP_ROOT}/" in _read(Path(f"/proc/{one.pid}/cgroup"))]
 
 
 def make_cgroups() -> None:
@@ -115,7 +126,12 @@ def _cgroups() -> list[Path]:
 
 
 def _read_pids(folder: Path) -> list[str]:
+    return _read(folder / "cgroup.procs").split()
+
+
+def _read(path: Path) -> str:
+    """A file of the kernel's; empty once what it tells of is gone."""
     try:
-        return (folder / "cgroup.procs").read_text().split()
-    except (FileNotFoundError, OSError):
-        return []
+        return path.read_text()
+    except OSError:
+        return ""

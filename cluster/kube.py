@@ -52,7 +52,7 @@ class Api:
 
 def is_true(found: Object | None, condition: str) -> bool:
     """Whether the status of an object, None for one that does not exist, has the condition `True`."""
-    conditions = (found or {}).get("status", {}).get("conditions", [])
+    conditions = (found or {}).get("status", {}).get("conditions") or []  # null in a CRD that was made just now
     return any(one["type"] == condition and one["status"] == "True" for one in conditions)
 
 
