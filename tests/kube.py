@@ -40,8 +40,12 @@ class Kubectl:
     namespace: str
 
     def __call__(self, *arguments: str, stdin: str | None = None, timeout: float = 120) -> str:
+        return self.in_any_namespace("--namespace", self.namespace, *arguments, stdin=stdin, timeout=timeout)
+
+    def in_any_namespace(self, *arguments: str, stdin: str | None = None, timeout: float = 120) -> str:
+        """For manifests that name their own."""
         done = subprocess.run(
-            ["kubectl", "--namespace", self.namespace, *arguments],
+            ["kubectl", *arguments],
             input=stdin,
             capture_output=True,
             text=True,

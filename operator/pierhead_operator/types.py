@@ -106,12 +106,13 @@ class ModelVersion(ApiObject):
     )
     artifact_uri: str = Field(
         min_length=1,
-        max_length=2048,
+        max_length=1024,
         pattern=r"^(gs|file)://.+",
         description="The folder that holds model.yaml and its files, such as gs://bucket/folder.",
     )
     digest: str | None = Field(
         None,
+        max_length=71,
         pattern=r"^sha256:[0-9a-f]{64}$",
         description="The artifact's digest; a server refuses an artifact that differs.",
     )

@@ -1,0 +1,78 @@
+"""The chart, rendered by the real Helm and judged by the real API server."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+CHART = str(Path(__file__).parents[2] / "charts" / "pierhead")
+GATEWAY = ("routing.provider=gateway-api", "routing.gateway.namespace=gateways", "routing.gateway.name=public")
+
+
+def helm_template(*settings):
+    arguments = [argument for setting in settings for argument in ("--set", setting)]
+    done = subprocess.run(
+        ["helm", "template", "pierhead", CHART, *arguments], capture_output=True, text=True, timeout=60, check=False
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def render(*settings):
+    status, stdout, stderr = helm_template(*settings)
+    assert status == 0, stderr
+    return [document for document in yaml.safe_load_all(stdout) if document]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["routing.provider=luck"], "/routing/provider"),
+        (["routing.provider=gateway-api"], "/routing/gateway"),
+        (["server.replicas=2"], "additional properties 'replicas'"),
+        (["server.image="], "/server/image"),
+        (["location=Local!"], "/location"),
+    ],
+)
+def test_wrong_values_are_refused_with_their_name(cluster, settings, message):
+    status, _, stderr = helm_template(*settings)
+    assert status != 0
+    assert message in stderr
+
+
+VALUES = {"default": (), "gateway": GATEWAY, "namespaced": (*GATEWAY, "watchNamespaces={default,kube-public}")}
+
+
+@pytest.mark.parametrize("values", VALUES.values(), ids=VALUES.keys())
+def test_api_server_takes_what_is_rendered(kubectl, values):
+    documents = render(*values)
+    for document in documents:
+        if document["metadata"].get("namespace") == "default" and document["kind"] not in ("Role", "RoleBinding"):
+            document["metadata"]["namespace"] = kubectl.namespace
+    stdin = yaml.safe_dump_all(documents)
+    shown = kubectl.in_any_namespace(
+        "apply", "--server-side", "--force-conflicts", "--dry-run=server", "--filename", "-", stdin=stdin
+    )
+    assert len(shown.splitlines()) == len(documents)
+
+
+@pytest.mark.parametrize("values", VALUES.values(), ids=VALUES.keys())
+def test_rights_have_no_star_and_no_secrets(cluster, values):
+    roles = [document for document in render(*values) if document["kind"] in ("Role", "ClusterRole")]
+    assert roles
+    for role in roles:
+        for rule in role["rules"]:
+            assert "*" not in rule["apiGroups"] + rule["resources"] + rule["verbs"]
+            assert "secrets" not in rule["resources"]
+
+
+def test_watching_namespaces_needs_no_cluster_role(cluster):
+    kinds = [document["kind"] for document in render(*VALUES["namespaced"])]
+    assert "ClusterRole" not in kinds
+    assert kinds.count("Role") == 2
+
+
+def test_crds_are_part_of_the_release_and_kept(cluster):
+    crds = [document for document in render() if document["kind"] == "CustomResourceDefinition"]
+    assert len(crds) == 4
+    assert all(crd["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep" for crd in crds)
