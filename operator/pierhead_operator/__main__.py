@@ -67,8 +67,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="pierhead-operator", description=__doc__)
     parser.add_argument("--config", type=Path, required=True, help="the settings, as the chart writes them")
     arguments = parser.parse_args()
-    kopf.configure(log_format=kopf.LogFormat.PLAIN)
-    logging.getLogger("pierhead_operator").setLevel(logging.INFO)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    # Else a line for each event of each object.
+    logging.getLogger("kopf.objects").setLevel(logging.WARNING)
     asyncio.run(run(operator_settings.load(arguments.config)))
 
 

@@ -138,12 +138,13 @@ class Cluster:
         await self._request("DELETE", path, body=body, missing_ok=True)
 
     async def create_event(self, resource: Resource, event: Event) -> None:
-        """Tells an event about a resource; one that cannot be told is logged and dropped."""
+        """Tells an event about a resource, in the log too; one that the cluster does not take is dropped."""
+        logger.info("%s %s/%s: %s: %s", resource.KIND, resource.namespace, resource.name, event.reason, event.message)
         now = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
         body = {
             "apiVersion": "events.k8s.io/v1",
             "kind": "Event",
-            "metadata": {"generateName": f"{resource.name}.", "namespace": resource.namespace},
+            "metadata": {"generateName": f"{names.shorten(resource.name, 57)}-", "namespace": resource.namespace},
             "type": event.type,
             "reason": event.reason,
             "note": event.message[:1024],

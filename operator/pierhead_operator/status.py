@@ -290,8 +290,9 @@ def _explain_traffic(endpoint: Endpoint, traffic: Traffic) -> Finding | None:
         )
     if traffic.waiting:
         causes = "; ".join(_explain_waiting(traffic.deployed_models[name]) for name in traffic.waiting)
-        now = _render_split(traffic.effective) or "nothing"
-        return Finding(REASON_WAITING_FOR_MODELS, f"{causes}. Traffic now goes to {now}")
+        now = _render_split(traffic.effective)
+        meanwhile = f"traffic now goes to {now}" if now else "nobody answers yet"
+        return Finding(REASON_WAITING_FOR_MODELS, f"{causes}; {meanwhile}")
     return None
 
 

@@ -196,7 +196,6 @@ class Model(Resource):
     SHORT_NAME: ClassVar[str] = "mdl"
     COLUMNS: ClassVar[tuple[Column, ...]] = (
         Column(name="Default", type="string", json_path=".spec.defaultVersion"),
-        Column(name="Versions", type="string", json_path=".spec.versions[*].name"),
         READY,
         MESSAGE,
         AGE,

@@ -206,7 +206,7 @@ def test_kubectl_shows_all_kinds_by_category_and_short_names(kubectl, created):
     for kind in GOOD:
         assert f"{kind.lower()}.pierhead.dev/photos" in shown
     for short_name, columns in {
-        "mdl": ["NAME", "DEFAULT", "VERSIONS", "READY", "AGE"],
+        "mdl": ["NAME", "DEFAULT", "READY", "AGE"],
         "pep": ["NAME", "READY", "REASON", "TRAFFIC", "AGE"],
         "dm": ["NAME", "ENDPOINT", "MODEL", "VERSION", "READY", "REASON", "REPLICAS", "AGE"],
         "bpj": ["NAME", "MODEL", "READY", "REASON", "AGE"],
