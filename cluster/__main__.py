@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import shlex
 import signal
+import subprocess
 import sys
 from typing import Annotated, NoReturn
 
 import typer
 
 from cluster import down as cluster_down
-from cluster import gpus, images
+from cluster import gpus, images, install, quickstart, settings
 from cluster import up as cluster_up
 from cluster.errors import ClusterError
 from cluster.progress import say
@@ -53,6 +54,36 @@ def build_images() -> None:
     """Build and push the operator's and the server's image from the working tree; print their references."""
     print(f"operator {images.build_operator()}")
     print(f"server {images.build_server()}")
+
+
+@app.command(name="install")
+def install_pierhead() -> None:
+    """Bring the working tree's Pierhead into the cluster, which is started if it is not up."""
+    install.install(install.find_local())
+
+
+@app.command(name="quickstart")
+def run_quickstart() -> None:
+    """From nothing to a classifier that answers photographs; CLUSTER=current uses your kubeconfig's cluster."""
+    if os.environ.get("CLUSTER") == "current":
+        quickstart.run_current(os.environ)
+    else:
+        quickstart.run_local()
+
+
+@app.command(context_settings={"ignore_unknown_options": True})
+def run(command: list[str]) -> None:
+    """Run COMMAND against a cluster with the working tree's Pierhead; one that was not up is ended afterwards."""
+    was_up = cluster_up.is_up(Paths.from_environment())
+    try:
+        target = install.find_local(metrics_server=True)
+        install.install(target)
+        install.upload_artifacts(settings.STORAGE_URL)
+        status = subprocess.run(command, env=target.environment, check=False).returncode
+    finally:
+        if not was_up:
+            cluster_down.down()
+    sys.exit(status)
 
 
 def make_exports(cluster: cluster_up.Cluster, path: str) -> list[str]:

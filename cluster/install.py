@@ -16,7 +16,8 @@ from typing import Any
 
 import yaml
 
-from cluster import commands, settings
+from cluster import addons, commands, images, settings
+from cluster import up as cluster_up
 from cluster.errors import ClusterError
 from cluster.progress import step
 from cluster.settings import Paths
@@ -65,6 +66,25 @@ def make_values(target: Target) -> dict[str, Any]:
         },
         "routing": {"provider": "gateway-api", "gateway": {"namespace": namespace, "name": name}},
     }
+
+
+def find_local(*, metrics_server: bool = False) -> Target:
+    """The cluster of this machine, started if it is not up, with the images of the working tree."""
+    cluster = cluster_up.up(metrics_server=metrics_server)
+    folders = [str(cluster.kubectl.parent), str(cluster.helm.parent), os.environ.get("PATH", "")]
+    return Target(
+        environment={
+            **os.environ,
+            "KUBECONFIG": str(cluster.kubeconfig),
+            "PIERHEAD_URL": cluster.gateway_url,
+            "PATH": os.pathsep.join(filter(None, folders)),
+        },
+        operator_image=images.build_operator(),
+        server_image=images.build_server(),
+        gateway=("pierhead-system", "pierhead"),
+        url=cluster.gateway_url,
+        storage_env={"STORAGE_EMULATOR_HOST": settings.STORAGE_URL_IN_CLUSTER},
+    )
 
 
 def install(target: Target) -> None:
@@ -135,6 +155,17 @@ def _find_gateway_url(environment: Mapping[str, str], namespace: str, name: str)
     listener = gateway["spec"]["listeners"][0]
     scheme = "https" if listener["protocol"] == "HTTPS" else "http"
     return f"{scheme}://{addresses[0]['value']}:{listener['port']}"
+
+
+def install_storage(target: Target) -> None:
+    """Puts the storage emulator into the caller's cluster, as it is in this machine's."""
+    image = target.environment["PIERHEAD_STORAGE_IMAGE"]
+    manifest = addons.render("storage", {**addons.make_values(), "fake_gcs_server": image})
+    with step("installing the storage emulator"):
+        argv = ["kubectl", "apply", "--server-side", "--force-conflicts", "--filename", "-"]
+        commands.output(argv, stdin=manifest, env=target.environment)
+        waiting = ("--namespace", _STORAGE_NAMESPACE, "rollout", "status", "deployment/storage")
+        target.kubectl(*waiting, "--timeout=180s", timeout=200)
 
 
 @contextmanager

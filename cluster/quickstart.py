@@ -8,14 +8,14 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import httpx
 from rich.console import Console
 from rich.table import Table
 
-from cluster import settings
+from cluster import install, settings
 from cluster.errors import ClusterError
 from cluster.install import Target
 from cluster.progress import say, step
@@ -33,6 +33,28 @@ class Answer:
     display_name: str
     confidence: float
     deployed_model: str
+
+
+def run_local() -> None:
+    """The quickstart on the cluster of this machine."""
+    say("starting a real one-node Kubernetes on this machine; a first time builds it, which takes a while")
+    target = install.find_local()
+    install.install(target)
+    install.upload_artifacts(settings.STORAGE_URL)
+    deploy(target)
+    show(target, predict_photographs(target), local=True)
+
+
+def run_current(environment: Mapping[str, str]) -> None:
+    """The quickstart on the cluster of the caller's kubeconfig."""
+    target = install.find_current(environment)
+    say(f"using the cluster {target.kubectl('config', 'current-context').strip()} of your kubeconfig")
+    install.install_storage(target)
+    install.install(target)
+    with install.forward_storage(target) as storage_url:
+        install.upload_artifacts(storage_url)
+    deploy(target)
+    show(target, predict_photographs(target), local=False)
 
 
 def deploy(target: Target) -> None:
