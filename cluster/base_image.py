@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import tempfile
 from pathlib import Path
 
-from cluster import buildah, commands, host, settings
+from cluster import buildah, commands, folders, host, locks, settings
 from cluster.progress import step
 from cluster.settings import Paths
 
@@ -45,23 +44,24 @@ def reference() -> str:
 
 def ensure(paths: Paths) -> str:
     """Makes the base image unless buildah has it; returns its reference."""
-    if not buildah.has(paths, reference()):
-        with step(f"image base ({settings.DEBIAN_SUITE} with Python)"):
-            _make(paths, paths.log("image-base"))
+    with locks.exclusive(paths.locks / "image-base"):
+        if not buildah.has(paths, reference()):
+            what = f"image base ({settings.DEBIAN_SUITE} with Python)"
+            with step(what), folders.fresh(paths.images / "base") as folder:
+                _make(paths, folder, paths.log("image-base"))
     return reference()
 
 
-def _make(paths: Paths, log: Path) -> None:
-    paths.images.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=paths.images, prefix=".base-") as folder:
-        context, root = Path(folder) / "context", Path(folder) / "root"
-        context.mkdir()
-        commands.run(debootstrap_command(root, host.find_debian_mirror(host.read_os_release())), log=log, timeout=1200)
-        for name in REMOVED:
-            _empty(root / name)
-        commands.run(["tar", "-C", str(root), "-cf", str(context / "root.tar"), "."], log=log)
-        (context / "Dockerfile").write_text(DOCKERFILE)
-        buildah.build(paths, buildah.Build(reference(), context / "Dockerfile", context), log)
+def _make(paths: Paths, folder: Path, log: Path) -> None:
+    context, root = folder / "context", folder / "root"
+    context.mkdir()
+    mirror = host.find_debian_mirror(host.read_os_release())
+    commands.run(debootstrap_command(root, mirror), log=log, timeout=1200)
+    for name in REMOVED:
+        _empty(root / name)
+    commands.run(["tar", "-C", str(root), "-cf", str(context / "root.tar"), "."], log=log)
+    (context / "Dockerfile").write_text(DOCKERFILE)
+    buildah.build(paths, buildah.Build(reference(), context / "Dockerfile", context), log)
 
 
 def debootstrap_command(root: Path, mirror: str) -> list[str]:

@@ -8,12 +8,12 @@ from typing import Any
 
 import yaml
 
-from cluster import settings
+from cluster import cgroups, settings
 from cluster.settings import Paths
 
 CONTAINERD = settings.RUN / "containerd"
 CONTAINERD_SOCKET = CONTAINERD / "containerd.sock"
-CGROUP_ROOT = "pierhead"  # everything that runs in a pod is below it, so that `down` knows its own
+NETWORK_NAME = "pierhead"  # what CNI calls the pods' network
 KUBECONFIG_USERS = ("admin", "controller-manager", "scheduler", "kube-proxy", "kubelet")
 
 
@@ -51,6 +51,7 @@ disabled_plugins = [
       runtime_type = "io.containerd.runc.v2"
       [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
         SystemdCgroup = false
+        Root = "{settings.RUN}/runc"
 """
 
 
@@ -69,7 +70,7 @@ def make_cni_config() -> dict[str, Any]:
             "routes": [{"dst": "0.0.0.0/0"}],
         },
     }
-    return {"cniVersion": "1.0.0", "name": "pierhead", "plugins": [bridge]}
+    return {"cniVersion": "1.0.0", "name": NETWORK_NAME, "plugins": [bridge]}
 
 
 def make_kubelet_config(paths: Paths) -> dict[str, Any]:
@@ -89,7 +90,7 @@ def make_kubelet_config(paths: Paths) -> dict[str, Any]:
         # Works alike with and without systemd; on cgroup v1 only once the kubelet is told that it may.
         "cgroupDriver": "cgroupfs",
         "failCgroupV1": False,
-        "cgroupRoot": f"/{CGROUP_ROOT}",
+        "cgroupRoot": f"/{cgroups.NAME}",
         "failSwapOn": False,
         "clusterDNS": [settings.DNS_SERVICE_IP],
         "clusterDomain": settings.CLUSTER_DOMAIN,

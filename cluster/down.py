@@ -5,7 +5,18 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from cluster import config, containers, locks, network, processes, registry, settings
+from cluster import (
+    buildah,
+    cgroups,
+    commands,
+    containers,
+    locks,
+    network,
+    processes,
+    registry,
+    remains,
+    settings,
+)
 from cluster.progress import step
 from cluster.settings import Paths
 
@@ -20,13 +31,12 @@ def down(*, purge: bool = False, paths: Paths | None = None) -> None:
     """
     paths = paths or Paths.from_environment()
     with locks.exclusive(LOCK):
-        if settings.RUN.exists():
+        if settings.RUN.exists() or paths.state.exists():
             with step("end the cluster"):
                 clean(read_owner() or paths)
         if purge and paths.cache.exists():
             with step(f"remove {paths.cache}"):
                 shutil.rmtree(paths.cache)
-    LOCK.unlink(missing_ok=True)
 
 
 def read_owner() -> Paths | None:
@@ -43,9 +53,13 @@ def clean(paths: Paths) -> None:
     if processes.alive("containerd") and containers.answers():
         containers.remove_all(log)
     processes.stop(["containerd", registry.NAME])
-    containers.end_remains()
-    containers.unmount_all([config.CONTAINERD, paths.containerd, paths.state, paths.buildah], log)
-    containers.remove_cgroups()
+    remains.end_processes()
+    if paths.buildah.exists():
+        # What a build that was cut off was working on.
+        commands.run(buildah.command(paths, "rm", "--all"), log=log)
+    remains.unmount([settings.RUN, paths.containerd, paths.state, paths.buildah], log)
+    remains.remove_files(paths.state)
+    cgroups.remove()
     network.down(log)
     shutil.rmtree(paths.state, ignore_errors=True)
     shutil.rmtree(settings.RUN, ignore_errors=True)

@@ -9,13 +9,12 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cluster import commands, host, locks, settings
+from cluster import commands, folders, host, locks, settings
 from cluster.progress import say
 from cluster.settings import Paths
 
@@ -132,19 +131,19 @@ def build(paths: Paths, tools: Iterable[Tool]) -> None:
     Raises ClusterError if Go is missing or a build fails.
     """
     wanted = missing(paths, tools)
-    if not wanted:
-        return
-    go = host.find_go()
-    for tool in wanted:
-        _build_once(paths, tool, go)
+    if wanted:
+        go = host.find_go()
+        for tool in wanted:
+            _build_once(paths, tool, go)
     remove_go_caches(paths)
 
 
 def remove_go_caches(paths: Paths) -> None:
     """Gives the disk back, unless another process is building right now."""
+    if not paths.go.exists():
+        return
     with locks.exclusive_if_free(paths.locks / "go") as free:
         if free:
-            _make_writable(paths.go)
             shutil.rmtree(paths.go, ignore_errors=True)
 
 
@@ -157,7 +156,7 @@ def go_environment(environment: Mapping[str, str], paths: Paths) -> dict[str, st
     }
     return kept | {
         "CGO_ENABLED": "0",
-        "GOFLAGS": " ".join(GO_FLAGS),
+        "GOFLAGS": " ".join([*GO_FLAGS, "-modcacherw"]),  # writable, so that it can be removed
         "GOMODCACHE": str(paths.go / "mod"),
         "GOCACHE": str(paths.go / "build"),
         "GOTOOLCHAIN": "local",
@@ -179,8 +178,8 @@ def _build(paths: Paths, tool: Tool, go: str) -> None:
     log = paths.log(f"build-{tool.name}")
     environment = go_environment(os.environ, paths)
     paths.bin.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=paths.bin, prefix=f".{tool.name}-") as folder:
-        made = Path(folder) / "made"
+    with folders.fresh(paths.bin / f".{tool.name}") as folder:
+        made = folder / "made"
         made.mkdir()
         # One invocation: `go` compiles what the packages share once, and links them side by side.
         commands.run(
@@ -208,14 +207,6 @@ def binary_name(package: str) -> str:
 
 def _copy(source: Path, target: Path) -> None:
     if source.is_dir():
-        shutil.copytree(source, target)
+        shutil.copytree(source, target, copy_function=shutil.copyfile)  # not the modes: the module cache is read-only
     else:
         shutil.copyfile(source, target)
-    _make_writable(target)
-
-
-def _make_writable(folder: Path) -> None:
-    """Go's module cache is read-only, which also keeps it from being removed by anyone but root."""
-    for path in [folder, *folder.rglob("*")]:
-        if not path.is_symlink() and path.exists():
-            path.chmod(path.stat().st_mode | 0o200)

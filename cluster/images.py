@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from cluster import base_image, buildah, commands, locks, registry, settings
+from cluster import base_image, buildah, commands, folders, locks, registry, settings
 from cluster.buildah import Build
 from cluster.go_build import KUBE, Tool
 from cluster.progress import step
@@ -46,15 +45,10 @@ def ensure(paths: Paths, image: Image) -> str:
     with locks.exclusive(paths.locks / f"image-{image.name}"):
         if not registry.has(image.reference):
             log = paths.log(f"image-{image.name}")
-            with step(f"image {image.name}"), _folder(paths) as folder:
-                buildah.build(paths, image.build(paths, image, Path(folder)), log)
+            with step(f"image {image.name}"), folders.fresh(paths.images / image.name) as folder:
+                buildah.build(paths, image.build(paths, image, folder), log)
                 buildah.push(paths, image.reference, log)
     return image.reference
-
-
-def find_missing(images: Iterable[Image]) -> list[Image]:
-    """The images that the registry, which must run, lacks."""
-    return [image for image in images if not registry.has(image.reference)]
 
 
 def build_operator(paths: Paths | None = None) -> str:
@@ -115,11 +109,6 @@ def hash_files(files: Iterable[Path], root: Path) -> str:
 
 def _key(*inputs: object) -> str:
     return hashlib.sha256(repr(inputs).encode()).hexdigest()[:12]
-
-
-def _folder(paths: Paths) -> tempfile.TemporaryDirectory[str]:
-    paths.images.mkdir(parents=True, exist_ok=True)
-    return tempfile.TemporaryDirectory(dir=paths.images, prefix=".context-")
 
 
 def _scratch_dockerfile(program: str) -> str:

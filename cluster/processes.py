@@ -19,6 +19,7 @@ from cluster.errors import ClusterError
 
 RECORDS = settings.RUN / "processes"
 POLL_SECONDS = 0.05
+KILL_SECONDS = 10  # what the kernel may take to end a program that is deep in a system call
 
 # Programs that this very Python started: a child that ended stays a zombie until it is asked for.
 _children: dict[int, subprocess.Popen[bytes]] = {}
@@ -112,7 +113,7 @@ def end(identities: Iterable[Identity], grace: float) -> None:
         time.sleep(POLL_SECONDS)
         left = [identity for identity in left if identity.alive]
     left = [identity for identity in left if _send(identity, signal.SIGKILL)]
-    deadline = time.monotonic() + grace
+    deadline = time.monotonic() + KILL_SECONDS
     while left and time.monotonic() < deadline:
         time.sleep(POLL_SECONDS)
         left = [identity for identity in left if identity.alive]

@@ -76,7 +76,7 @@ class Paths:
 
     @property
     def images(self) -> Path:
-        """Build contexts of images, and the wheels and root file systems they are made from."""
+        """Build contexts, while images are made."""
         return self.cache / "images"
 
     @property

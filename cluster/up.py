@@ -12,6 +12,8 @@ import httpx
 
 from cluster import (
     addons,
+    cgroups,
+    commands,
     components,
     config,
     containers,
@@ -46,7 +48,7 @@ COMPONENTS = (
 )
 NODE_PATH = f"/api/v1/nodes/{settings.NODE_NAME}"
 # A proxy, or anything else of the caller's environment, has no say in how the cluster works.
-ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root"}
+ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/"}
 
 
 @dataclass(frozen=True)
@@ -103,10 +105,10 @@ def _refuse_another(paths: Paths) -> None:
 
 
 def _start_afresh(paths: Paths, tools: list[go_build.Tool]) -> None:
-    if settings.RUN.exists():
+    if OWNER.exists() or paths.state.exists():
         with step("clear what is left of an earlier cluster"):
             clean(read_owner() or paths)
-    settings.RUN.mkdir(mode=0o755)
+    settings.RUN.mkdir(exist_ok=True)
     OWNER.write_text(str(paths.cache))
     host.install_packages()
     go_build.build(paths, tools)
@@ -133,7 +135,7 @@ def _start_control_plane(paths: Paths) -> None:
     with step("start the control plane"):
         config.write_all(paths, images.make_pause_image().reference)
         pki.make_all(paths.pki, paths.log("pki"))
-        containers.make_cgroups()
+        cgroups.make()
         network.up(paths.log("network"))
         etcd = components.make_etcd(paths)
         _start(paths, etcd)
@@ -146,7 +148,7 @@ def _start_control_plane(paths: Paths) -> None:
 
 def _start_node(paths: Paths) -> None:
     _wait(paths, "containerd answers", containers.answers, 30, components.make_containerd(paths))
-    # Images stay over `down`, and with them a cut-off cluster's containers, which nobody owns any more.
+    # After a reboot or a crash containerd still knows the containers of the cluster that was.
     containers.remove_all(paths.log("containerd-clean"))
     for make in (
         components.make_controller_manager,
@@ -191,7 +193,11 @@ def _ensure_metrics(paths: Paths, tools: list[go_build.Tool]) -> None:
 def _bring_up(paths: Paths, what: str, path: str, condition: str) -> None:
     """Waits until the object at `path` has the condition, and says so."""
     api = kube.Api(paths)
-    _wait(paths, what, partial(api.has_condition, path, condition), 240, components.make_kubelet(paths))
+    try:
+        _wait(paths, what, partial(api.has_condition, path, condition), 240, components.make_kubelet(paths))
+    except ClusterError as error:
+        pods = commands.output(kube.kubectl(paths, "get", "pods", "--all-namespaces", "--output=wide"))
+        raise ClusterError(f"{error}\n{pods}") from None
     say(f"{what}: {condition}")
 
 
