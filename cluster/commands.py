@@ -47,6 +47,8 @@ def output(argv: Sequence[str], *, stdin: str = "", timeout: float = 60, env: Ma
     """The standard output of `argv`. Raises ClusterError with its standard error if it fails or takes too long."""
     try:
         done = subprocess.run(argv, input=stdin, capture_output=True, text=True, timeout=timeout, env=env, check=False)
+    except FileNotFoundError:
+        raise ClusterError(f"`{argv[0]}` is not installed") from None
     except subprocess.TimeoutExpired:
         raise ClusterError(f"`{' '.join(argv[:4])}` was not done after {timeout:.0f} s") from None
     if done.returncode != 0:
@@ -58,7 +60,7 @@ def succeeds(argv: Sequence[str], *, timeout: float = 30) -> bool:
     """Whether `argv` ends with status 0 in time; its output is dropped."""
     try:
         return subprocess.run(argv, capture_output=True, timeout=timeout, check=False).returncode == 0
-    except subprocess.TimeoutExpired:
+    except (FileNotFoundError, subprocess.TimeoutExpired):
         return False
 
 
@@ -79,9 +81,12 @@ def end_all() -> None:
 def _start(
     argv: Sequence[str], output: int, env: Mapping[str, str] | None, cwd: Path | None
 ) -> subprocess.Popen[bytes]:
-    process = subprocess.Popen(
-        argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=env, cwd=cwd, start_new_session=True
-    )
+    try:
+        process = subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=env, cwd=cwd, start_new_session=True
+        )
+    except FileNotFoundError:
+        raise ClusterError(f"`{argv[0]}` is not installed") from None
     with _running_lock:
         _running.add(process)
     return process

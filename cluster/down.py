@@ -10,6 +10,7 @@ from cluster import (
     cgroups,
     commands,
     containers,
+    host,
     locks,
     network,
     processes,
@@ -29,6 +30,7 @@ def down(*, purge: bool = False, paths: Paths | None = None) -> None:
 
     Binaries and images stay for the next `up`, unless `purge`.
     """
+    host.check_kind()
     paths = paths or Paths.from_environment()
     with locks.exclusive(LOCK):
         if settings.RUN.exists() or paths.state.exists():

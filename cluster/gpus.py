@@ -7,20 +7,20 @@ from typing import Any
 from cluster import kube
 from cluster.errors import ClusterError
 from cluster.settings import Paths
-from cluster.up import NODE_PATH
+from cluster.up import NODE_PATH, is_up
 
 RESOURCE = "nvidia.com/gpu"
 
 
 def advertise(count: int, paths: Paths | None = None) -> None:
     """Makes the node offer `count` GPUs; 0 takes them away. Raises ClusterError when the cluster is not up."""
-    api = kube.Api(paths or Paths.from_environment())
-    node = api.get(NODE_PATH)
+    paths = paths or Paths.from_environment()
+    node = kube.Api(paths).get(NODE_PATH) if is_up(paths) else None
     if node is None:
         raise ClusterError("the cluster is not up: `python -m cluster up` starts it")
     operations = make_patch(node["status"], count)
     if operations:
-        api.patch_status(NODE_PATH, operations)
+        kube.Api(paths).patch_status(NODE_PATH, operations)
 
 
 def make_patch(status: kube.Object, count: int) -> list[dict[str, Any]]:

@@ -35,17 +35,21 @@ SERVICES = ("containerd", "docker-registry")
 GIGABYTE = 10**9
 
 
-def check(paths: Paths, *, cached: bool) -> None:
-    """Raises ClusterError, saying what to do, if the cluster cannot work here.
-
-    `cached`: the binaries are there already, so much less of the machine is needed.
-    """
+def check_kind() -> None:
+    """Raises ClusterError, saying what to do, if this is not a machine, or a user, that the cluster works on."""
     release = read_os_release()
     if not sys.platform.startswith("linux") or release.get("ID") != "debian":
         name = release.get("PRETTY_NAME", sys.platform)
         raise ClusterError(f"the cluster needs Debian 12 or newer, and this is {name}")
     if os.geteuid() != 0:
         raise ClusterError("the cluster makes network interfaces, mounts and cgroups: run it as root")
+
+
+def check_room(paths: Paths, *, cached: bool) -> None:
+    """Raises ClusterError, saying how much is needed and where, if there is too little for starting the cluster.
+
+    `cached`: the binaries are there already, so much less of the machine is needed.
+    """
     _check_memory()
     _check_disk(paths, settings.DISK_NEEDED_WARM_GB if cached else settings.DISK_NEEDED_GB)
     if not cached:
@@ -71,7 +75,8 @@ def _check_disk(paths: Paths, needed: int) -> None:
 
 def install_packages() -> None:
     """Installs what is missing of Debian. Raises ClusterError, with a log, if that fails."""
-    missing = find_missing(PACKAGES)
+    listing = ["dpkg-query", "--show", "--showformat=${Package} ${db:Status-Status}\\n"]
+    missing = find_missing(PACKAGES, commands.output(listing))
     if not missing:
         return
     log = Paths.from_environment().log("apt")
@@ -85,9 +90,10 @@ def install_packages() -> None:
             commands.run(["systemctl", "disable", "--now", *started], log=log)
 
 
-def find_missing(packages: Iterable[str]) -> list[str]:
-    """Those of `packages` that are not installed."""
-    return [package for package in packages if not commands.succeeds(["dpkg-query", "--show", package])]
+def find_missing(packages: Iterable[str], listing: str) -> list[str]:
+    """Those of `packages` that the listing, `name status` on each line, does not give as installed."""
+    installed = {line.split()[0] for line in listing.splitlines() if line.endswith(" installed")}
+    return [package for package in packages if package not in installed]
 
 
 def find_go() -> str:

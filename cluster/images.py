@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from cluster import base_image, buildah, commands, folders, locks, registry, settings
+from cluster import base_image, buildah, commands, folders, host, locks, registry, settings
 from cluster.buildah import Build
 from cluster.go_build import KUBE, Tool
 from cluster.progress import step
@@ -53,12 +53,18 @@ def ensure(paths: Paths, image: Image) -> str:
 
 def build_operator(paths: Paths | None = None) -> str:
     """Builds and pushes the operator's image from the working tree; returns its reference."""
-    return ensure(paths or Paths.from_environment(), make_pierhead_image("operator"))
+    return _build_pierhead_image(paths, "operator")
 
 
 def build_server(paths: Paths | None = None) -> str:
     """Builds and pushes the model server's image from the working tree; returns its reference."""
-    return ensure(paths or Paths.from_environment(), make_pierhead_image("server"))
+    return _build_pierhead_image(paths, "server")
+
+
+def _build_pierhead_image(paths: Paths | None, name: str) -> str:
+    host.check_kind()
+    host.install_packages()
+    return ensure(paths or Paths.from_environment(), make_pierhead_image(name))
 
 
 def make_pause_image() -> Image:
@@ -86,7 +92,7 @@ def make_pierhead_image(name: str, repository: Path = settings.REPOSITORY) -> Im
         repository / f"requirements/{name}.txt",
         *find_sources(repository / name / f"pierhead_{name}"),
     ]
-    return Image(name, _key(base_image.key(), hash_files(files, repository)), _build_pierhead)
+    return Image(name, _key(base_image.key(), hash_files(files, repository)), partial(_build_pierhead, repository))
 
 
 def find_sources(folder: Path) -> list[Path]:
@@ -149,6 +155,6 @@ def _build_envoy(paths: Paths, image: Image, _folder: Path) -> Build:
     return Build(image.reference, context / "Dockerfile", context, {"BASE_IMAGE": base_image.ensure(paths)})
 
 
-def _build_pierhead(paths: Paths, image: Image, _folder: Path) -> Build:
-    dockerfile = settings.REPOSITORY / f"Dockerfile.{image.name}"
-    return Build(image.reference, dockerfile, settings.REPOSITORY, {"BASE_IMAGE": base_image.ensure(paths)})
+def _build_pierhead(repository: Path, paths: Paths, image: Image, _folder: Path) -> Build:
+    dockerfile = repository / f"Dockerfile.{image.name}"
+    return Build(image.reference, dockerfile, repository, {"BASE_IMAGE": base_image.ensure(paths)})

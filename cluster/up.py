@@ -69,7 +69,7 @@ def up(*, metrics_server: bool = False, paths: Paths | None = None) -> Cluster:
     """
     paths = paths or Paths.from_environment()
     tools = [*go_build.TOOLS, *([go_build.METRICS_SERVER] if metrics_server else [])]
-    host.check(paths, cached=not go_build.missing(paths, tools))
+    host.check_kind()
     with locks.exclusive(LOCK):
         _refuse_another(paths)
         if not is_up(paths):
@@ -105,6 +105,7 @@ def _refuse_another(paths: Paths) -> None:
 
 
 def _start_afresh(paths: Paths, tools: list[go_build.Tool]) -> None:
+    host.check_room(paths, cached=not go_build.missing(paths, tools))
     if OWNER.exists() or paths.state.exists():
         with step("clear what is left of an earlier cluster"):
             clean(read_owner() or paths)
