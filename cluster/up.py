@@ -92,7 +92,8 @@ def describe(paths: Paths) -> Cluster:
 
 def is_up(paths: Paths) -> bool:
     """Whether the cluster of these paths came up, and every part of it still runs."""
-    return READY.exists() and all(processes.alive(name) for name in COMPONENTS) and kube.Api(paths).is_ready()
+    ours = READY.exists() and read_owner() == paths
+    return ours and all(processes.alive(name) for name in COMPONENTS) and kube.Api(paths).is_ready()
 
 
 def _refuse_another(paths: Paths) -> None:
