@@ -62,4 +62,7 @@ def remove_files(state: Path) -> None:
         sandbox = result.name.removeprefix(f"{config.NETWORK_NAME}-").removesuffix("-eth0")
         result.unlink()
         (CNI_RESULTS / f"cni-loopback-{sandbox}-lo").unlink(missing_ok=True)
+    # A shim that is killed leaves its socket, in a folder that containerd does not let us choose.
+    for address in (config.CONTAINERD / "io.containerd.runtime.v2.task").glob("*/*/address"):
+        Path(address.read_text().removeprefix("unix://")).unlink(missing_ok=True)
     (DEVICE_PLUGINS / "kubelet.sock").unlink(missing_ok=True)

@@ -74,8 +74,11 @@ def up(*, metrics_server: bool = False, paths: Paths | None = None) -> Cluster:
         _refuse_another(paths)
         if not is_up(paths):
             _start_afresh(paths, tools)
-        if metrics_server:
-            _ensure_metrics(paths, tools)
+        elif metrics_server and not kube.Api(paths).has_condition(addons.METRICS_PATH, "Available"):
+            go_build.build(paths, tools)
+            _make_images(paths, tools)
+            with step("start metrics-server"):
+                _bring_up_metrics(paths)
     return describe(paths)
 
 
@@ -118,6 +121,14 @@ def _start_afresh(paths: Paths, tools: list[go_build.Tool]) -> None:
     begun = time.monotonic()
     _start_control_plane(paths)
     _start_node(paths)
+    with step("start the gateway, the storage emulator and DNS"):
+        parallel.run_together(
+            partial(_bring_up, paths, "node", NODE_PATH, "Ready"),
+            partial(_bring_up_basics, paths),
+            partial(addons.install_gateway, paths, paths.log("gateway")),
+            partial(_bring_up_gateway, paths),
+            *([partial(_bring_up_metrics, paths)] if go_build.METRICS_SERVER in tools else []),
+        )
     READY.touch()
     say(f"the cluster is ready (started in {time.monotonic() - begun:.0f} s)")
 
@@ -159,13 +170,6 @@ def _start_node(paths: Paths) -> None:
         components.make_kube_proxy,
     ):
         _start(paths, make(paths))
-    with step("start the gateway, the storage emulator and DNS"):
-        parallel.run_together(
-            partial(_bring_up, paths, "node Ready", NODE_PATH, "Ready"),
-            partial(_bring_up_basics, paths),
-            partial(addons.install_gateway, paths, paths.log("gateway")),
-            partial(_bring_up_gateway, paths),
-        )
 
 
 def _bring_up_basics(paths: Paths) -> None:
@@ -182,14 +186,9 @@ def _bring_up_gateway(paths: Paths) -> None:
     _bring_up(paths, "gateway", addons.GATEWAY_PATH, "Programmed")
 
 
-def _ensure_metrics(paths: Paths, tools: list[go_build.Tool]) -> None:
-    if kube.Api(paths).has_condition(addons.METRICS_PATH, "Available"):
-        return
-    go_build.build(paths, tools)
-    _make_images(paths, tools)
-    with step("start metrics-server"):
-        addons.apply(paths, "metrics-server")
-        _bring_up(paths, "metrics API", addons.METRICS_PATH, "Available")
+def _bring_up_metrics(paths: Paths) -> None:
+    addons.apply(paths, "metrics-server")
+    _bring_up(paths, "metrics API", addons.METRICS_PATH, "Available")
 
 
 def _bring_up(paths: Paths, what: str, path: str, condition: str) -> None:
