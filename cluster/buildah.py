@@ -28,7 +28,6 @@ class Build:
     dockerfile: Path
     context: Path
     arguments: Mapping[str, str] = field(default_factory=dict)
-    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 def command(paths: Paths, *arguments: str) -> list[str]:
@@ -47,7 +46,6 @@ def command(paths: Paths, *arguments: str) -> list[str]:
 
 def build_command(paths: Paths, build: Build, mounts: Sequence[str]) -> list[str]:
     options = [f"--build-arg={name}={value}" for name, value in build.arguments.items()]
-    options += [f"--label={name}={value}" for name, value in build.labels.items()]
     options += [f"--volume={mount}" for mount in mounts]
     return command(
         paths,
@@ -66,7 +64,7 @@ def build(paths: Paths, build: Build, log: Path) -> None:
     """Builds an image. How this machine reaches its package index is mounted into the build, never copied."""
     with _package_configuration() as configuration:
         certificates = os.environ.get("SSL_CERT_FILE", CA_BUNDLE)
-        mounts = [f"{certificates}:{CA_BUNDLE}:ro", f"{configuration}:/root/.config:ro"]
+        mounts = [f"{certificates}:{CA_BUNDLE}:ro", f"{configuration}:/etc/xdg:ro"]
         commands.run(build_command(paths, build, mounts), log=log, timeout=BUILD_TIMEOUT)
 
 
@@ -83,7 +81,7 @@ def has(paths: Paths, reference: str) -> bool:
 
 @contextmanager
 def _package_configuration() -> Iterator[Path]:
-    """A folder to mount as `~/.config`: pip and uv find there the index that this machine uses.
+    """A folder to mount as `/etc/xdg`: pip and uv find there the index that this machine uses.
 
     Index addresses may hold passwords, so it exists only while an image is built.
     """

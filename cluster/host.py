@@ -48,7 +48,7 @@ def check_kind() -> None:
 def check_room(paths: Paths, *, cached: bool) -> None:
     """Raises ClusterError, saying how much is needed and where, if there is too little for starting the cluster.
 
-    `cached`: the binaries are there already, so much less of the machine is needed.
+    `cached`: binaries and images are there already, so much less of the machine is needed.
     """
     _check_memory()
     _check_disk(paths, settings.DISK_NEEDED_WARM_GB if cached else settings.DISK_NEEDED_GB)

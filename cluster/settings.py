@@ -18,7 +18,7 @@ METRICS_SERVER_VERSION = "0.9.0"
 DEBIAN_SUITE = "bookworm"
 GO_NEEDED = (1, 26, 7)  # the highest `go` line in gomods/*/go.mod
 DISK_NEEDED_GB = 30  # what a first `up` and the server image take at their peak
-DISK_NEEDED_WARM_GB = 5  # once the binaries are cached
+DISK_NEEDED_WARM_GB = 5  # once binaries and images are cached
 MEMORY_NEEDED_GB = 6
 
 NODE_NAME = "pierhead"

@@ -109,7 +109,7 @@ def _refuse_another(paths: Paths) -> None:
 
 
 def _start_afresh(paths: Paths, tools: list[go_build.Tool]) -> None:
-    host.check_room(paths, cached=not go_build.missing(paths, tools))
+    host.check_room(paths, cached=paths.registry.exists() and not go_build.missing(paths, tools))
     if OWNER.exists() or paths.state.exists():
         with step("clear what is left of an earlier cluster"):
             clean(read_owner() or paths)

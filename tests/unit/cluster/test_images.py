@@ -70,10 +70,10 @@ def test_images_of_programs_follow_their_tool():
 
 
 def test_build_command_leaves_nothing_of_the_machine_in_the_image():
-    build = Build("r:1", Path("/repo/Dockerfile"), Path("/repo"), {"BASE_IMAGE": "base"}, {"title": "t"})
+    build = Build("r:1", Path("/repo/Dockerfile"), Path("/repo"), {"BASE_IMAGE": "base"})
     argv = buildah.build_command(Paths(Path("/c")), build, ["/host/ca:/etc/ca:ro"])
     assert argv[:3] == ["buildah", "--root", "/c/buildah"]
-    assert {"--build-arg=BASE_IMAGE=base", "--label=title=t", "--volume=/host/ca:/etc/ca:ro"} <= set(argv)
+    assert {"--build-arg=BASE_IMAGE=base", "--volume=/host/ca:/etc/ca:ro"} <= set(argv)
     assert "--pull-never" in argv
     assert not any(part.startswith("--env") for part in argv)
     assert argv[-1] == "/repo"
