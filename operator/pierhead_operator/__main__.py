@@ -8,7 +8,7 @@ from pathlib import Path
 
 import kopf
 from kubernetes.aio.client import ApiClient, Configuration
-from kubernetes.aio.config import load_config
+from kubernetes.aio.config import ConfigException, load_incluster_config, load_kube_config
 
 from pierhead_operator import settings as operator_settings
 from pierhead_operator.cluster import Cluster, ClusterError, Key
@@ -25,9 +25,7 @@ _CONCURRENCY = 8
 
 async def run(settings: OperatorSettings) -> None:
     """Runs the operator until it is told to stop."""
-    configuration = Configuration()
-    await load_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
-    async with ApiClient(configuration) as api:
+    async with ApiClient(await _load_configuration()) as api:
         cluster = Cluster(api)
         reconciler = Reconciler(cluster, settings, lambda: datetime.now(UTC))
 
@@ -61,6 +59,16 @@ async def run(settings: OperatorSettings) -> None:
                     task.cancel()
         finally:
             await health.cleanup()
+
+
+async def _load_configuration() -> Configuration:
+    """A pod's own service account; outside a cluster the kubeconfig."""
+    configuration = Configuration()
+    try:
+        load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+    except ConfigException:
+        await load_kube_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+    return configuration
 
 
 def main() -> None:
