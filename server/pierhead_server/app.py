@@ -122,7 +122,7 @@ async def _bug(_: Request, __: Exception) -> Response:
 
 def create_app(listener: Listener) -> FastAPI:
     """The application: four routes, and Google's error bodies for everything else."""
-    app = FastAPI(title="Pierhead model server", openapi_url=None)
+    app = FastAPI(title="Pierhead model server", openapi_url=None, redirect_slashes=False)
     app.add_api_route("/healthz", listener.healthz, methods=["GET"])
     app.add_api_route("/readyz", listener.readyz, methods=["GET"])
     app.add_api_route("/metrics", listener.metrics, methods=["GET"])

@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import unquote, urlsplit
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 from pierhead_server.errors import (
     ArtifactInvalidError,
@@ -27,6 +36,7 @@ if TYPE_CHECKING:
 
 MODEL_FILE = "model.yaml"
 MAX_MODEL_FILE_BYTES = 1024 * 1024
+MAX_RETRIES = 4  # with back-off about three seconds, more where storage does not answer at all
 _CHUNK_BYTES = 1024 * 1024
 
 
@@ -36,6 +46,14 @@ def _inside(path: str) -> str:
     if not parts or path.startswith("/") or ".." in parts or any(ord(c) < 32 or c == "\\" for c in path):
         raise ValueError("must be a path inside the artifact's folder")
     return path
+
+
+def _labels(value: object) -> object:
+    if isinstance(value, str):
+        return _inside(value)
+    if isinstance(value, list) and value and all(isinstance(name, str) for name in value):
+        return value
+    raise ValueError("must be a file's path or a list of names (in YAML, quote yes, no and numbers)")
 
 
 RelativePath = Annotated[str, AfterValidator(_inside)]
@@ -64,7 +82,7 @@ class Preprocessing(BaseModel):
 class _Classifier(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    labels: RelativePath | list[str]  # a file with one name a line, or the names
+    labels: Annotated[str | list[str], BeforeValidator(_labels)]  # a file with one name a line, or the names
     activation: Literal["softmax", "sigmoid", "none"] = "softmax"  # what turns the outputs into confidences
     preprocessing: Preprocessing = Preprocessing()
 
@@ -84,6 +102,7 @@ class ExportedClassifier(_Classifier):
     program: RelativePath
 
 
+_FORMATS: dict[str, type[_Classifier]] = {"torchvision": TorchvisionClassifier, "torch.export": ExportedClassifier}
 ModelConfig = TorchvisionClassifier | ExportedClassifier
 _CONFIG: TypeAdapter[ModelConfig] = TypeAdapter(Annotated[ModelConfig, Field(discriminator="format")])
 
@@ -126,8 +145,8 @@ def _download(uri: str, model_dir: Path, emulator: str | None, max_bytes: int | 
             _copy(store, name, incoming / name)
     except BaseError as error:
         raise ArtifactUnreachableError(f"{uri}: {_first_line(error)}") from None
-    except FileNotFoundError as error:
-        raise ArtifactUnreachableError(f"{uri}: a file vanished while it was copied: {_first_line(error)}") from None
+    except OSError as error:  # no space, or no right to write; or a file that vanished meanwhile
+        raise ArtifactUnreachableError(f"{uri}: copying it to {model_dir} failed: {_first_line(error)}") from None
     # Renamed when whole: half a folder never looks like a model.
     return incoming.rename(folder)
 
@@ -137,7 +156,7 @@ def _open_store(uri: str, emulator: str | None) -> "ObjectStore":
 
     options: ClientConfig = {"connect_timeout": "5s", "read_timeout": "30s", "timeout": "6h"}
     retry: RetryConfig = {
-        "max_retries": 4,
+        "max_retries": MAX_RETRIES,
         "retry_timeout": timedelta(seconds=20),
         "backoff": {"init_backoff": timedelta(milliseconds=200), "max_backoff": timedelta(seconds=2), "base": 2},
     }
@@ -249,7 +268,7 @@ def _read_config(folder: Path) -> ModelConfig:
         raise ArtifactInvalidError(f"{MODEL_FILE}: larger than {MAX_MODEL_FILE_BYTES} bytes: put labels into a file")
     try:
         document = yaml.safe_load(path.read_bytes())
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: of a date that is none
         raise ArtifactInvalidError(f"{MODEL_FILE}: not valid YAML: {' '.join(str(error).split())}") from None
     try:
         return _CONFIG.validate_python(document)
@@ -260,19 +279,19 @@ def _read_config(folder: Path) -> ModelConfig:
 
 def _explain(cause: dict[str, Any]) -> str:
     """One pydantic error as `field: cause`, with the nearest known name for an unknown field."""
-    where = [str(part) for part in cause["loc"] if part not in ("torchvision", "torch.export")]
-    if cause["type"] == "extra_forbidden":
-        owner = (
-            Preprocessing
-            if len(where) > 1
-            else TorchvisionClassifier
-            if "torchvision" in cause["loc"]
-            else ExportedClassifier
-        )
-        near = difflib.get_close_matches(where[-1], owner.model_fields, n=1)
-        fix = f"did you mean {near[0]}?" if near else f"known are {', '.join(owner.model_fields)}"
-        return f"{'.'.join(where)}: unknown: {fix}"
-    return f"{'.'.join(where)}: {cause['msg']}".removeprefix(": ")
+    tag, *where = [str(part) for part in cause["loc"]] or [""]
+    field = ".".join(where)
+    match cause["type"]:
+        case "union_tag_not_found" | "union_tag_invalid":
+            return f"format: must be {' or '.join(_FORMATS)}"
+        case "missing":
+            return f"{field}: missing"
+        case "extra_forbidden":
+            known = (_FORMATS[tag] if len(where) == 1 else Preprocessing).model_fields
+            near = difflib.get_close_matches(where[-1], known, n=1)
+            fix = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+            return f"{field}: unknown: {fix}"
+    return f"{field}: {cause['msg'].removeprefix('Value error, ')}".removeprefix(": ")
 
 
 def _check_file(folder: Path, field: str, name: str, suffix: str) -> None:

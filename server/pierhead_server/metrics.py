@@ -12,6 +12,7 @@ from prometheus_client import (
     Histogram,
     PlatformCollector,
     ProcessCollector,
+    disable_created_metrics,
     generate_latest,
 )
 
@@ -31,6 +32,7 @@ class Metrics:
     """One server's metrics, in a registry of its own."""
 
     def __init__(self, served: ServedModel) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each, of when counting began
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
         PlatformCollector(registry=self._registry)

@@ -4,19 +4,22 @@ import difflib
 import io
 import json
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from PIL import Image
-from torch.export.pt2_archive import constants as pt2
-from torch.export.pt2_archive._package import PT2ArchiveReader
 
 from pierhead_server.artifact import Artifact, TorchvisionClassifier
 from pierhead_server.errors import ArtifactInvalidError, InternalError, InvalidArgumentError
 from pierhead_server.images import BadPictureError, decode_image, preprocess
 from pierhead_server.protocol import Parameters, Picture, PredictRequest, Ranking
+
+if TYPE_CHECKING:
+    from torch.export.pt2_archive._package import PT2ArchiveReader
 
 _ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "softmax": lambda outputs: outputs.softmax(dim=1),
@@ -102,9 +105,7 @@ def _load_torchvision(weights: Path, architecture: str, classes: int) -> torch.n
         near = difflib.get_close_matches(architecture, known, n=1)
         fix = f"did you mean {near[0]}?" if near else "see torchvision's classification models"
         raise ArtifactInvalidError(f"architecture: {architecture} is unknown: {fix}")
-    # On the meta device nothing is allocated or drawn at random: the weights are about to take every place.
-    with torch.device("meta"):
-        module: torch.nn.Module = torchvision.models.get_model(architecture, weights=None, num_classes=classes)
+    module = _build_torchvision(architecture, classes)
     try:
         module.load_state_dict(load_file(weights), strict=True, assign=True)
     except (RuntimeError, SafetensorError) as error:
@@ -112,6 +113,24 @@ def _load_torchvision(weights: Path, architecture: str, classes: int) -> torch.n
             f"weights: {weights.name} does not fit {architecture} with {classes} labels: {_first_line(error)}"
         ) from None
     return module.float().eval()
+
+
+def _build_torchvision(architecture: str, classes: int) -> torch.nn.Module:
+    """The architecture without weights."""
+    from torchvision.models import get_model
+
+    def build() -> torch.nn.Module:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of how a network would be initialised, which this one is not
+            module: torch.nn.Module = get_model(architecture, weights=None, num_classes=classes)
+            return module
+
+    try:
+        # Nothing is allocated or drawn at random there, which for large networks takes many seconds.
+        with torch.device("meta"):
+            return build()
+    except NotImplementedError:
+        return build()  # RegNet computes its widths with tensors
 
 
 def _load_program(path: Path) -> torch.nn.Module:
@@ -122,6 +141,9 @@ def _load_program(path: Path) -> torch.nn.Module:
     looked through first, and every torch.load inside is held to `weights_only`. What remains is a graph of torch's
     operators, read with sympy: still a program, so only from an owner who may run programs here.
     """
+    # Imported here: it takes as long as torch itself, and a torchvision architecture does without.
+    from torch.export.pt2_archive._package import PT2ArchiveReader
+
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     try:
         _refuse_pickles(PT2ArchiveReader(str(path)))
@@ -132,7 +154,10 @@ def _load_program(path: Path) -> torch.nn.Module:
         raise ArtifactInvalidError(f"program: {path.name} is no torch.export program: {_first_line(error)}") from error
 
 
-def _refuse_pickles(archive: PT2ArchiveReader) -> None:
+def _refuse_pickles(archive: "PT2ArchiveReader") -> None:
+    """Raises ArtifactInvalidError for an archive that declares pickled objects or machine code."""
+    from torch.export.pt2_archive import constants as pt2
+
     for name in archive.get_file_names():
         if name.startswith(pt2.AOTINDUCTOR_DIR):
             raise ArtifactInvalidError(f"program: holds machine code ({name}): save it with torch.export.save")
@@ -144,6 +169,8 @@ def _refuse_pickles(archive: PT2ArchiveReader) -> None:
 
 
 def _refuse_pickled_payloads(name: str, config: dict[str, dict[str, dict[str, object]]]) -> None:
+    from torch.export.pt2_archive import constants as pt2
+
     objects = (pt2.CUSTOM_OBJ_FILENAME_PREFIX, pt2.OPAQUE_OBJ_FILENAME_PREFIX)
     for field, payload in config["config"].items():
         if payload["use_pickle"] or str(payload["path_name"]).startswith(objects):

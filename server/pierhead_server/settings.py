@@ -8,6 +8,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from pierhead_server.errors import SettingsInvalidError
 
+TERMINATION_LOG = Path("/dev/termination-log")  # where Kubernetes looks by default
+
 
 def _with_scheme(host: str) -> str:
     """Google's clients take the emulator's address with and without a scheme; so do we."""
@@ -36,7 +38,7 @@ class Settings(BaseSettings):
     host: str = "0.0.0.0"  # noqa: S104 - a pod's server is there to be reached
     port: int = Field(default=8080, ge=0, le=65535)
     drain_seconds: float = Field(default=5.0, ge=0)
-    termination_log: Path = Path("/dev/termination-log")
+    termination_log: Path = TERMINATION_LOG
 
     queue_size: int = Field(default=64, gt=0)
     max_request_bytes: int = Field(default=10 * 1024 * 1024, gt=0)
