@@ -77,7 +77,7 @@ class Classifier:
             raise ArtifactInvalidError(f"the model gives a {type(outputs).__name__}: it must give one tensor")
         if outputs.shape != (count, self._classes):
             raise ArtifactInvalidError(
-                f"labels: {self._classes} names, but the model gives {tuple(outputs.shape)} for {count} pictures"
+                f"labels: {self._classes} names, but the model gives {tuple(outputs.shape)} for a batch of {count}"
             )
 
 

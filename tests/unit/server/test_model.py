@@ -141,7 +141,7 @@ class Head(torch.nn.Module):
 @pytest.mark.parametrize(
     ("kind", "dynamic", "message"),
     [
-        ("tensor", True, "labels: 5 names, but the model gives (1, 3) for 1 pictures"),
+        ("tensor", True, "labels: 5 names, but the model gives (1, 3) for a batch of 1"),
         ("tuple", True, "the model gives a tuple: it must give one tensor"),
         ("tensor", False, "the model refuses a float32 input of 1x3x64x64: "),
     ],
