@@ -64,7 +64,7 @@ def make_gateway_values() -> dict[str, Any]:
         },
         "deployment": {
             "envoyGateway": {
-                "resources": {"limits": {"memory": "512Mi"}, "requests": {"cpu": "20m", "memory": "64Mi"}},
+                "resources": {"limits": {"memory": "512Mi"}, "requests": {"cpu": "100m", "memory": "64Mi"}},
                 "readinessProbe": {"periodSeconds": 1},
             }
         },

@@ -15,7 +15,7 @@ import httpx
 from rich.console import Console
 from rich.table import Table
 
-from cluster import install, settings
+from cluster import install, processes, settings
 from cluster.errors import ClusterError
 from cluster.install import Target
 from cluster.progress import say, step
@@ -63,6 +63,7 @@ def deploy(target: Target) -> None:
         target.kubectl("apply", "--namespace", "default", "--filename", str(_EXAMPLE / "photos.yaml"))
     with step("waiting for both models to serve"):
         _wait_ready(target)
+        _wait_answered(target)
 
 
 def _wait_ready(target: Target) -> None:
@@ -78,6 +79,15 @@ def _wait_ready(target: Target) -> None:
             say(f"  {now}")
             told = now
         time.sleep(1)
+
+
+def _wait_answered(target: Target) -> None:
+    # A gateway follows its route within a moment, and says nothing when it has.
+    def answers() -> bool:
+        # An empty request reaches a model server, and no model.
+        return httpx.post(predict_url(target), json={}, trust_env=False).status_code == httpx.codes.BAD_REQUEST
+
+    processes.wait_until(f"{predict_url(target)} is answered by a model server", answers, 60)
 
 
 def _list(target: Target) -> list[dict[str, object]]:

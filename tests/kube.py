@@ -121,3 +121,9 @@ def predict_many(url: str, body: bytes, count: int) -> Counter[str]:
     """How many predictions each DeployedModel answered; failures under 'failed: ...'."""
     with httpx.Client(timeout=60) as client:
         return Counter(predict(client, url, body) for _ in range(count))
+
+
+def wait_answered(url: str, body: bytes, *deployed_models: str) -> None:
+    """Until the gateway has followed: predictions are answered, by each of these DeployedModels, and none fails."""
+    wanted = set(deployed_models)
+    wait_until(f"{', '.join(deployed_models)} answer", lambda: set(predict_many(url, body, 20)) == wanted)

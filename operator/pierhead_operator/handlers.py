@@ -20,6 +20,8 @@ _SERVING_RESOURCES = (
     ("apps", "v1", "deployments"),
     ("autoscaling", "v2", "horizontalpodautoscalers"),
 )
+# The same for an Endpoint.
+_ROUTE_RESOURCES = (("", "v1", "services"), ("gateway.networking.k8s.io", "v1", "httproutes"))
 
 
 def make_kopf_settings() -> kopf.OperatorSettings:
@@ -90,6 +92,6 @@ def _register_children(registry: kopf.OperatorRegistry, enqueue: Enqueue, settin
         wanted: dict[str, Any] = {**_OURS, names.LABEL_DEPLOYED_MODEL: kopf.PRESENT}
         kopf.on.event(group, version, plural, registry=registry, id=f"on_{plural}", labels=wanted)(on_serving)
     if settings.routing.provider == "gateway-api":
-        group, version, plural = "gateway.networking.k8s.io", "v1", "httproutes"
-        wanted = {**_OURS, names.LABEL_ENDPOINT: kopf.PRESENT}
-        kopf.on.event(group, version, plural, registry=registry, id=f"on_{plural}", labels=wanted)(on_route)
+        wanted = {**_OURS, names.LABEL_ENDPOINT: kopf.PRESENT, names.LABEL_DEPLOYED_MODEL: kopf.ABSENT}
+        for group, version, plural in _ROUTE_RESOURCES:
+            kopf.on.event(group, version, plural, registry=registry, id=f"on_route_{plural}", labels=wanted)(on_route)

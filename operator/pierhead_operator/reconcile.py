@@ -8,6 +8,7 @@ from typing import Protocol, TypeVar
 from pierhead_operator import names, routing
 from pierhead_operator.cluster import ClusterError, Key, Rejected
 from pierhead_operator.resources import (
+    SERVING_KINDS,
     Manifest,
     Serving,
     desired_objects,
@@ -37,9 +38,6 @@ from pierhead_operator.status import (
 from pierhead_operator.types import DeployedModel, Endpoint, Model, Resource, Status
 
 R = TypeVar("R", bound=Resource)
-
-_SERVING_KINDS = ("Service", "Deployment", "HorizontalPodAutoscaler")
-_ROUTE_KIND = "HTTPRoute"
 
 
 class ClusterAccess(Protocol):
@@ -89,7 +87,9 @@ class Reconciler:
         problem = explain_references(dm, model, endpoint)
         serving = make_serving(dm, model, version, self.settings)
         if serving:
-            problem = await self._apply_all(dm, desired_objects(serving), _SERVING_KINDS) or problem
+            desired = desired_objects(serving)
+            problem = await self._apply_all(dm, desired) or problem
+            await self._delete_surplus(dm, desired)
         workload = await self._observe_workload(dm)
         status = compute_deployed_model_status(dm, version, problem, workload, self.clock())
         await self._write_status(dm, dm.status, status)
@@ -102,7 +102,7 @@ class Reconciler:
         traffic = await self._observe_traffic(endpoint)
         problem = None
         if self.settings.routing.provider == "gateway-api":
-            problem = await self._apply_all(endpoint, make_routes(endpoint, traffic, self.settings), (_ROUTE_KIND,))
+            problem = await self._apply_all(endpoint, make_routes(endpoint, traffic.effective, self.settings))
             problem = problem or await self._judge_route(endpoint)
         path = routing.predict_path(endpoint, self.settings)
         status = compute_endpoint_status(endpoint, traffic, path, problem, self.clock())
@@ -129,11 +129,11 @@ class Reconciler:
     async def _judge_route(self, endpoint: Endpoint) -> Finding | None:
         gateway = self.settings.routing.gateway
         assert gateway is not None  # the route was made for it
-        route = await self.cluster.get(_ROUTE_KIND, endpoint.namespace, names.route(endpoint.name))
+        route = await self.cluster.get("HTTPRoute", endpoint.namespace, names.route(endpoint.name))
         return explain_route(route, [(gateway.namespace, gateway.name)])
 
-    async def _apply_all(self, owner: Resource, desired: list[Manifest], kinds: Sequence[str]) -> Finding | None:
-        """Brings the owner's objects of these kinds to what is desired; tells what is in the way, if anything."""
+    async def _apply_all(self, owner: Resource, desired: list[Manifest]) -> Finding | None:
+        """Brings the owner's objects to what is desired; tells what is in the way, if anything."""
         for manifest in desired:
             kind, name = manifest["kind"], manifest["metadata"]["name"]
             live = await self.cluster.get(kind, owner.namespace, name)
@@ -145,17 +145,14 @@ class Reconciler:
                     await self.cluster.apply(marked, live)
                 except Rejected as error:
                     return Finding(REASON_REJECTED, f"{kind} {name}: {error}")
-        wanted = {manifest["kind"] for manifest in desired}
-        for kind in kinds:
-            if kind not in wanted:
-                await self._delete_owned(owner, kind)
         return None
 
-    async def _delete_owned(self, owner: Resource, kind: str) -> None:
-        name = names.route(owner.name) if kind == _ROUTE_KIND else names.server(owner.name)
-        live = await self.cluster.get(kind, owner.namespace, name)
-        if live and is_owned(live, owner):
-            await self.cluster.delete(live)
+    async def _delete_surplus(self, dm: DeployedModel, desired: list[Manifest]) -> None:
+        """Deletes what a DeployedModel had and is no longer to have."""
+        for kind in SERVING_KINDS - {manifest["kind"] for manifest in desired}:
+            live = await self.cluster.get(kind, dm.namespace, names.server(dm.name))
+            if live and is_owned(live, dm):
+                await self.cluster.delete(live)
 
     async def _write_status(self, resource: Resource, before: Status, after: Status) -> None:
         if after != before:
@@ -196,9 +193,6 @@ def make_serving(dm: DeployedModel, model: Model | None, version: str, settings:
     return Serving(dm, model, found, settings) if model and found else None
 
 
-def make_routes(endpoint: Endpoint, traffic: Traffic, settings: OperatorSettings) -> list[Manifest]:
-    """The endpoint's routes. While nobody serves, the wanted split stands: its Services answer 503 until they do."""
-    weights = traffic.effective or {
-        name: weight for name, weight in (traffic.wanted or {}).items() if weight and name in traffic.deployed_models
-    }
-    return [routing.make_http_route(endpoint, weights, settings)] if weights else []
+def make_routes(endpoint: Endpoint, effective: routing.Split, settings: OperatorSettings) -> list[Manifest]:
+    """What carries an endpoint's predictions, in the order in which it is applied."""
+    return [routing.make_idle_service(endpoint), routing.make_http_route(endpoint, effective, settings)]

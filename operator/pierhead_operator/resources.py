@@ -209,6 +209,9 @@ def make_horizontal_pod_autoscaler(serving: Serving) -> Manifest:
     }
 
 
+SERVING_KINDS = frozenset({"Service", "Deployment", "HorizontalPodAutoscaler"})  # all that may exist for one
+
+
 def desired_objects(serving: Serving) -> list[Manifest]:
     """All that should exist for a DeployedModel, in the order in which it is applied."""
     objects = [make_service(serving), make_deployment(serving)]

@@ -12,6 +12,7 @@ Split = dict[str, int]
 # Vertex AI's limit of an online prediction. Without one, Envoy cuts at 15 s.
 _REQUEST_TIMEOUT = "60s"
 _VERBS = ("predict",)
+_PORT = 80
 
 
 def wanted_split(endpoint: Endpoint, deployed_models: Collection[str]) -> Split | None:
@@ -67,14 +68,31 @@ def predict_path(endpoint: Endpoint, settings: OperatorSettings) -> str:
     return f"/v1/{names.endpoint_resource(endpoint.namespace, settings.location, endpoint.name)}:predict"
 
 
-def make_http_route(endpoint: Endpoint, weights: Split, settings: OperatorSettings) -> Manifest:
+def make_idle_service(endpoint: Endpoint) -> Manifest:
+    """A Service that no pod is behind: a gateway that is sent there answers 503.
+
+    While nobody serves, the route needs somewhere to lead to. Without a backend Gateway API wants 500, which clients
+    do not retry; and to the Service of a DeployedModel whose pods are not ready Envoy would send requests all the same.
+    """
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": make_metadata(names.route(endpoint.name), endpoint, {names.LABEL_ENDPOINT: endpoint.name}),
+        "spec": {"ports": [{"name": "http", "port": _PORT, "protocol": "TCP", "appProtocol": "http"}]},
+    }
+
+
+def make_http_route(endpoint: Endpoint, effective: Split, settings: OperatorSettings) -> Manifest:
     """The HTTPRoute that splits an endpoint's predictions among the Services of its DeployedModels.
 
-    `weights` names DeployedModels whose Services exist. Raises ValueError where the settings name no gateway.
+    `effective` may be empty: then the route leads to the idle Service. Raises ValueError where the settings name no
+    gateway.
     """
     gateway = settings.routing.gateway
     if gateway is None:
         raise ValueError("routing.gateway must be set for the provider gateway-api")
+    services = {names.server(deployed_model): weight for deployed_model, weight in effective.items()}
+    services = services or {names.route(endpoint.name): 1}
     resource = names.endpoint_resource(endpoint.namespace, settings.location, endpoint.name)
     paths = [
         # Gateways compare paths as they are sent, and some clients escape the colon.
@@ -99,17 +117,12 @@ def make_http_route(endpoint: Endpoint, weights: Split, settings: OperatorSettin
                 {
                     "matches": [{"path": {"type": "Exact", "value": path}} for path in paths],
                     "timeouts": {"request": _REQUEST_TIMEOUT},
-                    "backendRefs": [
-                        {
-                            "group": "",
-                            "kind": "Service",
-                            "name": names.server(deployed_model),
-                            "port": 80,
-                            "weight": weight,
-                        }
-                        for deployed_model, weight in sorted(weights.items())
-                    ],
+                    "backendRefs": [_backend(service, weight) for service, weight in sorted(services.items())],
                 }
             ],
         },
     }
+
+
+def _backend(service: str, weight: int) -> Manifest:
+    return {"group": "", "kind": "Service", "name": service, "port": _PORT, "weight": weight}

@@ -2,18 +2,17 @@
 
 import base64
 import json
+from pathlib import Path
 
 import pytest
 import skimage.data
 
-from tests.kube import scratch_namespace
+from tests.kube import predict_url, scratch_namespace, wait_answered
 
 
 @pytest.fixture(scope="session")
 def coffee() -> bytes:
     """A predict request for one photograph that both versions know as 'espresso'."""
-    from pathlib import Path
-
     content = base64.b64encode((Path(skimage.data.__file__).parent / "coffee.png").read_bytes()).decode()
     instance = {"content": content, "mimeType": "image/png"}
     return json.dumps({"instances": [instance], "parameters": {"maxPredictions": 1}}).encode()
@@ -38,13 +37,12 @@ def _object(kind, name, spec):
 
 
 @pytest.fixture(scope="module")
-def photos(cluster):
+def photos(cluster, coffee):
     """The example, as the quickstart applies it, in a namespace of this module's own."""
-    from pathlib import Path
-
     example = Path(__file__).parents[2] / "examples" / "photos" / "photos.yaml"
     with scratch_namespace("photos") as kubectl:
         kubectl("apply", "--filename", str(example))
         kubectl.wait_ready("deployedmodel", "photos-1", "photos-2")
         kubectl.wait_ready("endpoint", "photos")
+        wait_answered(predict_url(kubectl.namespace, "photos"), coffee, "photos-1", "photos-2")
         yield kubectl

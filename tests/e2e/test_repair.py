@@ -3,11 +3,13 @@
 import pytest
 
 from tests.e2e.conftest import make_deployed_model, make_endpoint, make_model
-from tests.kube import Kubectl, predict_many, predict_url, wait_until
+from tests.kube import Kubectl, predict_many, predict_url, wait_answered, wait_until
 
 CHILDREN = "deployments,replicasets,pods,services,endpointslices,horizontalpodautoscalers,httproutes"
 SYSTEM = Kubectl("pierhead-system")
 OPERATOR = "pierhead-operator"
+# Short names: `endpoints` alone means Kubernetes' own.
+KINDS = "mdl,pep,dm"
 
 
 def _deploy(kubectl):
@@ -29,10 +31,7 @@ def test_child_deleted_by_hand_is_back(kubectl, coffee, kind):
         f"the {kind} is back", lambda: (o := kubectl.get(kind, name)) and o["metadata"]["uid"] != before, seconds=30
     )
     kubectl.wait_ready("endpoint", "photos")
-    wait_until(
-        "predictions are answered again",
-        lambda: predict_many(predict_url(kubectl.namespace, "photos"), coffee, 5) == {"photos": 5},
-    )
+    wait_answered(predict_url(kubectl.namespace, "photos"), coffee, "photos")
 
 
 def test_child_changed_by_hand_is_repaired(kubectl):
@@ -46,13 +45,20 @@ def test_child_changed_by_hand_is_repaired(kubectl):
 
 
 def _delete_all(kubectl):
-    kubectl("delete", "models,endpoints,deployedmodels", "--all", "--timeout=30s")
+    kubectl("delete", KINDS, "--all", "--timeout=30s")
+
+
+class Left(list):
+    """What is left; true when that is nothing, so that a failure shows it."""
+
+    def __bool__(self):
+        return not len(self)
 
 
 def _wait_nothing_left(kubectl):
     wait_until(
         "nothing is left",
-        lambda: not kubectl.items(CHILDREN) and not kubectl.items("models,endpoints,deployedmodels"),
+        lambda: Left(f"{o['kind']} {o['metadata']['name']}" for o in kubectl.items(f"{CHILDREN},{KINDS}")),
         seconds=120,
     )
 
@@ -81,8 +87,10 @@ def operator_switch():
 
 def test_deletion_while_the_operator_is_down_leaves_nothing_behind(kubectl, coffee, operator_switch):
     _deploy(kubectl)
+    wait_answered(predict_url(kubectl.namespace, "photos"), coffee, "photos")
     operator_switch(0)
-    assert predict_many(predict_url(kubectl.namespace, "photos"), coffee, 5) == {"photos": 5}, "a dead operator"
+    answers = predict_many(predict_url(kubectl.namespace, "photos"), coffee, 5)
+    assert answers == {"photos": 5}, "an operator that is down stops changes, not predictions"
     _delete_all(kubectl)
     _wait_nothing_left(kubectl)
     operator_switch(1)
@@ -105,7 +113,7 @@ def test_change_while_the_operator_is_down_is_caught_up_with(kubectl, operator_s
 
 def test_quiet_cluster_sees_no_write(photos):
     """Neither events nor resyncs nor a restart of the operator write anything once all is as wanted."""
-    kinds = "models,endpoints,deployedmodels,deployments,services,httproutes"
+    kinds = f"{KINDS},deployments,services,httproutes"
 
     def versions():
         return {

@@ -189,13 +189,18 @@ async def test_endpoint_waits_for_what_does_not_serve(make_reconciler):
     assert cluster.ready(ENDPOINT) == ("False", "RoutePending")
 
 
-async def test_endpoint_without_deployed_models_has_no_route(make_reconciler):
-    cluster, reconciler = make_reconciler(make_endpoint(), make_deployed_model(available=True))
+@pytest.mark.parametrize("there", [[], [make_deployed_model(available=False)]], ids=["nothing", "starting"])
+async def test_route_leads_to_nobody_while_nobody_serves(make_reconciler, there):
+    cluster, reconciler = make_reconciler(make_endpoint(), *there)
+    await reconciler.reconcile(ENDPOINT)
+    assert _weights(cluster) == {"ep-photos": 1}
+    assert "selector" not in cluster.objects["Service", "ep-photos"]["spec"]
+    cluster.objects["DeployedModel", "photos-1"] = make_deployed_model(available=True)
     await reconciler.reconcile(ENDPOINT)
     assert _weights(cluster) == {"dm-photos-1": 100}
     del cluster.objects["DeployedModel", "photos-1"]
     await reconciler.reconcile(ENDPOINT)
-    assert ("HTTPRoute", "ep-photos") not in cluster.objects
+    assert _weights(cluster) == {"ep-photos": 1}
     assert cluster.ready(ENDPOINT) == ("False", "NoDeployedModel")
 
 

@@ -1,4 +1,4 @@
-"""Builders against golden manifests: `pytest --golden-update` is not a thing; edit the golden file and know why."""
+"""Builders against golden manifests: a change of what is built shows in the diff of a golden file."""
 
 from pathlib import Path
 
