@@ -86,7 +86,13 @@ def _env(serving: Serving) -> list[Manifest]:
         "PIERHEAD_PORT": str(PORT),
         "PIERHEAD_DRAIN_SECONDS": str(_DRAIN_SECONDS),
     }
-    return [{"name": name, "value": value} for name, value in values.items() if value] + serving.settings.server.env
+    env: list[Manifest] = [{"name": name, "value": value} for name, value in values.items() if value]
+    # As many threads as CPUs were asked for, rounded up: more of them than a shared node gives spin and starve.
+    cpus = {"containerName": names.SERVER_CONTAINER, "resource": "requests.cpu", "divisor": "1"}
+    env.append({"name": "OMP_NUM_THREADS", "valueFrom": {"resourceFieldRef": cpus}})
+    given = {variable["name"] for variable in serving.settings.server.env}
+    # The installation's own word counts, and Kubernetes takes each name once.
+    return [variable for variable in env if variable["name"] not in given] + serving.settings.server.env
 
 
 def _resources(serving: Serving) -> Manifest:

@@ -47,9 +47,11 @@ REASON_NOT_OWNED = "NotOwned"  # an object of a name that is needed belongs to s
 REASON_ARTIFACT_NOT_FOUND = "ArtifactNotFound"  # nothing in storage under artifactUri
 REASON_ARTIFACT_INVALID = "ArtifactInvalid"  # the artifact is no model folder, or its digest differs
 REASON_OUT_OF_MEMORY = "OutOfMemory"  # the server was killed at its memory limit
+REASON_MODEL_PROCESS_DIED = "ModelProcessDied"  # the model's process dies at loading, or again and again
 REASON_CRASH_LOOPING = "CrashLooping"  # the server ends again and again; the message has its last words
 
 # Ready=False, the platform team must act; retried meanwhile
+REASON_SETTINGS_INVALID = "SettingsInvalid"  # an environment variable of the server is wrong: the chart's server.env
 REASON_ARTIFACT_UNREACHABLE = "ArtifactUnreachable"  # storage does not answer, or refuses
 REASON_IMAGE_PULL_FAILED = "ImagePullFailed"  # a pod waits for its image
 REASON_CONTAINER_CREATION_FAILED = "ContainerCreationFailed"  # the runtime cannot make the container
@@ -58,7 +60,14 @@ REASON_REJECTED = "Rejected"  # the API server refuses an object that is needed
 REASON_UNSCHEDULABLE = "Unschedulable"  # no node has room, such as a free nvidia.com/gpu
 REASON_ROUTE_NOT_ACCEPTED = "RouteNotAccepted"  # the gateway refuses the route
 
-_SERVER_REASONS = (REASON_ARTIFACT_NOT_FOUND, REASON_ARTIFACT_INVALID, REASON_ARTIFACT_UNREACHABLE)
+# Those that the model server tells itself, as `Reason: message`.
+_SERVER_REASONS = (
+    REASON_ARTIFACT_NOT_FOUND,
+    REASON_ARTIFACT_INVALID,
+    REASON_ARTIFACT_UNREACHABLE,
+    REASON_MODEL_PROCESS_DIED,
+    REASON_SETTINGS_INVALID,
+)
 _PROGRESS_REASONS = (REASON_PROGRESSING, REASON_WAITING_FOR_MODELS, REASON_ROUTE_PENDING)
 _IMAGE_REASONS = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable")
 _CREATION_REASONS = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError")

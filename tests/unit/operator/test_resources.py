@@ -40,6 +40,14 @@ def test_desired_objects(case, model, settings):
     assert objects == list(yaml.safe_load_all(golden.read_text()))
 
 
+def test_env_of_the_installation_takes_the_place_of_ours(model, settings):
+    own = [{"name": "OMP_NUM_THREADS", "value": "4"}]
+    changed = settings.model_copy(update={"server": settings.server.model_copy(update={"env": own})})
+    deployment = desired_objects(_serving(model, changed, {}))[1]
+    env = deployment["spec"]["template"]["spec"]["containers"][0]["env"]
+    assert [variable for variable in env if variable["name"] == "OMP_NUM_THREADS"] == own
+
+
 def test_http_route(endpoint, settings):
     golden = GOLDEN / "route" / "objects.yaml"
     assert make_http_route(endpoint, {"photos-1": 80, "photos-2": 20}, settings) == yaml.safe_load(golden.read_text())
