@@ -61,7 +61,7 @@ REASON_UNSCHEDULABLE = "Unschedulable"  # no node has room, such as a free nvidi
 REASON_ROUTE_NOT_ACCEPTED = "RouteNotAccepted"  # the gateway refuses the route
 
 # Those that the model server tells itself, as `Reason: message`.
-_SERVER_REASONS = (
+SERVER_REASONS = (
     REASON_ARTIFACT_NOT_FOUND,
     REASON_ARTIFACT_INVALID,
     REASON_ARTIFACT_UNREACHABLE,
@@ -240,7 +240,7 @@ def _explain_end(ended: Mapping[str, Any]) -> Finding:
         return Finding(REASON_OUT_OF_MEMORY, "the server was killed because it used more than its memory limit")
     message = str(ended.get("message", "")).strip()
     reason, _, rest = message.partition(": ")
-    if reason in _SERVER_REASONS:
+    if reason in SERVER_REASONS:
         return Finding(reason, rest)
     last_words = message[-_MESSAGE_LIMIT // 2 :] or "it left no message"
     return Finding(REASON_CRASH_LOOPING, f"the server ended with exit code {ended.get('exitCode')}: {last_words}")

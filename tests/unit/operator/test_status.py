@@ -6,6 +6,7 @@ import pytest
 from pierhead_operator.status import (
     AVAILABLE,
     READY,
+    SERVER_REASONS,
     Finding,
     Traffic,
     Workload,
@@ -16,6 +17,7 @@ from pierhead_operator.status import (
     transition_event,
 )
 from pierhead_operator.types import DeployedModel, DeployedModelStatus, Endpoint
+from pierhead_server.errors import StartupError
 
 from tests.unit.operator.conftest import NOW, make_deployed_model, make_endpoint
 
@@ -216,6 +218,10 @@ def _route(*conditions, parent="public"):
 
 def _judged(type_, status="True", generation=2):
     return {"type": type_, "status": status, "observedGeneration": generation, "reason": "R", "message": "m"}
+
+
+def test_every_cause_that_the_server_tells_is_known():
+    assert {error.reason for error in StartupError.__subclasses__()} == set(SERVER_REASONS)
 
 
 ROUTES = {
