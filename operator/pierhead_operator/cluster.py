@@ -13,8 +13,9 @@ from kubernetes.aio.client import ApiClient
 
 from pierhead_operator import names
 from pierhead_operator.resources import Manifest, owns_replicas
+from pierhead_operator.schema import Resource, Status
 from pierhead_operator.status import Event
-from pierhead_operator.types import KINDS, Resource, Status
+from pierhead_operator.types import KINDS
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,8 @@ from typing import Any
 import yaml
 
 from pierhead_operator import names
-from pierhead_operator.types import KINDS, Column, Resource, rule
+from pierhead_operator.schema import Column, Resource, rule
+from pierhead_operator.types import KINDS
 
 Schema = dict[str, Any]
 

@@ -17,6 +17,7 @@ from pierhead_operator.resources import (
     needs_apply,
     selector,
 )
+from pierhead_operator.schema import Resource, Status
 from pierhead_operator.settings import OperatorSettings
 from pierhead_operator.status import (
     AVAILABLE,
@@ -35,7 +36,7 @@ from pierhead_operator.status import (
     explain_route,
     transition_event,
 )
-from pierhead_operator.types import DeployedModel, Endpoint, Model, Resource, Status
+from pierhead_operator.types import DeployedModel, Endpoint, Model
 
 R = TypeVar("R", bound=Resource)
 

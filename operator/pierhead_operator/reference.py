@@ -7,7 +7,8 @@ from typing import Any
 
 from pierhead_operator import names
 from pierhead_operator.crd import Schema, make_crd
-from pierhead_operator.types import KINDS, Resource
+from pierhead_operator.schema import Resource
+from pierhead_operator.types import KINDS
 
 _HEADER = f"""\
 <!-- Made from operator/pierhead_operator/types.py by `make crds`; edit that. -->

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from pierhead_operator import names
+from pierhead_operator.schema import Resource
 from pierhead_operator.settings import OperatorSettings
-from pierhead_operator.types import DedicatedResources, DeployedModel, Model, ModelVersion, Resource
+from pierhead_operator.types import DedicatedResources, DeployedModel, Model, ModelVersion
 
 Manifest = dict[str, Any]
 

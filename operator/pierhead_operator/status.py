@@ -11,17 +11,8 @@ from typing import Any
 from pierhead_operator import names
 from pierhead_operator.resources import Manifest, is_autoscaled
 from pierhead_operator.routing import Split
-from pierhead_operator.types import (
-    Condition,
-    DeployedModel,
-    DeployedModelStatus,
-    Endpoint,
-    EndpointStatus,
-    Model,
-    ModelStatus,
-    Resource,
-    Status,
-)
+from pierhead_operator.schema import Condition, Resource, Status
+from pierhead_operator.types import DeployedModel, DeployedModelStatus, Endpoint, EndpointStatus, Model, ModelStatus
 
 READY = "Ready"  # all that the spec asks for is there and works
 AVAILABLE = "Available"  # DeployedModel: at least one pod answers predictions, so that it may get traffic
