@@ -1,17 +1,21 @@
 PYTHON := .venv/bin/python
 UV := .uv/bin/uv
 
-.PHONY: quickstart test unit e2e fmt lint crds images cluster-up cluster-down lock
+.PHONY: quickstart test preflight unit e2e fmt lint crds images cluster-up cluster-down bench lock
 
-quickstart: .venv/installed  ## a classifier on a real Kubernetes, answering photographs
+quickstart: preflight .venv/installed  ## a classifier on a real Kubernetes, answering photographs
 	$(PYTHON) -m cluster quickstart
 
-test: lint unit e2e  ## everything
+test: preflight lint unit e2e  ## everything
+
+preflight:  ## whether a cluster can run on this machine
+	@test "$(CLUSTER)" = current || python3 -m cluster.host
 
 unit: .venv/installed  ## what needs no cluster
 	$(PYTHON) -m pytest tests/unit
 
-e2e: .venv/installed  ## what needs one: it is started, and ended if it was not there before
+e2e: preflight .venv/installed  ## what needs one: it is started, and ended if it was not there before
+	$(PYTHON) -m pytest tests/cluster
 	$(PYTHON) -m cluster run -- $(PYTHON) -m pytest tests/apiserver tests/e2e
 
 lint: .venv/installed  ## ruff, mypy
@@ -26,11 +30,14 @@ crds: .venv/installed  ## crds/ and docs/resources.md from types.py
 images: .venv/installed  ## the operator's and the server's image
 	$(PYTHON) -m cluster images
 
-cluster-up: .venv/installed  ## a one-node Kubernetes on this machine
+cluster-up: preflight .venv/installed  ## a one-node Kubernetes on this machine
 	$(PYTHON) -m cluster up
 
 cluster-down: .venv/installed  ## and away with it
 	$(PYTHON) -m cluster down
+
+bench: .venv/installed  ## the figures of docs/performance.md
+	$(PYTHON) -m bench.loops
 
 lock: .uv/installed  ## requirements/*.txt from pyproject.toml
 	sh requirements/lock.sh $(UV)

@@ -143,3 +143,17 @@ def parse_mirror(text: str, suite: str) -> str | None:
         if "deb" in fields.get("types", []) and suite in fields["suites"] and "main" in fields["components"]:
             return fields["uris"][0]
     return None
+
+
+def main() -> None:
+    """Says at once, with Python's own library alone, what would fail only after minutes of installing."""
+    paths = Paths.from_environment()
+    try:
+        check_kind()
+        check_room(paths, cached=paths.bin.exists())
+    except ClusterError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -108,6 +108,7 @@ def test_missing_artifact_is_told_in_time_and_gets_no_traffic(kubectl, coffee):
     )
     assert found["status"] == "False"
     assert "gs://models/photos/nowhere" in found["message"]
+    assert "ArtifactNotFound" in [event["reason"] for event in kubectl.items("events.events.k8s.io")]
     kubectl.wait_ready("deployedmodel", "good")
     wait_until(
         "the endpoint sends all to the one that serves",
