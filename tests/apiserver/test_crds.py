@@ -4,8 +4,10 @@ import copy
 import json
 
 import pytest
+from pierhead_operator.crd import make_crd
+from pierhead_operator.types import KINDS
 
-from tests.kube import KubectlError
+from tests.kube import KubectlError, scratch_namespace
 
 
 def _object(kind, spec, name="photos"):
@@ -86,6 +88,9 @@ REFUSED_AT_CREATION = {
     "accelerator without count": (
         changed(DEPLOYED_MODEL, "spec.dedicatedResources.machineSpec.acceleratorCount", None),
         "acceleratorType and acceleratorCount go together"),
+    "accelerator without type": (
+        changed(DEPLOYED_MODEL, "spec.dedicatedResources.machineSpec.acceleratorType", None),
+        "acceleratorType and acceleratorCount go together"),
     "unknown metric": (
         changed(DEPLOYED_MODEL, "spec.dedicatedResources.autoscalingMetricSpecs.0.metricName", "luck"),
         'Unsupported value: "luck"'),
@@ -139,8 +144,6 @@ TAKEN_AT_UPDATE = {
 @pytest.fixture(scope="module")
 def kubectl(cluster):
     """One namespace for all: nothing that is refused comes to be, and names are not shared."""
-    from tests.kube import scratch_namespace
-
     # Nothing here shall run: a quota keeps the pods of what is taken away.
     with scratch_namespace("crds") as kubectl:
         kubectl("create", "quota", "none", "--hard=pods=0")
@@ -197,6 +200,22 @@ def test_good_change_is_taken(kubectl, created, before, after):
 def test_good_manifest_is_taken_and_only_sensible_defaults_are_filled_in(kubectl, created, kind):
     created(GOOD[kind])
     assert kubectl.get(kind, "photos")["spec"] == GOOD[kind]["spec"]
+
+
+def _messages(node):
+    if isinstance(node, dict):
+        yield from (rule["message"] for rule in node.get("x-kubernetes-validations", []))
+        node = node.values()
+    if not isinstance(node, str | int | None):
+        for child in node:
+            yield from _messages(child)
+
+
+def test_every_rule_has_its_bad_manifest():
+    seen = [message for *_, message in (*REFUSED_AT_CREATION.values(), *REFUSED_AT_UPDATE.values())]
+    for kind in KINDS:
+        for message in _messages(make_crd(kind)["spec"]):
+            assert any(message.startswith(part) for part in seen), message
 
 
 def test_kubectl_shows_all_kinds_by_category_and_short_names(kubectl, created):
