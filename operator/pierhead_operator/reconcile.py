@@ -92,7 +92,9 @@ class Reconciler:
             problem = await self._apply_all(dm, desired) or problem
             await self._delete_surplus(dm, desired)
         workload = await self._observe_workload(dm)
-        status = compute_deployed_model_status(dm, version, problem, workload, self.clock())
+        # A version that is not there is not pinned, and what runs goes on.
+        running = version if serving else dm.status.model_version
+        status = compute_deployed_model_status(dm, running, problem, workload, self.clock())
         await self._write_status(dm, dm.status, status)
         _retry_if_rejected(problem)
 

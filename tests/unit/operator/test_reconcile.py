@@ -157,6 +157,16 @@ async def test_missing_version_is_told(make_reconciler):
     assert ("Deployment", "dm-photos-1") not in cluster.objects
 
 
+async def test_missing_version_is_not_pinned(make_reconciler):
+    cluster, reconciler = make_reconciler(make_model(), make_endpoint(), make_deployed_model(modelVersion="2"))
+    await reconciler.reconcile(DM)
+    for version in ("9", None):
+        cluster.objects["DeployedModel", "photos-1"]["spec"]["modelVersion"] = version
+        await reconciler.reconcile(DM)
+        assert cluster.objects["DeployedModel", "photos-1"]["status"]["modelVersion"] == "2"
+    assert cluster.ready(DM) == ("False", "Progressing")
+
+
 async def test_model_deleted_meanwhile_leaves_pods_alone(make_reconciler):
     cluster, reconciler = make_reconciler(make_model(), make_endpoint(), make_deployed_model())
     await reconciler.reconcile(DM)
