@@ -15,12 +15,14 @@ RESOURCE = "nvidia.com/gpu"
 def advertise(count: int, paths: Paths | None = None) -> None:
     """Makes the node offer `count` GPUs; 0 takes them away. Raises ClusterError when the cluster is not up."""
     paths = paths or Paths.from_environment()
-    node = kube.Api(paths).get(NODE_PATH) if is_up(paths) else None
-    if node is None:
+    if not is_up(paths):
         raise ClusterError("the cluster is not up: `python -m cluster up` starts it")
-    operations = make_patch(node["status"], count)
-    if operations:
-        kube.Api(paths).patch_status(NODE_PATH, operations)
+    with kube.Api(paths) as api:
+        node = api.get(NODE_PATH)
+        if node is None:
+            raise ClusterError(f"the API server does not give {NODE_PATH}")
+        if operations := make_patch(node["status"], count):
+            api.patch_status(NODE_PATH, operations)
 
 
 def make_patch(status: kube.Object, count: int) -> list[dict[str, Any]]:

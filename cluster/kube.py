@@ -16,13 +16,22 @@ Object = dict[str, Any]
 
 
 class Api:
-    """Reads for waiting on conditions: a `kubectl` for each look would take longer than what it waits for."""
+    """Reads for waiting on conditions: a `kubectl` for each look would take longer than what it waits for.
+
+    A context manager, which holds one connection.
+    """
 
     def __init__(self, paths: Paths) -> None:
         context = ssl.create_default_context(cafile=str(paths.pki / "ca.crt"))
         context.load_cert_chain(paths.pki / "admin.crt", paths.pki / "admin.key")
         # trust_env: a proxy of the caller's environment cannot reach the node's address.
         self._client = httpx.Client(base_url=settings.API_URL, verify=context, timeout=5, trust_env=False)
+
+    def __enter__(self) -> Api:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.close()
 
     def get(self, path: str) -> Object | None:
         """The object at `path`; None while there is none or the API does not answer."""

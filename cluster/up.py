@@ -74,7 +74,7 @@ def up(*, metrics_server: bool = False, paths: Paths | None = None) -> Cluster:
         _refuse_another(paths)
         if not is_up(paths):
             _start_afresh(paths, tools)
-        elif metrics_server and not kube.Api(paths).has_condition(addons.METRICS_PATH, "Available"):
+        elif metrics_server and not _has_metrics(paths):
             go_build.build(paths, tools)
             _make_images(paths, tools)
             with step("start metrics-server"):
@@ -95,8 +95,15 @@ def describe(paths: Paths) -> Cluster:
 
 def is_up(paths: Paths) -> bool:
     """Whether the cluster of these paths came up, and every part of it still runs."""
-    ours = READY.exists() and read_owner() == paths
-    return ours and all(processes.alive(name) for name in COMPONENTS) and kube.Api(paths).is_ready()
+    if not READY.exists() or read_owner() != paths or not all(processes.alive(name) for name in COMPONENTS):
+        return False
+    with kube.Api(paths) as api:
+        return api.is_ready()
+
+
+def _has_metrics(paths: Paths) -> bool:
+    with kube.Api(paths) as api:
+        return api.has_condition(addons.METRICS_PATH, "Available")
 
 
 def _refuse_another(paths: Paths) -> None:
@@ -156,7 +163,8 @@ def _start_control_plane(paths: Paths) -> None:
         _wait(paths, "etcd is healthy", _etcd_is_healthy, 30, etcd)
         apiserver = components.make_apiserver(paths)
         _start(paths, apiserver)
-        _wait(paths, "the API server is ready", kube.Api(paths).is_ready, 60, apiserver, etcd)
+        with kube.Api(paths) as api:
+            _wait(paths, "the API server is ready", api.is_ready, 60, apiserver, etcd)
 
 
 def _start_node(paths: Paths) -> None:
@@ -179,9 +187,10 @@ def _bring_up_basics(paths: Paths) -> None:
 
 
 def _bring_up_gateway(paths: Paths) -> None:
-    api = kube.Api(paths)
-    # Helm installs these first, then waits for a job that makes certificates: the Gateway need not wait for it.
-    _wait(paths, "the gateway's CRDs", lambda: all(api.has_condition(p, "Established") for p in addons.CRD_PATHS), 120)
+    with kube.Api(paths) as api:
+        # Helm installs these first, then waits for a job that makes certificates: the Gateway need not wait for it.
+        established = [partial(api.has_condition, path, "Established") for path in addons.CRD_PATHS]
+        _wait(paths, "the gateway's CRDs", lambda: all(crd() for crd in established), 120)
     addons.apply(paths, "gateway")
     _bring_up(paths, "gateway", addons.GATEWAY_PATH, "Programmed")
 
@@ -193,9 +202,9 @@ def _bring_up_metrics(paths: Paths) -> None:
 
 def _bring_up(paths: Paths, what: str, path: str, condition: str) -> None:
     """Waits until the object at `path` has the condition, and says so."""
-    api = kube.Api(paths)
     try:
-        _wait(paths, what, partial(api.has_condition, path, condition), 240, components.make_kubelet(paths))
+        with kube.Api(paths) as api:
+            _wait(paths, what, partial(api.has_condition, path, condition), 240, components.make_kubelet(paths))
     except ClusterError as error:
         pods = commands.output(kube.kubectl(paths, "get", "pods", "--all-namespaces", "--output=wide"))
         raise ClusterError(f"{error}\n{pods}") from None

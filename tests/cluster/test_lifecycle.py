@@ -3,16 +3,21 @@
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import httpx
 import pytest
 
 from cluster import processes, settings, up
-from cluster.down import down
 from cluster.settings import Paths
 
 PATHS = Paths.from_environment()
+
+
+def _cluster(command):
+    """As a user runs it."""
+    subprocess.run([sys.executable, "-m", "cluster", command], cwd=settings.REPOSITORY, check=True, timeout=3600)
 
 
 def _lines(*argv):
@@ -53,9 +58,9 @@ def before():
     """The machine without a cluster; a cluster that somebody uses is not ended for this."""
     if up.is_up(PATHS):
         pytest.skip("a cluster is up: `make cluster-down` has this run")
-    down()  # what a cluster that was killed has left
+    _cluster("down")  # what a cluster that was killed has left
     yield _observe_machine()
-    down()
+    _cluster("down")
 
 
 def _identities():
@@ -63,10 +68,10 @@ def _identities():
 
 
 def test_up_again_changes_nothing(before):
-    up.up()
+    _cluster("up")
     first = _identities()
     assert set(first) == set(up.COMPONENTS)
-    up.up()
+    _cluster("up")
     assert _identities() == first
     # The gateway answers: there is no route yet.
     assert httpx.get(settings.GATEWAY_URL, trust_env=False).status_code == httpx.codes.NOT_FOUND
@@ -74,19 +79,19 @@ def test_up_again_changes_nothing(before):
 
 @pytest.mark.parametrize("victims", [["kubelet"], list(up.COMPONENTS)], ids=["one", "all"])
 def test_up_recovers_from_killed_programs(before, victims):
-    up.up()
+    _cluster("up")
     first = _identities()
     for name in victims:
         os.kill(first[name].pid, signal.SIGKILL)
     processes.wait_until("the victims are gone", lambda: not any(first[name].alive for name in victims), 20)
-    up.up()
+    _cluster("up")
     assert up.is_up(PATHS)
     assert not set(_identities().values()) & {first[name] for name in victims}
 
 
 def test_down_leaves_nothing_behind(before):
-    up.up()
-    down()
+    _cluster("up")
+    _cluster("down")
     assert _observe_machine() == before
-    down()
+    _cluster("down")
     assert _observe_machine() == before
