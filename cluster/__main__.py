@@ -88,13 +88,7 @@ def run(command: list[str]) -> None:
 
 def make_exports(cluster: cluster_up.Cluster, path: str) -> list[str]:
     """Lines for a POSIX shell."""
-    folders = [str(cluster.kubectl.parent), str(cluster.helm.parent), path]
-    values = {
-        "KUBECONFIG": str(cluster.kubeconfig),
-        "PIERHEAD_URL": cluster.gateway_url,
-        "PATH": os.pathsep.join(filter(None, folders)),
-    }
-    return [f"export {name}={shlex.quote(value)}" for name, value in values.items()]
+    return [f"export {name}={shlex.quote(value)}" for name, value in cluster.make_variables(path).items()]
 
 
 def main() -> None:

@@ -71,14 +71,8 @@ def make_values(target: Target) -> dict[str, Any]:
 def find_local(*, metrics_server: bool = False) -> Target:
     """The cluster of this machine, started if it is not up, with the images of the working tree."""
     cluster = cluster_up.up(metrics_server=metrics_server)
-    folders = [str(cluster.kubectl.parent), str(cluster.helm.parent), os.environ.get("PATH", "")]
     return Target(
-        environment={
-            **os.environ,
-            "KUBECONFIG": str(cluster.kubeconfig),
-            "PIERHEAD_URL": cluster.gateway_url,
-            "PATH": os.pathsep.join(filter(None, folders)),
-        },
+        environment={**os.environ, **cluster.make_variables(os.environ.get("PATH", ""))},
         operator_image=images.build_operator(),
         server_image=images.build_server(),
         gateway=("pierhead-system", "pierhead"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -60,6 +61,15 @@ class Cluster:
     storage_url: str
     kubectl: Path
     helm: Path
+
+    def make_variables(self, path: str) -> dict[str, str]:
+        """The environment variables that a user of the cluster needs; `path` is what PATH holds now."""
+        folders = [str(self.kubectl.parent), str(self.helm.parent), path]
+        return {
+            "KUBECONFIG": str(self.kubeconfig),
+            "PIERHEAD_URL": self.gateway_url,
+            "PATH": os.pathsep.join(filter(None, folders)),
+        }
 
 
 def up(*, metrics_server: bool = False, paths: Paths | None = None) -> Cluster:

@@ -85,7 +85,7 @@ class Reconciler:
         model = await self.cluster.get_resource(Model, dm.namespace, dm.spec.model)
         endpoint = await self.cluster.get_resource(Endpoint, dm.namespace, dm.spec.endpoint)
         version = resolve_version(dm, model)
-        problem = explain_references(dm, model, endpoint)
+        problem = explain_references(dm, model, version, endpoint)
         serving = make_serving(dm, model, version, self.settings)
         if serving:
             desired = desired_objects(serving)
@@ -177,11 +177,12 @@ def resolve_version(dm: DeployedModel, model: Model | None) -> str:
     return dm.status.model_version or (model.spec.default_version if model else "")
 
 
-def explain_references(dm: DeployedModel, model: Model | None, endpoint: Endpoint | None) -> Finding | None:
+def explain_references(
+    dm: DeployedModel, model: Model | None, version: str, endpoint: Endpoint | None
+) -> Finding | None:
     """What a DeployedModel refers to and is not there."""
     if model is None:
         return Finding(REASON_MODEL_NOT_FOUND, f"no Model {dm.spec.model} in namespace {dm.namespace}")
-    version = resolve_version(dm, model)
     if model.spec.version(version) is None:
         there = ", ".join(v.name for v in model.spec.versions)
         return Finding(REASON_MODEL_VERSION_NOT_FOUND, f"Model {model.name} has no version {version}; it has {there}")

@@ -11,7 +11,6 @@ Split = dict[str, int]
 
 # Vertex AI's limit of an online prediction. Without one, Envoy cuts at 15 s.
 _REQUEST_TIMEOUT = "60s"
-_VERBS = ("predict",)
 _PORT = 80
 
 
@@ -96,8 +95,7 @@ def make_http_route(endpoint: Endpoint, effective: Split, settings: OperatorSett
     resource = names.endpoint_resource(endpoint.namespace, settings.location, endpoint.name)
     paths = [
         # Gateways compare paths as they are sent, and some clients escape the colon.
-        f"/v1/{resource}{colon}{verb}"
-        for verb in _VERBS
+        f"/v1/{resource}{colon}predict"
         for colon in (":", "%3A", "%3a")
     ]
     return {

@@ -145,6 +145,10 @@ class Workload:
         seen = self._status.get("observedGeneration", 0) >= self.deployment["metadata"]["generation"]
         return bool(seen and self.count("updatedReplicas") == self.count("replicas"))
 
+    def is_complete(self, dm: DeployedModel) -> bool:
+        """Whether enough pods of the last template, and no others, answer predictions."""
+        return self.rolled_out and self.count("availableReplicas") >= dm.spec.resources.min_replica_count
+
     @property
     def refusal(self) -> str:
         """Why the API server refuses to make pods; empty where it does not."""
@@ -161,9 +165,8 @@ def compute_deployed_model_status(
     available = workload.count("availableReplicas")
     answering = Finding("PodsAnswer", f"{available} answering") if available else Finding("NoPodAnswers", "")
     failure = problem or explain_workload(dm, workload)
-    complete = workload.rolled_out and available >= dm.spec.resources.min_replica_count
-    if failure is None:
-        failure = _explain_progress(dm, workload) if not complete else None
+    if failure is None and not workload.is_complete(dm):
+        failure = _explain_progress(dm, workload)
     summary = failure or Finding(REASON_SERVING, f"version {version} answers predictions")
     return DeployedModelStatus(
         observed_generation=dm.metadata.generation,
@@ -187,7 +190,7 @@ def _explain_progress(dm: DeployedModel, workload: Workload) -> Finding:
 def explain_workload(dm: DeployedModel, workload: Workload) -> Finding | None:
     """Why a DeployedModel's pods do not all serve, from the pods themselves; None where nothing is wrong."""
     findings = [finding for pod in workload.pods if (finding := explain_pod(pod))]
-    enough = workload.rolled_out and workload.count("availableReplicas") >= dm.spec.resources.min_replica_count
+    enough = workload.is_complete(dm)
     if enough:
         # What an autoscaler asks for beyond the minimum may wait for a node.
         findings = [finding for finding in findings if finding.reason != REASON_UNSCHEDULABLE]
