@@ -151,8 +151,9 @@ def kubectl(cluster):
 
 
 def replace(kubectl, manifest):
-    """As `kubectl replace` does it: what is left out is gone."""
-    kubectl("replace", "--filename", "-", stdin=json.dumps(manifest))
+    """What is left out is gone, as with `kubectl replace`; but that conflicts with a status that is written meanwhile."""
+    patch = [{"op": "replace", "path": "/spec", "value": manifest["spec"]}]
+    kubectl("patch", manifest["kind"], manifest["metadata"]["name"], "--type", "json", "--patch", json.dumps(patch))
 
 
 def create(kubectl, manifest):
