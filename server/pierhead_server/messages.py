@@ -1,0 +1,55 @@
+"""What the listener and the model's processes say to each other: msgpack in frames with their length before them."""
+
+import struct
+from typing import BinaryIO, Literal, TypeVar
+
+import msgspec
+
+Dialect = Literal["vertex", "raw", "aiplatform", "kserve", "oip"]
+
+_LENGTH = struct.Struct("!Q")
+LENGTH_BYTES = _LENGTH.size
+
+
+class Call(msgspec.Struct, frozen=True, array_like=True):
+    """One prediction request, as it came: nobody has looked into `body` yet."""
+
+    dialect: Dialect
+    body: bytes
+    content_type: str = "application/json"
+    header_length: int | None = None  # OIP's `Inference-Header-Content-Length`: how much of the body is JSON
+
+
+class Reply(msgspec.Struct, frozen=True, array_like=True):
+    """The answer to one Call, and what it cost."""
+
+    code: int
+    body: bytes
+    headers: dict[str, str] = msgspec.field(default_factory=lambda: {"Content-Type": "application/json"})
+    instances: int = 0
+    parse_seconds: float = 0.0  # JSON and base64
+    prepare_seconds: float = 0.0  # decoding and preprocessing, or making tensors
+    forward_seconds: float = 0.0  # the model, its share of the batch
+
+
+M = TypeVar("M")
+
+
+def pack(message: object) -> bytes:
+    """A message as a frame."""
+    body = msgspec.msgpack.encode(message)
+    return _LENGTH.pack(len(body)) + body
+
+
+def unpack_length(header: bytes) -> int:
+    """The length of a frame's body, of its first LENGTH_BYTES bytes."""
+    (length,) = _LENGTH.unpack(header)
+    return int(length)
+
+
+def read(stream: BinaryIO, decoder: msgspec.msgpack.Decoder[M]) -> M | None:
+    """The next message of a blocking stream; None at its end."""
+    header = stream.read(LENGTH_BYTES)
+    if len(header) < LENGTH_BYTES:
+        return None
+    return decoder.decode(stream.read(unpack_length(header)))
