@@ -1,20 +1,12 @@
-"""Artifacts: what is fetched, what is refused, and in which words."""
+"""Artifacts: what is read, what is refused, and in which words."""
 
-import shutil
 import subprocess
 
 import pytest
-from pierhead_server import artifact
-from pierhead_server.artifact import (
-    Preprocessing,
-    compute_digest,
-    fetch_artifact,
-    read_artifact,
-    verify_digest,
-)
-from pierhead_server.errors import ArtifactInvalidError, ArtifactNotFoundError, ArtifactUnreachableError
+from pierhead_server.artifact import compute_digest, read_artifact, verify_digest
+from pierhead_server.config import MAX_MODEL_FILE_BYTES, Preprocessing
+from pierhead_server.errors import ArtifactInvalidError
 
-from tests.unit.server.bucket import running_bucket
 from tests.unit.server.pictures import LABELS
 
 GOOD = """\
@@ -39,6 +31,22 @@ def test_both_formats_are_read(torchvision_folder, exported_folder):
     assert torchvision.labels == exported.labels == LABELS
     assert (torchvision.config.format, exported.config.format) == ("torchvision", "torch.export")
     assert (torchvision.config.activation, exported.config.activation) == ("softmax", "sigmoid")
+
+
+@pytest.mark.parametrize(
+    ("text", "file"),
+    [
+        ("format: torchvision\narchitecture: a\nweights: w.pth\nmetadata: ResNet18_Weights.DEFAULT", "w.pth"),
+        ("format: torch.export\nprogram: p.pt2\ninputs: [{name: x, shape: [3]}]", "p.pt2"),
+        ("format: torchscript\nprogram: p.pt\ninputs: [{name: x}]", "p.pt"),
+        ("format: torchscript\nprogram: p.ts\ninputs: [{name: picture, type: image}]", "p.ts"),
+        ("format: predictor", "predictor.py"),
+    ],
+)
+def test_labels_may_be_elsewhere_or_nowhere(tmp_path, text, file):
+    (tmp_path / "model.yaml").write_text(text)
+    (tmp_path / file).touch()
+    assert read_artifact(tmp_path).labels is None
 
 
 def test_preprocessing_defaults_to_torchvisions(folder):
@@ -67,8 +75,11 @@ def test_same_name_may_label_two_classes(folder):
         ("{", "model.yaml: not valid YAML: "),
         ("a: 2026-13-45", "model.yaml: not valid YAML: "),
         ("[" * 5000, "model.yaml: not valid YAML: "),
-        ("labels: labels.txt", "model.yaml: format: must be torchvision or torch.export"),
-        (GOOD.replace("torchvision", "pickle"), "model.yaml: format: must be torchvision or torch.export"),
+        ("labels: labels.txt", "model.yaml: format: must be one of torchvision, torch.export, torchscript, predictor"),
+        (
+            GOOD.replace("torchvision", "pickle"),
+            "model.yaml: format: must be one of torchvision, torch.export, torchscript, predictor",
+        ),
         (GOOD.replace("weights", "weight"), "model.yaml: weights: missing; weight: unknown: did you mean weights?"),
         (GOOD + "program: model.pt2", "model.yaml: program: unknown: known are labels, "),
         (GOOD + "preprocessing: {resise: 1}", "model.yaml: preprocessing.resise: unknown: did you mean resize?"),
@@ -86,12 +97,23 @@ def test_same_name_may_label_two_classes(folder):
         ),
         (GOOD.replace("model.s", "/etc/model.s"), "model.yaml: weights: must be a path inside the artifact's folder"),
         (GOOD.replace("model.safetensors", "other.safetensors"), "weights: the artifact has no file other.safetensors"),
-        (GOOD.replace("model.safetensors", "model.pth"), "weights: model.pth must be a .safetensors file: a pickle is"),
+        (GOOD.replace("model.safetensors", "model.pth"), "weights: the artifact has no file model.pth"),
+        (GOOD.replace("model.safetensors", "m.pkl"), "weights: m.pkl must be a .safetensors or .pth or .pt file: a pi"),
+        (GOOD.replace("labels: labels.txt\n", ""), "model.yaml: labels: missing: name every class, or give metadata"),
+        ("format: torchscript\nprogram: p.pt2\nlabels: [a]", "program: p.pt2 must be a .pt or .ts file: a pickle is "),
+        ("format: torch.export\nprogram: p.pt2", "model.yaml: give labels (an image classifier) or inputs"),
+        ("format: torch.export\nprogram: p.pt2\ninputs: [{name: x, type: text}]", "model.yaml: inputs.0.type: must be"),
+        (
+            "format: torch.export\nprogram: p.pt2\ninputs: [{name: x, shap: [1]}]",
+            "model.yaml: inputs.0.shap: unknown: did",
+        ),
+        ("format: predictor", "predictor.py: missing: format predictor is a class Predictor in it"),
+        ("format: predictor\nlabels: [a]", "model.yaml: labels: unknown: known are format"),
         (
             "format: torch.export\nprogram: p.pkl\nlabels: labels.txt",
             "program: p.pkl must be a .pt2 file: a pickle is ",
         ),
-        ("x" * (artifact.MAX_MODEL_FILE_BYTES + 1), "model.yaml: larger than 1048576 bytes"),
+        ("x" * (MAX_MODEL_FILE_BYTES + 1), "model.yaml: larger than 1048576 bytes"),
     ],
 )
 def test_bad_model_file_names_field_and_fix(folder, text, message):
@@ -136,100 +158,3 @@ def test_digest_knows_content_and_names(folder):
     (folder / "labels.txt").rename(folder / "names.txt")
     with pytest.raises(ArtifactInvalidError, match=rf"digest: the artifact is sha256:\w+, not {before}"):
         verify_digest(folder, before)
-
-
-def fetch(uri, tmp_path, emulator=None, max_bytes=None):
-    return fetch_artifact(uri, tmp_path / "models", emulator=emulator, max_bytes=max_bytes)
-
-
-def test_folder_on_disk_is_read_in_place(folder, tmp_path):
-    spaced = tmp_path / "with space"
-    spaced.mkdir()
-    shutil.copy(folder / "model.yaml", spaced)
-    assert fetch(spaced.as_uri(), tmp_path) == spaced
-
-
-def test_missing_folder_is_not_found(tmp_path):
-    with pytest.raises(ArtifactNotFoundError, match="no such folder"):
-        fetch((tmp_path / "none").as_uri(), tmp_path)
-
-
-@pytest.fixture
-def objects(folder):
-    """The folder as objects of a bucket, among others."""
-    files = {f"photos/1/{path.name}": path.read_bytes() for path in folder.iterdir()}
-    return files | {"photos/1/sub/b c.txt": b"x" * 3_000_000, "photos/10/model.yaml": b"another", "photos/1/sub": b""}
-
-
-def test_objects_under_the_prefix_are_copied(objects, folder, tmp_path):
-    with running_bucket(objects) as bucket:
-        fetched = fetch("gs://models/photos/1", tmp_path, bucket.address)
-    assert fetched == tmp_path / "models" / "artifact"
-    assert read_artifact(fetched).labels == ("ant", "bee")
-    names = {path.relative_to(fetched).as_posix() for path in fetched.rglob("*") if path.is_file()}
-    assert names == {"model.yaml", "model.safetensors", "labels.txt", "sub/b c.txt"}
-    assert (fetched / "sub" / "b c.txt").stat().st_size == 3_000_000
-    # The emulator answers this name alone; see _open_store.
-    assert bucket.hosts == {"storage.googleapis.com"}
-
-
-def test_leftovers_of_an_earlier_start_are_replaced(objects, tmp_path):
-    for name in ("incoming", "artifact"):
-        (tmp_path / "models" / name).mkdir(parents=True)
-        (tmp_path / "models" / name / "stale").touch()
-    with running_bucket(objects) as bucket:
-        assert not (fetch("gs://models/photos/1/", tmp_path, bucket.address) / "stale").exists()
-    assert not (tmp_path / "models" / "incoming").exists()
-
-
-@pytest.mark.parametrize("uri", ["gs://models/photos/2", "gs://elsewhere/photos/1"])
-def test_nothing_there_is_not_found(uri, objects, tmp_path, monkeypatch):
-    monkeypatch.setattr(artifact, "MAX_RETRIES", 0)
-    with running_bucket(objects) as bucket, pytest.raises(ArtifactNotFoundError, match=f"{uri}: nothing is there"):
-        fetch(uri, tmp_path, bucket.address)
-
-
-def test_objects_without_model_file_are_invalid(objects, tmp_path):
-    del objects["photos/1/model.yaml"]
-    with running_bucket(objects) as bucket, pytest.raises(ArtifactInvalidError, match=r"model.yaml: missing under gs"):
-        fetch("gs://models/photos/1", tmp_path, bucket.address)
-
-
-def test_bad_model_file_ends_the_download(objects, tmp_path):
-    objects["photos/1/model.yaml"] = b"format: pickle"
-    with running_bucket(objects) as bucket, pytest.raises(ArtifactInvalidError, match="format: must be"):
-        fetch("gs://models/photos/1", tmp_path, bucket.address)
-    assert bucket.requests == 1
-
-
-def test_size_limit_is_kept(objects, tmp_path):
-    with running_bucket(objects) as bucket, pytest.raises(ArtifactInvalidError, match="PIERHEAD_MAX_ARTIFACT_BYTES"):
-        fetch("gs://models/photos/1", tmp_path, bucket.address, max_bytes=1_000_000)
-
-
-def test_object_names_cannot_leave_the_folder(objects, tmp_path):
-    objects["photos/1/../../escaped"] = b"x"
-    with running_bucket(objects) as bucket, pytest.raises((ArtifactInvalidError, ArtifactUnreachableError)):
-        fetch("gs://models/photos/1", tmp_path, bucket.address)
-    assert not list(tmp_path.rglob("escaped"))
-
-
-@pytest.mark.parametrize("failing", [401, 403, 503])
-def test_storage_that_fails_is_unreachable(failing, objects, tmp_path, monkeypatch):
-    monkeypatch.setattr(artifact, "MAX_RETRIES", 1)
-    with running_bucket(objects, failing) as bucket, pytest.raises(ArtifactUnreachableError, match=str(failing)):
-        fetch("gs://models/photos/1", tmp_path, bucket.address)
-
-
-def test_storage_that_is_away_is_unreachable(tmp_path, monkeypatch):
-    monkeypatch.setattr(artifact, "MAX_RETRIES", 0)
-    with running_bucket({}) as bucket:
-        away = bucket.address
-    with pytest.raises(ArtifactUnreachableError, match="gs://models/photos/1: "):
-        fetch("gs://models/photos/1", tmp_path, away)
-
-
-def test_disk_that_cannot_be_written_is_unreachable(objects, tmp_path):
-    (tmp_path / "models").write_text("a file where the folder should be")
-    with running_bucket(objects) as bucket, pytest.raises(ArtifactUnreachableError, match="copying it to"):
-        fetch("gs://models/photos/1", tmp_path, bucket.address)
