@@ -1,7 +1,7 @@
 """Everything that can go wrong, by who must act.
 
 A `StartupError` ends the process: its reason and message go to the termination log, from where the operator puts them
-into the DeployedModel's conditions. An `ApiError` is the answer to one request.
+into the DeployedModel's conditions. An `ApiError` is the answer to one request, a `ValueTensorError` a part of one.
 """
 
 from typing import ClassVar
@@ -57,10 +57,25 @@ class InvalidArgumentError(ApiError):
     status = "INVALID_ARGUMENT"
 
 
+class InstanceError(InvalidArgumentError):
+    """One instance is wrong, and with it the whole request; `field` is where inside it, such as `.image[3]`."""
+
+    def __init__(self, index: int, field: str, cause: str) -> None:
+        super().__init__(f"instances[{index}]{field}: {cause}")
+        self.index = index
+
+
 class BodyTooLargeError(ApiError):
     """The body is over the limit. The caller must send less at once."""
 
     code = 413
+    status = "INVALID_ARGUMENT"
+
+
+class UnsupportedEncodingError(ApiError):
+    """The body is compressed. The caller must send it as it is."""
+
+    code = 415
     status = "INVALID_ARGUMENT"
 
 
@@ -83,3 +98,32 @@ class UnavailableError(ApiError):
 
     code = 503
     status = "UNAVAILABLE"
+
+
+class ValueTensorError(ValueError):
+    """A value is not what an input takes; `field` is where inside it, such as `[0][2]`, or empty for all of it.
+
+    Whoever knows the instance it is part of makes an InstanceError of it.
+    """
+
+    def __init__(self, field: str, cause: str) -> None:
+        super().__init__(f"{field}: {cause}" if field else cause)
+        self.field = field
+        self.cause = cause
+
+    def within(self, field: str) -> "ValueTensorError":
+        """The same error, seen from the value that holds this one as `field`."""
+        return ValueTensorError(f"{field}{self.field}", self.cause)
+
+
+class DeadlineExceededError(ApiError):
+    """The model did not answer in time. The caller may try something smaller."""
+
+    code = 504
+    status = "DEADLINE_EXCEEDED"
+
+
+def make_startup_error(reason: str, message: str) -> StartupError:
+    """The error that another process reported."""
+    known = {family.reason: family for family in StartupError.__subclasses__()}
+    return known[reason](message)

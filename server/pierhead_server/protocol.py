@@ -1,43 +1,46 @@
-"""Vertex AI's predict contract as pure functions: parse a request, shape an answer. No torch, no I/O."""
+"""The predict contract as pure functions: a Call becomes a Request, a Result becomes a Reply. No torch, no I/O.
 
-import binascii
+All dialects but OIP's are here: Vertex AI's, its raw one, AI Platform's and KServe's V1 share their requests and differ
+in how they answer. The listener imports this module too, so numpy comes in only where a worker gets.
+"""
+
 import difflib
 import json
-import math
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import quote
 
-from pierhead_server.errors import ApiError, InvalidArgumentError
+import msgspec
+import pybase64
 
-# One instance's classes as (index, confidence), best first.
-Ranking = Sequence[tuple[int, float]]
+from pierhead_server.errors import (
+    ApiError,
+    InstanceError,
+    InternalError,
+    InvalidArgumentError,
+    QueueFullError,
+    UnsupportedEncodingError,
+    ValueTensorError,
+)
+from pierhead_server.messages import Call, Dialect, Reply
+from pierhead_server.signature import Signature
 
-_EXAMPLE = '{"content": "<base64>", "mimeType": "image/jpeg"} or {"b64": "<base64>"}'
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
+    from pierhead_server.oip import Wanted
 
-@dataclass(frozen=True)
-class Picture:
-    """One instance: an encoded picture, and the field that held it (for messages: `instances[1].content`)."""
+RETRY_AFTER_SECONDS = 1
 
-    data: bytes
-    field: str
-
-
-@dataclass(frozen=True)
-class Parameters:
-    """What cuts a ranking: classes below the threshold go, then all beyond the first `max_predictions`."""
-
-    confidence_threshold: float = 0.0
-    max_predictions: int = 10
-
-
-@dataclass(frozen=True)
-class PredictRequest:
-    """One request: its pictures form one batch."""
-
-    pictures: tuple[Picture, ...]
-    parameters: Parameters
+_MAX_MESSAGE = 2000  # characters; a message may quote what the caller sent
+_PICTURE_FORMS = (
+    '{"b64": "<base64>"}, {"content": "<base64>", "mimeType": "image/jpeg"}, {"image": <either>} '
+    "or rows x columns x [red, green, blue] of 0 to 255"
+)
 
 
 @dataclass(frozen=True)
@@ -49,119 +52,409 @@ class ServedModel:
     model_display_name: str
     model_version_id: str
 
+    @property
+    def name(self) -> str:
+        """The name that KServe's and OIP's clients see."""
+        return self.model.rpartition("/")[2] or self.deployed_model_id or "model"
 
-def parse_request(body: bytes, *, max_instances: int) -> PredictRequest:
-    """Parse a `:predict` body; raises InvalidArgumentError that names the field and the fix."""
-    request = _parse_json(body)
-    if not isinstance(request, dict):
-        raise InvalidArgumentError(f'the body must be a JSON object with "instances", not {_kind(request)}')
-    _refuse_unknown("", request, ("instances", "parameters"))
-    pictures = _parse_instances(request.get("instances"), max_instances)
-    return PredictRequest(pictures, _parse_parameters(request.get("parameters")))
+    @property
+    def version(self) -> str:
+        """The version that they see."""
+        return self.model_version_id or "1"
 
 
-def _parse_json(body: bytes) -> Any:
+@dataclass(frozen=True)
+class Limits:
+    """What one request may hold."""
+
+    max_instances: int
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prediction request, parsed."""
+
+    # JSON values, in which every {"b64": "..."} has become bytes. Of OIP: an array, bytes or text for each row, or an
+    # object of them by the inputs' names.
+    instances: Sequence[object]
+    arguments: Mapping[str, object]  # all else at the top of the body, `parameters` among it
+    dialect: Dialect = "vertex"
+    wanted: "Wanted | None" = None  # what an OIP request asks the answer to be
+
+
+class Result(Protocol):
+    """What a model made of one request."""
+
+    @property
+    def labels(self) -> Sequence[str] | None:
+        """The names of the classes, where there are classes."""
+        ...
+
+    def predictions(self) -> Sequence[object]:
+        """One for each instance: a JSON value; arrays, tensors and bytes may be in it."""
+        ...
+
+    def tensors(self) -> "Mapping[str, npt.NDArray[Any]]":
+        """The outputs by name, the batch first; of text and bytes an array of objects. For OIP."""
+        ...
+
+
+def parse(call: Call, limits: Limits, signature: Signature | None = None) -> Request:
+    """Parse a call of any dialect; raises InvalidArgumentError that names the field and the fix.
+
+    By the signature, where the model has one, OIP's inputs and outputs are checked.
+    """
+    if call.dialect == "oip":
+        from pierhead_server import oip
+
+        return oip.parse(call, limits, signature)
+    if call.dialect == "raw" and _is_binary(call.content_type):
+        if not call.body:
+            raise InvalidArgumentError("the body is empty: send the bytes of one instance")
+        return Request((call.body,), {}, call.dialect)
+    document = parse_json(call.body)
+    if not isinstance(document, dict):
+        raise InvalidArgumentError(f'the body must be a JSON object with "instances", not {_kind(document)}')
+    instances = _check_instances(document.pop("instances", None), limits.max_instances)
+    if b'"b64"' in call.body or b"\\u" in call.body:  # an escape may hide the name
+        _restore_binary(instances)
+    return Request(instances, document, call.dialect)
+
+
+def _is_binary(content_type: str) -> bool:
+    kind = content_type.partition(";")[0].strip().lower()
+    return kind == "application/octet-stream" or kind.startswith("image/")
+
+
+def parse_json(body: bytes) -> Any:
+    """JSON in UTF-8, in which NaN, Infinity and -Infinity are numbers too; raises InvalidArgumentError."""
     try:
-        return json.loads(body.decode("utf-8"))
+        return msgspec.json.decode(body)
+    except RecursionError:
+        raise InvalidArgumentError("the body is nested too deeply") from None
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return _parse_leniently(body)
+
+
+def _parse_leniently(body: bytes) -> Any:
+    """What msgspec refuses: Python's own parser is slower, knows NaN and Infinity, and tells more of an error."""
+    try:
+        text = body.decode("utf-8")
+        value = json.loads(text)
     except UnicodeDecodeError as error:
         raise InvalidArgumentError(f"the body is not UTF-8 (byte {error.start}): send JSON in UTF-8") from None
     except RecursionError:
         raise InvalidArgumentError("the body is nested too deeply") from None
-    except ValueError as error:
+    except json.JSONDecodeError as error:
         raise InvalidArgumentError(f"the body is not valid JSON: {error}") from None
+    except ValueError:
+        raise InvalidArgumentError("the body is not valid JSON: a number has too many digits") from None
+    if _SURROGATE.search(text):
+        _refuse_surrogates(value)
+    return value
 
 
-def _parse_instances(instances: object, max_instances: int) -> tuple[Picture, ...]:
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def _refuse_surrogates(value: object) -> None:
+    """Half a character can be parsed, and nobody could write it into an answer or a message."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        raise InvalidArgumentError("the body is not valid JSON: a string holds half a surrogate pair") from None
+
+
+def _check_instances(instances: object, most: int) -> list[object]:
     if instances is None:
-        raise InvalidArgumentError(f"instances: missing: give a list of {_EXAMPLE}")
+        raise InvalidArgumentError('instances: missing: send {"instances": [...]}')
     if not isinstance(instances, list):
         raise InvalidArgumentError(f"instances: must be a list, not {_kind(instances)}")
     if not instances:
-        raise InvalidArgumentError(f"instances: empty: give at least one {_EXAMPLE}")
-    if len(instances) > max_instances:
-        raise InvalidArgumentError(f"instances: {len(instances)} are more than {max_instances}: split the request")
-    return tuple(_parse_instance(f"instances[{index}]", instance) for index, instance in enumerate(instances))
+        raise InvalidArgumentError("instances: empty: give at least one instance")
+    if len(instances) > most:
+        raise InvalidArgumentError(f"instances: {len(instances)} are more than {most}: split the request")
+    return instances
 
 
-def _parse_instance(where: str, instance: object) -> Picture:
-    if not isinstance(instance, dict):
-        raise InvalidArgumentError(f"{where}: must be an object, {_EXAMPLE}, not {_kind(instance)}")
-    _refuse_unknown(where, instance, ("content", "mimeType", "b64"))
-    fields = [field for field in ("content", "b64") if field in instance]
-    if len(fields) != 1:
-        raise InvalidArgumentError(f"{where}: must hold exactly one of content and b64: {_EXAMPLE}")
-    # A picture is known by its first bytes: a wrong mimeType on a sound picture harms nobody, so it is not compared.
-    if not isinstance(instance.get("mimeType", ""), str):
-        raise InvalidArgumentError(f'{where}.mimeType: must be a string such as "image/png"')
-    return Picture(_parse_base64(f"{where}.{fields[0]}", instance[fields[0]]), fields[0])
+def _restore_binary(instances: list[object]) -> None:
+    """Each {"b64": "..."} becomes bytes, in place. Raises InstanceError."""
+    for index, instance in enumerate(instances):
+        try:
+            instances[index] = _restore(instance)
+        except ValueTensorError as error:
+            raise InstanceError(index, error.field, error.cause) from None
+        except RecursionError:
+            raise InvalidArgumentError("the body is nested too deeply") from None
 
 
-def _parse_base64(where: str, value: object) -> bytes:
+def _restore(value: object) -> object:
+    if isinstance(value, dict):
+        if len(value) == 1 and "b64" in value:
+            return decode_base64(value["b64"], ".b64")
+        for name, item in value.items():
+            try:
+                value[name] = _restore(item)
+            except ValueTensorError as error:
+                raise error.within(f".{name}") from None
+    elif isinstance(value, list) and _holds_object(value):
+        _restore_items(value)
+    return value
+
+
+def _restore_items(values: list[object]) -> None:
+    """Of a list that holds objects, directly or in its lists, which are not searched once more."""
+    for index, item in enumerate(values):
+        try:
+            if isinstance(item, dict):
+                values[index] = _restore(item)
+            elif isinstance(item, list):
+                _restore_items(item)
+        except ValueTensorError as error:
+            raise error.within(f"[{index}]") from None
+
+
+def _holds_object(values: list[Any]) -> bool:
+    """Whether there is an object in a list or in its lists; a picture's 150,000 numbers are not visited one by one."""
+    level = values
+    while True:
+        kinds = set(map(type, level))
+        if dict in kinds:
+            return True
+        if list not in kinds:
+            return False
+        lists = level if len(kinds) == 1 else [item for item in level if type(item) is list]
+        level = list(chain.from_iterable(lists))
+
+
+def decode_base64(value: object, field: str) -> bytes:
+    """Standard base64, strictly; raises ValueTensorError."""
     if not isinstance(value, str):
-        raise InvalidArgumentError(f"{where}: must be a base64 string, not {_kind(value)}")
+        raise ValueTensorError(field, f"must be a base64 string, not {_kind(value)}")
     try:
-        data = binascii.a2b_base64(value, strict_mode=True)
+        data: bytes = pybase64.b64decode(value, validate=True)
     except ValueError as error:
-        raise InvalidArgumentError(
-            f"{where}: not valid base64 ({error}): use the standard alphabet with padding and no line breaks"
+        cause = " ".join(str(error).split())
+        raise ValueTensorError(
+            field, f"not valid base64 ({cause}): use the standard alphabet with padding and no line breaks"
         ) from None
     if not data:
-        raise InvalidArgumentError(f"{where}: empty: put the picture's bytes here, in base64")
+        raise ValueTensorError(field, "empty: put the bytes here, in base64")
     return data
 
 
-def _parse_parameters(parameters: object) -> Parameters:
+def refuse_arguments(arguments: Mapping[str, object], known: Sequence[str] = ()) -> None:
+    """For models that take no others beside `instances`; raises InvalidArgumentError."""
+    _refuse_unknown("", arguments, ("instances", *known))
+
+
+def _refuse_unknown(where: str, given: Collection[str], known: Sequence[str]) -> None:
+    for name in given:
+        if name not in known:
+            raise InvalidArgumentError(f"{where}{name}: unknown: {suggest(name, known)}")
+
+
+def suggest(name: str, known: Sequence[str]) -> str:
+    """How to mend a name that is not known."""
+    near = difflib.get_close_matches(name[:100], known, n=1)
+    return f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+
+
+@dataclass(frozen=True)
+class RankingParameters:
+    """What cuts a ranking: classes below the threshold go, then all beyond the first `max_predictions`."""
+
+    confidence_threshold: float = 0.0
+    max_predictions: int = 10
+
+
+def parse_ranking_parameters(arguments: Mapping[str, object]) -> RankingParameters:
+    """A classifier's arguments; raises InvalidArgumentError."""
+    refuse_arguments(arguments, ("parameters",))
+    parameters = arguments.get("parameters")
     if parameters is None:
-        return Parameters()
+        return RankingParameters()
     if not isinstance(parameters, dict):
         raise InvalidArgumentError(f"parameters: must be an object, not {_kind(parameters)}")
-    _refuse_unknown("parameters", parameters, ("confidenceThreshold", "maxPredictions"))
-    threshold = parameters.get("confidenceThreshold", Parameters.confidence_threshold)
-    if not _is_number(threshold) or not 0 <= threshold <= 1:
+    _refuse_unknown("parameters.", parameters, ("confidenceThreshold", "maxPredictions"))
+    threshold = parameters.get("confidenceThreshold")
+    if threshold is None:
+        threshold = RankingParameters.confidence_threshold
+    elif not _is_number(threshold) or not 0 <= threshold <= 1:
         raise InvalidArgumentError("parameters.confidenceThreshold: must be a number from 0 to 1")
-    most = parameters.get("maxPredictions", Parameters.max_predictions)
+    most = parameters.get("maxPredictions")
+    if most is None:
+        most = RankingParameters.max_predictions
     # Google's clients send protobuf values, in which every number is a double: 10 arrives as 10.0.
-    if not _is_number(most) or not math.isfinite(most) or most != int(most) or most < 1:
+    elif not _is_number(most) or not (isinstance(most, int) or most.is_integer()) or most < 1:
         raise InvalidArgumentError("parameters.maxPredictions: must be a whole number of at least 1")
-    return Parameters(float(threshold), int(most))
+    return RankingParameters(float(threshold), int(most))
 
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _refuse_unknown(where: str, given: Collection[str], known: Sequence[str]) -> None:
-    for name in given:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            fix = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
-            raise InvalidArgumentError(f"{where}.{name}: unknown: {fix}".removeprefix("."))
-
-
 def _kind(value: object) -> str:
     """What JSON calls the type of a parsed value."""
-    names = {bool: "a boolean", dict: "an object", list: "a list", str: "a string", type(None): "null"}
+    names = {
+        bool: "a boolean",
+        dict: "an object",
+        list: "a list",
+        str: "a string",
+        bytes: "binary data",
+        type(None): "null",
+    }
     return names.get(type(value), "a number")
 
 
-def shape_answer(rankings: Sequence[Ranking], labels: Sequence[str], served: ServedModel) -> Mapping[str, Any]:
-    """The body of a successful answer, one prediction for each instance in the request's order."""
+def shape_ranking(
+    confidences: "npt.NDArray[np.floating[Any]]", labels: Sequence[str], parameters: RankingParameters
+) -> dict[str, object]:
+    """Vertex AI's image prediction of one picture's confidences [classes]: best first, of equals the lower index."""
+    import numpy as np
+
+    order = np.argsort(-confidences, kind="stable")[: parameters.max_predictions]
+    best = confidences[order].astype(np.float64)
+    # Compared as the caller reads them, in double precision; NaN is never enough.
+    enough = best >= parameters.confidence_threshold
+    indices = order[enough].tolist()
     return {
-        "predictions": [
-            {
-                "ids": [str(index) for index, _ in ranking],
-                "displayNames": [labels[index] for index, _ in ranking],
-                "confidences": [confidence for _, confidence in ranking],
-            }
-            for ranking in rankings
-        ],
-        "deployedModelId": served.deployed_model_id,
-        "model": served.model,
-        "modelDisplayName": served.model_display_name,
-        "modelVersionId": served.model_version_id,
+        "ids": [str(index) for index in indices],
+        "displayNames": [labels[index] for index in indices],
+        "confidences": best[enough].tolist(),
     }
 
 
-def shape_error(error: ApiError) -> Mapping[str, Any]:
-    """The body of a failed answer, as Google's APIs write it."""
-    return {"error": {"code": error.code, "message": str(error), "status": error.status}}
+def read_picture(instance: object) -> "bytes | npt.NDArray[np.uint8]":
+    """The picture in a classifier's instance: a file's bytes, or uint8 [height, width, 3]. Raises ValueTensorError."""
+    if isinstance(instance, dict):
+        return _read_picture_object(instance)
+    return _read_picture_value(instance)
+
+
+def _read_picture_value(value: object) -> "bytes | npt.NDArray[np.uint8]":
+    if isinstance(value, bytes):
+        if not value:
+            raise ValueTensorError("", "empty: put the picture's bytes here")
+        return value
+    if isinstance(value, str):
+        raise ValueTensorError("", f'must be a picture, not a string: is it base64? Send {{"b64": "{value[:8]}..."}}')
+    if value is None or isinstance(value, bool | int | float):
+        raise ValueTensorError("", f"must be a picture, not {_kind(value)}: send {_PICTURE_FORMS}")
+    import numpy as np
+
+    from pierhead_server.tensors import to_picture
+
+    if isinstance(value, np.ndarray) and value.ndim == 1 and value.dtype == np.uint8 and value.size:
+        return value.tobytes()  # a file's bytes, as OIP's UINT8
+    return to_picture(value)
+
+
+def _read_picture_object(instance: dict[str, Any], where: str = "") -> "bytes | npt.NDArray[np.uint8]":
+    known = ("content", "b64", "mimeType") if where else ("content", "b64", "image", "image_bytes", "mimeType")
+    for name in instance:
+        if name not in known:
+            raise ValueTensorError(f".{name}", f"unknown: {suggest(name, known)}")
+    fields = [name for name in instance if name != "mimeType"]
+    if len(fields) != 1:
+        raise ValueTensorError("", f"must hold exactly one picture: send {_PICTURE_FORMS}")
+    # A picture is known by its first bytes: a wrong mimeType on a sound picture harms nobody, so it is not compared.
+    if not isinstance(instance.get("mimeType", ""), str):
+        raise ValueTensorError(".mimeType", 'must be a string such as "image/png"')
+    (field,) = fields
+    value = instance[field]
+    if field in ("content", "b64"):
+        return value if isinstance(value, bytes) and value else decode_base64(value, f".{field}")
+    try:
+        return _read_picture_object(value, field) if isinstance(value, dict) else _read_picture_value(value)
+    except ValueTensorError as error:
+        raise error.within(f".{field}") from None
+
+
+def shape(request: Request, result: Result, served: ServedModel) -> Reply:
+    """The answer to a request, in its dialect; raises InternalError for a result that cannot be one."""
+    if request.dialect == "oip":
+        from pierhead_server import oip
+
+        return oip.shape(request, result, served)
+    predictions = result.predictions()
+    if len(predictions) != len(request.instances):
+        raise InternalError(f"the model gave {len(predictions)} predictions for {len(request.instances)} instances")
+    body: dict[str, object] = {"predictions": predictions}
+    headers = {"Content-Type": "application/json"}
+    if request.dialect == "vertex":
+        body |= {
+            "deployedModelId": served.deployed_model_id,
+            "model": served.model,
+            "modelDisplayName": served.model_display_name,
+            "modelVersionId": served.model_version_id,
+        }
+    elif request.dialect == "raw":
+        headers["X-Vertex-AI-Deployed-Model-Id"] = _to_header(served.deployed_model_id)
+        headers["X-Vertex-AI-Model"] = _to_header(served.model)
+    return Reply(200, encode_json(body), headers, instances=len(request.instances))
+
+
+def _to_header(value: str) -> str:
+    """Headers are ASCII: other characters are percent-encoded."""
+    return quote(value, safe=" !#$&'()*+,/:;=?@[]")
+
+
+def encode_json(value: object) -> bytes:
+    """As JSON: of arrays and tensors their lists, of bytes {"b64": "..."}, of NaN and Infinity null.
+
+    Raises InternalError that names the type that cannot be written.
+    """
+    try:
+        return msgspec.json.encode(_write_binary(value), enc_hook=_to_builtin)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise InternalError(f"the model's answer cannot be written as JSON: {error}") from error
+
+
+_PLAIN = frozenset({bool, int, float, str, type(None)})
+
+
+def _write_binary(value: object) -> object:
+    """Bytes as {"b64": "..."}, and numpy's keys as Python's; msgspec's own way for bytes is a bare string."""
+    if isinstance(value, dict):
+        return {_to_key(key): _write_binary(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return value if _PLAIN.issuperset(map(type, value)) else [_write_binary(item) for item in value]
+    if isinstance(value, bytes | bytearray | memoryview):
+        return {"b64": pybase64.b64encode_as_string(value)}
+    return value
+
+
+def _to_key(key: Any) -> Any:
+    return key.tolist() if hasattr(key, "tolist") else key
+
+
+def _to_builtin(value: Any) -> object:
+    """Of numpy, torch, pandas: whatever has `tolist`."""
+    if not hasattr(value, "tolist"):
+        name = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
+        raise InternalError(f"the model's answer holds a {name}, which cannot be written as JSON")
+    # numpy's arrays of objects and of bytes are looked through; its other dtypes, and torch's, hold numbers.
+    numbers = hasattr(value, "dtype") and getattr(value.dtype, "kind", "f") not in "OSV"
+    return value.tolist() if numbers else _write_binary(value.tolist())
+
+
+def shape_error(dialect: Dialect, error: ApiError) -> Reply:
+    """An error's answer: Google's object, or on the other paths its message alone."""
+    headers = {"Content-Type": "application/json"}
+    if isinstance(error, QueueFullError):
+        headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
+    if isinstance(error, UnsupportedEncodingError):
+        headers["Accept-Encoding"] = "identity"
+    return Reply(error.code, encode_error(dialect, error.code, error.status, str(error)), headers)
+
+
+def encode_error(dialect: Dialect, code: int, status: str, message: str) -> bytes:
+    """The body of an error."""
+    if len(message) > _MAX_MESSAGE:
+        message = f"{message[:_MAX_MESSAGE]}..."
+    message = message.encode("utf-8", "backslashreplace").decode("utf-8")
+    if dialect in ("vertex", "raw"):
+        return msgspec.json.encode({"error": {"code": code, "message": message, "status": status}})
+    return msgspec.json.encode({"error": message})
