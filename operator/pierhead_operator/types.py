@@ -44,7 +44,7 @@ class ModelVersion(ApiObject):
     artifact_uri: str = Field(
         min_length=1,
         max_length=1024,
-        pattern=r"^(gs|file)://.+",
+        pattern=r"^(gs|s3|az|file)://.+",
         description="The folder that holds model.yaml and its files, such as gs://bucket/folder.",
     )
     digest: str | None = Field(

@@ -104,6 +104,8 @@ REFUSED_AT_CREATION = {
         changed(changed(MODEL, "spec.versions.1.name", "second"), "spec.versions.0.aliases", ["second"]),
         "an alias must belong to one version"),
     "artifact nowhere": (changed(MODEL, "spec.versions.0.artifactUri", "photos/1"), "should match"),
+    "artifact where nobody can list": (
+        changed(MODEL, "spec.versions.0.artifactUri", "https://models/photos/1"), "should match"),
     "no such digest": (changed(MODEL, "spec.versions.1.digest", "md5:0"), "should match"),
     "endpoint left out": (changed(DEPLOYED_MODEL, "spec.endpoint", None), "spec.endpoint: Required value"),
     "workers max below start": (
@@ -133,6 +135,10 @@ TAKEN_AT_UPDATE = {
         MODEL,
         changed(changed(MODEL, "spec.versions", [*MODEL["spec"]["versions"], {"name": "3", "artifactUri": "gs://m/3"}]),
                 "spec.defaultVersion", "3")),
+    "new versions in other clouds": (
+        MODEL,
+        changed(MODEL, "spec.versions", [*MODEL["spec"]["versions"], {"name": "3", "artifactUri": "s3://m/3"},
+                                         {"name": "4", "artifactUri": "az://m/4"}])),
     "alias moved": (
         MODEL,
         changed(changed(MODEL, "spec.versions.0.aliases", []), "spec.versions.1.aliases", ["stable"])),
