@@ -79,6 +79,7 @@ def _env(serving: Serving) -> list[Manifest]:
     values = {
         "PIERHEAD_ARTIFACT_URI": version.artifact_uri,
         "PIERHEAD_ARTIFACT_DIGEST": version.digest or "",
+        "PIERHEAD_ALLOW_CODE": "true" if version.allow_code else "",
         "PIERHEAD_MODEL_DIR": _MODEL_DIR,
         "PIERHEAD_DEPLOYED_MODEL_ID": dm.name,
         "PIERHEAD_MODEL": names.model_resource(dm.namespace, serving.settings.location, model.name),

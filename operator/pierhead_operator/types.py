@@ -28,7 +28,8 @@ class ModelVersion(ApiObject):
         json_schema_extra=rule(
             (
                 "self.artifactUri == oldSelf.artifactUri && has(self.digest) == has(oldSelf.digest)"
-                " && (!has(self.digest) || self.digest == oldSelf.digest)",
+                " && (!has(self.digest) || self.digest == oldSelf.digest)"
+                " && (has(self.allowCode) && self.allowCode) == (has(oldSelf.allowCode) && oldSelf.allowCode)",
                 "a written version never changes: add a new version with this artifact",
             )
         )
@@ -52,6 +53,13 @@ class ModelVersion(ApiObject):
         max_length=71,
         pattern=r"^sha256:[0-9a-f]{64}$",
         description="The artifact's digest; a server refuses an artifact that differs.",
+    )
+    allow_code: bool = Field(
+        False,
+        description=(
+            "Whether code inside the artifact may run in the server's pod: a custom predictor (predictor.py), or machine"
+            " code compiled beside the program."
+        ),
     )
 
 

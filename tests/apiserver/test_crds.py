@@ -124,6 +124,8 @@ REFUSED_AT_UPDATE = {
         MODEL, changed(MODEL, "spec.versions.1.digest", "sha256:" + "b" * 64), "a written version never changes"),
     "digest added": (
         MODEL, changed(MODEL, "spec.versions.0.digest", "sha256:" + "b" * 64), "a written version never changes"),
+    "code allowed afterwards": (
+        MODEL, changed(MODEL, "spec.versions.0.allowCode", True), "a written version never changes"),
     "endpoint": (DEPLOYED_MODEL, changed(DEPLOYED_MODEL, "spec.endpoint", "other"), "endpoint is immutable"),
     "model": (DEPLOYED_MODEL, changed(DEPLOYED_MODEL, "spec.model", "other"), "model is immutable"),
     "model of a job": (
@@ -138,7 +140,8 @@ TAKEN_AT_UPDATE = {
     "new versions in other clouds": (
         MODEL,
         changed(MODEL, "spec.versions", [*MODEL["spec"]["versions"], {"name": "3", "artifactUri": "s3://m/3"},
-                                         {"name": "4", "artifactUri": "az://m/4"}])),
+                                         {"name": "4", "artifactUri": "az://m/4", "allowCode": True}])),
+    "code not allowed, as before": (MODEL, changed(MODEL, "spec.versions.0.allowCode", False)),
     "alias moved": (
         MODEL,
         changed(changed(MODEL, "spec.versions.0.aliases", []), "spec.versions.1.aliases", ["stable"])),

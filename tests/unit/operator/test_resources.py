@@ -1,5 +1,6 @@
 """Builders against golden manifests: a change of what is built shows in the diff of a golden file."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,14 @@ def test_env_of_the_installation_takes_the_place_of_ours(model, settings):
     deployment = desired_objects(_serving(model, changed, {}))[1]
     env = deployment["spec"]["template"]["spec"]["containers"][0]["env"]
     assert [variable for variable in env if variable["name"] == "OMP_NUM_THREADS"] == own
+
+
+@pytest.mark.parametrize(("allow_code", "told"), [(True, ["true"]), (False, [])])
+def test_server_is_told_whether_code_may_run(model, settings, allow_code, told):
+    serving = _serving(model, settings, {})
+    serving = replace(serving, version=serving.version.model_copy(update={"allow_code": allow_code}))
+    env = desired_objects(serving)[1]["spec"]["template"]["spec"]["containers"][0]["env"]
+    assert [variable["value"] for variable in env if variable["name"] == "PIERHEAD_ALLOW_CODE"] == told
 
 
 def test_http_route(endpoint, settings):
