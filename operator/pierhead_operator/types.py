@@ -57,8 +57,8 @@ class ModelVersion(ApiObject):
     allow_code: bool = Field(
         False,
         description=(
-            "Whether code inside the artifact may run in the server's pod: a custom predictor (predictor.py), or machine"
-            " code compiled beside the program."
+            "Whether code inside the artifact may run in the server's pod: a custom predictor (predictor.py), or"
+            " machine code compiled beside the program."
         ),
     )
 
