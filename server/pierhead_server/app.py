@@ -1,31 +1,49 @@
-"""The listener's HTTP routes: transport only, no torch."""
+"""The listener's HTTP routes: transport only, no torch, no numpy, and no look into a body."""
 
 import asyncio
-import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
 
-from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse
+import msgspec
 from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.applications import Starlette
+from starlette.convertors import Convertor, register_url_convertor
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
-from pierhead_server.errors import ApiError, BodyTooLargeError, InternalError, QueueFullError, UnavailableError
+from pierhead_server import VERSION
+from pierhead_server.errors import (
+    ApiError,
+    BodyTooLargeError,
+    InternalError,
+    InvalidArgumentError,
+    UnavailableError,
+    UnsupportedEncodingError,
+)
+from pierhead_server.messages import Call, Dialect, Reply
 from pierhead_server.metrics import Metrics
-from pierhead_server.protocol import Ranking, ServedModel, parse_request, shape_answer, shape_error
+from pierhead_server.openapi import describe_api
+from pierhead_server.protocol import ServedModel, encode_error, shape_error
 from pierhead_server.settings import Settings
+from pierhead_server.signature import describe_model
 from pierhead_server.workers import Workers
 
-logger = logging.getLogger(__name__)
-
-_RETRY_AFTER_SECONDS = "1"
 _CLIENT_GONE = 499  # what nginx made customary; nobody reads it but the metrics
+
+
+class _CallerGoneError(Exception):
+    """Nobody waits for the answer any more."""
 
 
 class Listener:
     """The routes' handlers and what they share."""
 
     def __init__(self, settings: Settings, served: ServedModel, workers: Workers, metrics: Metrics) -> None:
-        self._settings = settings
+        self._max_request_bytes = settings.max_request_bytes
+        self._openapi = msgspec.json.encode(describe_api(VERSION, max_instances=settings.max_instances))
         self._served = served
         self._workers = workers
         self._metrics = metrics
@@ -34,100 +52,245 @@ class Listener:
     @property
     def was_ready(self) -> bool:
         """Whether a model was ever loaded, so that clients may have been sent here."""
-        return self._workers.artifact is not None
+        return self._workers.signature is not None
 
-    async def healthz(self) -> Response:
+    # Probes and descriptions
+
+    async def healthz(self, request: Request) -> Response:
         """Alive: 200 from the first moment on, 503 once there will be no model again."""
         if self._workers.failure:
-            return error_response(UnavailableError(self._workers.failure))
-        return JSONResponse({"status": "ok"})
+            return _refuse(request, UnavailableError(self._workers.failure))
+        return _json({"status": "ok"})
 
-    async def readyz(self) -> Response:
+    async def readyz(self, request: Request) -> Response:
         """200 while the model answers predictions and more of them are welcome."""
-        reason = "the server is shutting down" if self.draining else self._workers.failure or self._workers.not_ready
-        if reason:
-            return error_response(UnavailableError(reason))
-        return JSONResponse({"status": "ok"})
+        return self._when_ready(request, {"status": "ok"})
 
-    async def metrics(self) -> Response:
+    async def metrics(self, _: Request) -> Response:
         """Prometheus' text format."""
         return Response(self._metrics.expose(), media_type=CONTENT_TYPE_LATEST)
 
-    async def predict(self, request: Request) -> Response:
-        """Vertex AI's `:predict`."""
+    async def openapi(self, _: Request) -> Response:
+        """The description of all routes."""
+        return Response(self._openapi, media_type="application/json")
+
+    async def kserve_models(self, _: Request) -> Response:
+        """KServe V1: the models, of which there is one."""
+        return _json({"models": [self._served.name]})
+
+    async def kserve_model(self, request: Request) -> Response:
+        """KServe V1: whether the model is ready."""
+        return self._when_ready(request, {"name": self._served.name, "ready": True})
+
+    async def oip_server(self, _: Request) -> Response:
+        """OIP: what this server is."""
+        extensions = ["binary_tensor_data", "classification"]
+        return _json({"name": "pierhead", "version": VERSION, "extensions": extensions})
+
+    async def oip_live(self, request: Request) -> Response:
+        """OIP: as `healthz`."""
+        if self._workers.failure:
+            return _refuse(request, UnavailableError(self._workers.failure))
+        return _json({"live": True})
+
+    async def oip_ready(self, request: Request) -> Response:
+        """OIP: as `readyz`."""
+        return self._when_ready(request, {"ready": True})
+
+    async def oip_model_ready(self, request: Request) -> Response:
+        """OIP: as `readyz`."""
+        return self._when_ready(request, {"name": self._served.name, "ready": True})
+
+    async def oip_model(self, request: Request) -> Response:
+        """OIP: the model's inputs and outputs, known once it is loaded."""
+        if not self._workers.signature:
+            return _refuse(request, UnavailableError(self._workers.failure or self._workers.not_ready or ""))
+        return _json(describe_model(self._served.name, self._served.version, self._workers.signature))
+
+    def _when_ready(self, request: Request, body: Mapping[str, object]) -> Response:
+        reason = "the server is shutting down" if self.draining else self._workers.failure or self._workers.not_ready
+        return _refuse(request, UnavailableError(reason)) if reason else _json(body)
+
+    # Predictions
+
+    async def predict(self, dialect: Dialect, headers: Mapping[bytes, bytes], receive: Receive) -> Reply:
+        """Answer one prediction request of any dialect."""
         with self._metrics.request() as outcome:
             try:
-                response = await self._predict(request)
+                call = await self._read_call(dialect, headers, receive)
+                reply = await _wait(self._workers.submit(call), receive)
             except ApiError as error:
-                response = error_response(error)
-            if self.draining:
-                # The caller's next request goes to a new connection, and so to a server that stays.
-                response.headers["Connection"] = "close"
-            outcome.code = response.status_code
-            return response
+                reply = shape_error(dialect, error)
+            except _CallerGoneError:
+                reply = Reply(_CLIENT_GONE, b"")
+            outcome.code = reply.code
+            return reply
 
-    async def _predict(self, request: Request) -> Response:
-        body = await _read_body(request, self._settings.max_request_bytes)
-        parsed = parse_request(body, max_instances=self._settings.max_instances)
-        future = self._workers.submit(parsed)
-        if not await _answered_in_time(future, request):
-            return Response(status_code=_CLIENT_GONE)
-        assert self._workers.artifact is not None
-        return JSONResponse(shape_answer(future.result(), self._workers.artifact.labels, self._served))
+    async def _read_call(self, dialect: Dialect, headers: Mapping[bytes, bytes], receive: Receive) -> Call:
+        """What can be refused without the body, is: it is not even asked for where the client waits for that."""
+        self._workers.check_capacity()
+        if (encoding := headers.get(b"content-encoding", b"identity")).lower() != b"identity":
+            name = encoding.decode("latin-1")
+            raise UnsupportedEncodingError(f"Content-Encoding {name} is not supported: send the body as it is")
+        length = _parse_header_length(headers) if dialect == "oip" else None
+        content_type = headers.get(b"content-type", b"application/json").decode("latin-1")
+        body = await _read_body(headers, receive, self._max_request_bytes)
+        return Call(dialect, body, content_type, length)
 
 
-async def _read_body(request: Request, limit: int) -> bytes:
+def _parse_header_length(headers: Mapping[bytes, bytes]) -> int | None:
+    """Of OIP's binary extension: how much of the body is JSON."""
+    value = headers.get(b"inference-header-content-length")
+    if value is None:
+        return None
+    if not value.isdigit() or len(value) > 18:
+        raise InvalidArgumentError("Inference-Header-Content-Length: must be a whole number of bytes")
+    return int(value)
+
+
+async def _read_body(headers: Mapping[bytes, bytes], receive: Receive, limit: int) -> bytes:
     """The body; raises BodyTooLargeError, where its length is declared before any of it is read."""
-    error = BodyTooLargeError(f"the body is over {limit} bytes: send fewer or smaller pictures in a request")
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > limit:
-        raise error
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
-            raise error
-    return bytes(body)
+    declared = headers.get(b"content-length", b"")
+    if declared.isdigit() and int(declared) > limit:
+        raise _too_large(limit)
+    chunks, size, more = [], 0, True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise _CallerGoneError
+        chunk = message.get("body", b"")
+        size += len(chunk)
+        if size > limit:
+            raise _too_large(limit)
+        chunks.append(chunk)
+        more = message.get("more_body", False)
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
-async def _answered_in_time(future: "asyncio.Future[Sequence[Ranking]]", request: Request) -> bool:
-    """Wait for the answer, or for the caller to go; then the job is given up."""
-    gone = asyncio.ensure_future(request.receive())  # after the body, only the disconnect is left to come
+def _too_large(limit: int) -> BodyTooLargeError:
+    return BodyTooLargeError(f"the body is over {limit} bytes: send fewer or smaller instances in a request")
+
+
+async def _wait(future: "asyncio.Future[Reply]", receive: Receive) -> Reply:
+    """The answer; or, when the caller goes first, the job is given up. Raises _CallerGoneError."""
+    gone = asyncio.ensure_future(_hear_disconnect(receive))
+    gone.add_done_callback(lambda _: future.cancel())
     try:
-        await asyncio.wait((future, gone), return_when=asyncio.FIRST_COMPLETED)
-        return future.done()
+        return await future
+    except asyncio.CancelledError:
+        if gone.done():
+            raise _CallerGoneError from None
+        raise
     finally:
         gone.cancel()
-        future.cancel()
 
 
-def error_response(error: ApiError) -> Response:
-    """An error in the form of Google's APIs."""
-    headers = {"Retry-After": _RETRY_AFTER_SECONDS} if isinstance(error, QueueFullError) else None
-    return JSONResponse(shape_error(error), status_code=error.code, headers=headers)
+async def _hear_disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
-async def _http_error(_: Request, error: Exception) -> Response:
+class Predict:
+    """One prediction route, as an ASGI application: a Request and a Response cost more than all else here."""
+
+    def __init__(self, listener: Listener, dialect: Dialect) -> None:
+        self._listener = listener
+        self._dialect = dialect
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Read, predict, answer."""
+        reply = await self._listener.predict(self._dialect, dict(scope["headers"]), receive)
+        headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in reply.headers.items()]
+        headers.append((b"content-length", b"%d" % len(reply.body)))
+        if self._listener.draining:
+            # The caller's next request goes to a new connection, and so to a server that stays.
+            headers.append((b"connection", b"close"))
+        await send({"type": "http.response.start", "status": reply.code, "headers": headers})
+        await send({"type": "http.response.body", "body": reply.body})
+
+
+def _json(body: Mapping[str, object]) -> Response:
+    return Response(msgspec.json.encode(body), media_type="application/json")
+
+
+def _refuse(request: Request, error: ApiError) -> Response:
+    reply = shape_error(_dialect_of(request.scope["path"]), error)
+    return Response(reply.body, status_code=reply.code, headers=reply.headers)
+
+
+def _dialect_of(path: str) -> Dialect:
+    """Whose form of error a path's client expects, where no route is reached."""
+    if path == "/v2" or path.startswith("/v2/"):
+        return "oip"
+    if path.startswith("/v1/models"):
+        return "kserve"
+    if path.startswith("/v1/projects/") and "/locations/" not in path:
+        return "aiplatform"
+    return "vertex"
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
     """404, 405 and the like, which the framework answers."""
     assert isinstance(error, HTTPException)
     status = {404: "NOT_FOUND", 405: "UNIMPLEMENTED"}.get(error.status_code, "UNKNOWN")
-    body = {"error": {"code": error.status_code, "message": error.detail, "status": status}}
-    return JSONResponse(body, status_code=error.status_code, headers=error.headers)
+    body = encode_error(_dialect_of(request.scope["path"]), error.status_code, status, error.detail)
+    return Response(body, error.status_code, error.headers, media_type="application/json")
 
 
-async def _bug(_: Request, __: Exception) -> Response:
+async def _bug(request: Request, _: Exception) -> Response:
     """An exception that nobody expected: the framework logs it, the caller learns no details."""
-    return error_response(InternalError("an error inside the server; its log says more"))
+    return _refuse(request, InternalError("an error inside the server; its log says more"))
 
 
-def create_app(listener: Listener) -> FastAPI:
-    """The application: four routes, and Google's error bodies for everything else."""
-    app = FastAPI(title="Pierhead model server", openapi_url=None, redirect_slashes=False)
-    app.add_api_route("/healthz", listener.healthz, methods=["GET"])
-    app.add_api_route("/readyz", listener.readyz, methods=["GET"])
-    app.add_api_route("/metrics", listener.metrics, methods=["GET"])
-    predict = "/v1/projects/{project}/locations/{location}/endpoints/{endpoint}:predict"
-    app.add_api_route(predict, listener.predict, methods=["POST"])
-    app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(Exception, _bug)
+class _NameConvertor(Convertor[str]):
+    """A resource's name in a path: what follows a colon is a verb."""
+
+    regex = "[^/:]+"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("name", _NameConvertor())
+
+_VERTEX = "/v1/projects/{project}/locations/{location}/endpoints/{endpoint:name}"
+_AI_PLATFORM = "/v1/projects/{project}/models/{model:name}"
+_KSERVE = "/v1/models/{model:name}"
+_OIP = "/v2/models/{model:name}"
+
+
+def create_app(listener: Listener) -> Starlette:
+    """The application. Predictions come first: a request is compared with one route after another."""
+    predictions: dict[str, Dialect] = {
+        f"{_VERTEX}:predict": "vertex",
+        f"{_VERTEX}:rawPredict": "raw",
+        f"{_AI_PLATFORM}:predict": "aiplatform",
+        f"{_AI_PLATFORM}/versions/{{version:name}}:predict": "aiplatform",
+        f"{_KSERVE}:predict": "kserve",
+        f"{_OIP}/infer": "oip",
+        f"{_OIP}/versions/{{version:name}}/infer": "oip",
+    }
+    descriptions: dict[str, Callable[[Request], Awaitable[Response]]] = {
+        "/healthz": listener.healthz,
+        "/readyz": listener.readyz,
+        "/metrics": listener.metrics,
+        "/openapi.json": listener.openapi,
+        "/v1/models": listener.kserve_models,
+        _KSERVE: listener.kserve_model,
+        "/v2": listener.oip_server,
+        "/v2/health/live": listener.oip_live,
+        "/v2/health/ready": listener.oip_ready,
+        _OIP: listener.oip_model,
+        f"{_OIP}/ready": listener.oip_model_ready,
+        f"{_OIP}/versions/{{version:name}}": listener.oip_model,
+        f"{_OIP}/versions/{{version:name}}/ready": listener.oip_model_ready,
+    }
+    routes = [Route(path, Predict(listener, dialect), methods=["POST"]) for path, dialect in predictions.items()]
+    routes += [Route(path, handler, methods=["GET"]) for path, handler in descriptions.items()]
+    handlers: dict[Any, Any] = {HTTPException: _http_error, Exception: _bug}
+    app = Starlette(routes=routes, exception_handlers=handlers)
+    app.router.redirect_slashes = False
     return app

@@ -128,13 +128,12 @@ def _parse_wanted(document: Mapping[str, Any], parameters: dict[str, Any], signa
     outputs = document.get("outputs")
     if outputs is None:
         return Wanted(name, binary, ())
-    known = [spec.name for spec in signature.outputs] if signature else None
-    entries = _check_entries("outputs", outputs, known)
+    entries = _check_entries("outputs", outputs, [spec.name for spec in signature.outputs] if signature else [])
     return Wanted(name, binary, tuple(_parse_output(f"outputs[{i}]", entry, binary) for i, entry in enumerate(entries)))
 
 
-def _check_entries(where: str, entries: object, known: Sequence[str] | None) -> list[dict[str, Any]]:
-    """Inputs or outputs: objects, each with a name of its own, and one that is known where names are."""
+def _check_entries(where: str, entries: object, known: Sequence[str]) -> list[dict[str, Any]]:
+    """Inputs or outputs: objects, each with a name of its own, and a known one where any are known."""
     if not isinstance(entries, list):
         raise InvalidArgumentError(f"{where}: must be a list, not {describe_kind(entries)}")
     seen = set()
@@ -144,7 +143,7 @@ def _check_entries(where: str, entries: object, known: Sequence[str] | None) -> 
         name = entry.get("name")
         if not isinstance(name, str):
             raise InvalidArgumentError(f"{where}[{index}].name: must be a string, not {describe_kind(name)}")
-        if known is not None and name not in known:
+        if known and name not in known:
             raise InvalidArgumentError(f"{where}[{index}].name: {name} is unknown: {suggest(name, known)}")
         if name in seen:
             raise InvalidArgumentError(f"{where}[{index}].name: {name} is there twice")
@@ -166,7 +165,7 @@ def _parse_inputs(inputs: object, tail: _Tail, signature: Signature | None) -> l
     if not inputs:
         raise InvalidArgumentError('inputs: missing: send {"inputs": [{"name", "shape", "datatype", "data"}]}')
     specs = {spec.name: spec for spec in signature.inputs} if signature else {}
-    entries = _check_entries("inputs", inputs, list(specs) if signature else None)
+    entries = _check_entries("inputs", inputs, list(specs))
     columns = [
         _parse_input(f"inputs[{index}]", entry, tail, specs.get(entry["name"])) for index, entry in enumerate(entries)
     ]
@@ -232,9 +231,8 @@ def _read_binary(where: str, data: memoryview, datatype: str, shape: tuple[int, 
             f"{where}.parameters.binary_data_size: shape {list(shape)} of {datatype} needs {count * dtype.itemsize} "
             f"bytes, got {len(data)}"
         )
-    if datatype == "BOOL":
-        return (np.frombuffer(data, np.uint8) != 0).reshape(shape)
-    return np.frombuffer(data, dtype).astype(dtype.newbyteorder("="), copy=False).reshape(shape)
+    array: Array = np.frombuffer(data, np.uint8 if datatype == "BOOL" else dtype).reshape(shape)
+    return array != 0 if datatype == "BOOL" else array.astype(dtype.newbyteorder("="), copy=False)
 
 
 def _split_elements(where: str, data: memoryview, count: int) -> list[bytes]:
@@ -265,7 +263,8 @@ def _read_json(where: str, data: object, datatype: str, shape: tuple[int, ...]) 
         raise InvalidArgumentError(f"{where}{error.field}: {error.cause}") from None
     if array.shape not in (shape, (math.prod(shape),)):
         raise InvalidArgumentError(f"{where}: holds {list(array.shape)}, but shape is {list(shape)}")
-    return array.reshape(shape)
+    reshaped: Array = array.reshape(shape)
+    return reshaped
 
 
 def _to_text_array(data: list[Any]) -> Array:
@@ -279,7 +278,8 @@ def _to_text_array(data: list[Any]) -> Array:
 def _to_object_array(elements: Sequence[object], shape: tuple[int, ...]) -> Array:
     array: Array = np.empty(len(elements), dtype=object)
     array[:] = elements
-    return array.reshape(shape)
+    reshaped: Array = array.reshape(shape)
+    return reshaped
 
 
 def _read_bytes_rows(where: str, array: Array, spec: TensorSpec | None) -> list[object]:
