@@ -11,3 +11,5 @@ uv=$1
 compile operator --extra operator pyproject.toml
 compile server --extra server pyproject.toml
 compile dev --extra operator --extra server --extra dev pyproject.toml
+# The peer of bench/server runs with the versions that the server runs with.
+compile bench --extra server --extra bench --constraints requirements/dev.txt pyproject.toml
