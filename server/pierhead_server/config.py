@@ -116,7 +116,7 @@ class TorchvisionModel(_Model):
     format: Literal["torchvision"]
     architecture: str
     weights: RelativePath  # .safetensors, or a state dict (.pth, .pt) of plain tensors
-    # One of torchvision's own, such as ResNet50_Weights.IMAGENET1K_V2: its labels and preprocessing, where none are given.
+    # One of torchvision's own, such as ResNet50_Weights.IMAGENET1K_V2: its labels and preprocessing are the defaults.
     metadata: str | None = None
 
     @model_validator(mode="after")
@@ -200,7 +200,9 @@ def _explain(cause: dict[str, Any]) -> str:
     field = ".".join(where)
     match cause["type"]:
         case "union_tag_not_found" | "union_tag_invalid":
-            return f"{field}.type: must be image or tensor" if where else f"format: must be one of {', '.join(_FORMATS)}"
+            if where:
+                return f"{field}.type: must be image or tensor"
+            return f"format: must be one of {', '.join(_FORMATS)}"
         case "missing":
             return f"{field}: missing"
         case "extra_forbidden":

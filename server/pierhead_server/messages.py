@@ -35,13 +35,18 @@ class Reply(msgspec.Struct, frozen=True, array_like=True):
 M = TypeVar("M")
 
 
+def frame_length(body: bytes) -> bytes:
+    """What stands before a frame's body."""
+    return _LENGTH.pack(len(body))
+
+
 def pack(message: object) -> bytes:
     """A message as a frame."""
     body = msgspec.msgpack.encode(message)
-    return _LENGTH.pack(len(body)) + body
+    return frame_length(body) + body
 
 
-def unpack_length(header: bytes) -> int:
+def unpack_length(header: bytes | bytearray) -> int:
     """The length of a frame's body, of its first LENGTH_BYTES bytes."""
     (length,) = _LENGTH.unpack(header)
     return int(length)

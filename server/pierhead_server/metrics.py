@@ -16,6 +16,7 @@ from prometheus_client import (
     generate_latest,
 )
 
+from pierhead_server.messages import Reply
 from pierhead_server.protocol import ServedModel
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -62,13 +63,25 @@ class Metrics:
             "Times the model's process died and was started anew.",
             registry=self._registry,
         )
-        info = Gauge(
+        self.workers = Gauge("pierhead_workers", "Processes that compute.", registry=self._registry)
+        self._served = served
+        self._info = Gauge(
             "pierhead_model_info",
-            "Always 1; the labels say what is served.",
-            ["deployed_model_id", "model", "model_version_id"],
+            "Always 1; the labels say what is served, and in which form.",
+            ["deployed_model_id", "model", "model_version_id", "form"],
             registry=self._registry,
         )
-        info.labels(served.deployed_model_id, served.model, served.model_version_id).set(1)
+
+    def set_form(self, form: str) -> None:
+        """What computes from now on: quick, compiled or cuda."""
+        served = self._served
+        self._info.clear()
+        self._info.labels(served.deployed_model_id, served.model, served.model_version_id, form).set(1)
+
+    def observe_reply(self, reply: Reply, queue_seconds: float, batch: int) -> None:
+        """What one answered call cost."""
+        del queue_seconds, batch
+        self.model_seconds.observe(reply.prepare_seconds + reply.forward_seconds)
 
     def watch_queue(self, length: Callable[[], int]) -> None:
         """Read the queue's length from here whenever it is asked for."""

@@ -1,201 +1,146 @@
-"""The classifier inside the model process: load an artifact, warm it up, predict a batch."""
+"""Load what an artifact holds into something that answers requests."""
 
-import difflib
-import io
-import json
-import os
-import warnings
-from collections.abc import Callable
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
-import numpy as np
 import torch
-from PIL import Image
 
-from pierhead_server.artifact import Artifact, TorchvisionClassifier
-from pierhead_server.errors import ArtifactInvalidError, InternalError, InvalidArgumentError
-from pierhead_server.images import BadPictureError, decode_image, preprocess
-from pierhead_server.protocol import Parameters, Picture, PredictRequest, Ranking
+from pierhead_server import compiled
+from pierhead_server.artifact import Artifact
+from pierhead_server.classifier import ClassifierModule, EagerRunner, ImageClassifier, Runner
+from pierhead_server.compiled import CompileError, Order
+from pierhead_server.computing import Computed
+from pierhead_server.config import CustomPredictor, ExportedProgram, Preprocessing, TorchScriptProgram, TorchvisionModel
+from pierhead_server.errors import ArtifactInvalidError
+from pierhead_server.modules import load_program, load_torchvision, read_metadata
+from pierhead_server.program import TensorProgram
+from pierhead_server.protocol import Request
+from pierhead_server.tensors import Signature
 
-if TYPE_CHECKING:
-    from torch.export.pt2_archive._package import PT2ArchiveReader
+logger = logging.getLogger(__name__)
 
-_ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "softmax": lambda outputs: outputs.softmax(dim=1),
-    "sigmoid": torch.sigmoid,
-    "none": lambda outputs: outputs,
-}
-
-
-class Classifier:
-    """An image classifier on the CPU: pictures in, ranked classes out."""
-
-    def __init__(self, module: torch.nn.Module, artifact: Artifact, *, max_image_pixels: int) -> None:
-        self._module = module
-        self._preprocessing = artifact.config.preprocessing
-        self._activation = _ACTIVATIONS[artifact.config.activation]
-        self._classes = len(artifact.labels)
-        self._max_image_pixels = max_image_pixels
-
-    def predict(self, request: PredictRequest) -> list[Ranking]:
-        """One ranking for each picture. Raises InvalidArgumentError (a bad picture), InternalError (a bad model)."""
-        batch = np.stack([self._read(index, picture) for index, picture in enumerate(request.pictures)])
-        with torch.inference_mode():
-            confidences = self._activation(self._module(torch.from_numpy(batch)).float())
-            if not confidences.isfinite().all():
-                raise InternalError("the model gave confidences that are no numbers")
-            return _rank(confidences, request.parameters)
-
-    def _read(self, index: int, picture: Picture) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-        try:
-            image = decode_image(picture.data, max_pixels=self._max_image_pixels)
-            return preprocess(image, self._preprocessing, max_pixels=self._max_image_pixels)
-        except BadPictureError as error:
-            raise InvalidArgumentError(f"instances[{index}].{picture.field}: {error}") from None
-
-    def warm_up(self) -> None:
-        """Answer synthetic pictures as a client would send them, and check what the model makes of them.
-
-        Raises ArtifactInvalidError.
-        """
-        for count in (1, 2):
-            self._check_outputs(count)
-        self.predict(PredictRequest((_synthetic_picture(),), Parameters()))
-
-    def _check_outputs(self, count: int) -> None:
-        side = self._preprocessing.crop
-        try:
-            with torch.inference_mode():
-                outputs = self._module(torch.zeros(count, 3, side, side))
-        except Exception as error:  # a model is a stranger's program: it may raise anything, and it is the artifact's
-            hint = "" if count == 1 else ": export it with a dynamic batch dimension"
-            raise ArtifactInvalidError(
-                f"the model refuses a float32 input of {count}x3x{side}x{side}{hint}: {_first_line(error)}"
-            ) from error
-        if not isinstance(outputs, torch.Tensor):
-            raise ArtifactInvalidError(f"the model gives a {type(outputs).__name__}: it must give one tensor")
-        if outputs.shape != (count, self._classes):
-            raise ArtifactInvalidError(
-                f"labels: {self._classes} names, but the model gives {tuple(outputs.shape)} for a batch of {count}"
-            )
+COMPILED_FOLDER = "compiled"  # in an artifact, what was compiled from it
 
 
-def load_classifier(artifact: Artifact, *, threads: int, max_image_pixels: int) -> Classifier:
-    """Load and warm up; raises ArtifactInvalidError that names the field and the fix."""
-    torch.set_num_threads(threads)
+class Model(Protocol):
+    """What answers requests, in two steps so that a device can compute one batch while the next is prepared."""
+
+    @property
+    def form(self) -> str:
+        """What computes: quick, compiled or cuda."""
+        ...
+
+    @property
+    def batch(self) -> int:
+        """How many requests are best computed together."""
+        ...
+
+    @property
+    def signature(self) -> Signature:
+        """What it takes and gives."""
+        ...
+
+    def prepare(self, request: Request) -> Any:
+        """What `compute` takes of one request. Raises ApiError."""
+        ...
+
+    def move(self, device: torch.device) -> None:
+        """Compute on this GPU from now on."""
+        ...
+
+    def compute(self, prepared: Sequence[Any]) -> list[Computed]:
+        """One outcome for each; an ApiError among them stays one."""
+        ...
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """What decides how an artifact is loaded, beside the artifact."""
+
+    max_image_pixels: int
+    allow_code: bool = False
+    compiled_dir: Path | None = None  # the cache of compiled forms; None: nothing is compiled
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model that answers, and what would make it faster."""
+
+    model: Model
+    order: Order | None = None  # what to compile; None: nothing, or it is compiled
+
+
+def load_model(artifact: Artifact, options: LoadOptions) -> Loaded:
+    """Load, run on synthetic input, and check what comes. Raises ArtifactInvalidError that names field and fix."""
     config = artifact.config
-    if isinstance(config, TorchvisionClassifier):
-        module = _load_torchvision(artifact.folder / config.weights, config.architecture, len(artifact.labels))
-    else:
-        module = _load_program(artifact.folder / config.program)
-    classifier = Classifier(module, artifact, max_image_pixels=max_image_pixels)
-    classifier.warm_up()
-    return classifier
+    if isinstance(config, CustomPredictor):
+        if not options.allow_code:
+            raise ArtifactInvalidError(
+                "format: predictor is code: set allowCode: true on the Model's version to run it"
+            )
+        # Imported here: nothing else runs code of an artifact's.
+        from pierhead_server.predictor import load_predictor
+
+        return Loaded(load_predictor(artifact.folder))
+    if config.labels is None and not isinstance(config, TorchvisionModel):
+        module = load_program(artifact, config)
+        assert config.inputs is not None
+        return Loaded(TensorProgram(module, config.inputs, config.outputs, max_image_pixels=options.max_image_pixels))
+    return _load_classifier(artifact, config, options)
 
 
-def _load_torchvision(weights: Path, architecture: str, classes: int) -> torch.nn.Module:
-    # Imported here: it takes as long as torch itself, and a program does without.
-    import torchvision
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+def _load_classifier(
+    artifact: Artifact, config: TorchvisionModel | ExportedProgram | TorchScriptProgram, options: LoadOptions
+) -> Loaded:
+    labels, preprocessing = _resolve_metadata(artifact, config)
 
-    known = torchvision.models.list_models(module=torchvision.models)
-    if architecture not in known:
-        near = difflib.get_close_matches(architecture, known, n=1)
-        fix = f"did you mean {near[0]}?" if near else "see torchvision's classification models"
-        raise ArtifactInvalidError(f"architecture: {architecture} is unknown: {fix}")
-    module = _build_torchvision(architecture, classes)
-    try:
-        module.load_state_dict(load_file(weights), strict=True, assign=True)
-    except (RuntimeError, SafetensorError) as error:
-        raise ArtifactInvalidError(
-            f"weights: {weights.name} does not fit {architecture} with {classes} labels: {_first_line(error)}"
-        ) from None
-    return module.float().eval()
+    def classify(runner: Runner) -> ImageClassifier:
+        model = ImageClassifier(runner, labels, preprocessing, max_image_pixels=options.max_image_pixels)
+        model.check()
+        model.warm_up()
+        return model
 
-
-def _build_torchvision(architecture: str, classes: int) -> torch.nn.Module:
-    """The architecture without weights."""
-    from torchvision.models import get_model
-
-    def build() -> torch.nn.Module:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of how a network would be initialised, which this one is not
-            module: torch.nn.Module = get_model(architecture, weights=None, num_classes=classes)
-            return module
-
-    try:
-        # Nothing is allocated or drawn at random there, which for large networks takes many seconds.
-        with torch.device("meta"):
-            return build()
-    except NotImplementedError:
-        return build()  # RegNet computes its widths with tensors
+    key = compiled.compute_key(
+        weights=artifact.folder / (config.weights if isinstance(config, TorchvisionModel) else config.program),
+        model=f"{config.model_dump_json(exclude={'labels'})} {preprocessing.model_dump_json()} {len(labels)}",
+    )
+    for entry in _entries(artifact, options, key):
+        try:
+            return Loaded(classify(compiled.load(entry, side=preprocessing.crop)))
+        except CompileError as error:
+            logger.warning("%s: the quick form is loaded", error)
+    network = (
+        load_torchvision(artifact, config, len(labels))
+        if isinstance(config, TorchvisionModel)
+        else load_program(artifact, config)
+    )
+    quick = EagerRunner(ClassifierModule(network, preprocessing, config.activation, config.precision).eval())
+    model = classify(quick)
+    if options.compiled_dir is None or isinstance(config, TorchScriptProgram):  # which torch cannot export
+        return Loaded(model)
+    return Loaded(model, Order(quick, preprocessing.crop, options.compiled_dir / key))
 
 
-def _load_program(path: Path) -> torch.nn.Module:
-    """A `torch.export` program, of which no part is a pickle.
-
-    torch.export.load (2.15) unpickles without limits what the archive declares as such: weights and constants with
-    `use_pickle`, opaque objects, sample inputs that are more than tensors, files of older formats. So the archive is
-    looked through first, and every torch.load inside is held to `weights_only`. What remains is a graph of torch's
-    operators, read with sympy: still a program, so only from an owner who may run programs here.
-    """
-    # Imported here: it takes as long as torch itself, and a torchvision architecture does without.
-    from torch.export.pt2_archive._package import PT2ArchiveReader
-
-    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
-    try:
-        _refuse_pickles(PT2ArchiveReader(str(path)))
-        return torch.export.load(path).module()
-    except ArtifactInvalidError:
-        raise
-    except Exception as error:  # the reader and the deserialiser raise whatever a broken file makes them trip over
-        raise ArtifactInvalidError(f"program: {path.name} is no torch.export program: {_first_line(error)}") from error
+def _resolve_metadata(
+    artifact: Artifact, config: TorchvisionModel | ExportedProgram | TorchScriptProgram
+) -> tuple[Sequence[str], Preprocessing]:
+    """The labels and the preprocessing: model.yaml's, where it has them, else torchvision's."""
+    if not isinstance(config, TorchvisionModel) or config.metadata is None:
+        assert artifact.labels is not None
+        return artifact.labels, config.preprocessing
+    labels, preprocessing = read_metadata(config.metadata)
+    given = "preprocessing" in config.model_fields_set
+    return artifact.labels or labels, config.preprocessing if given else preprocessing
 
 
-def _refuse_pickles(archive: "PT2ArchiveReader") -> None:
-    """Raises ArtifactInvalidError for an archive that declares pickled objects or machine code."""
-    from torch.export.pt2_archive import constants as pt2
-
-    for name in archive.get_file_names():
-        if name.startswith(pt2.AOTINDUCTOR_DIR):
-            raise ArtifactInvalidError(f"program: holds machine code ({name}): save it with torch.export.save")
-        if name.startswith((pt2.WEIGHTS_DIR, pt2.CONSTANTS_DIR)):
-            if name.endswith(".pt"):
-                raise ArtifactInvalidError(f"program: holds a pickle ({name}): save it anew with torch.export.save")
-            if name.endswith(".json"):
-                _refuse_pickled_payloads(name, json.loads(archive.read_string(name)))
-
-
-def _refuse_pickled_payloads(name: str, config: dict[str, dict[str, dict[str, object]]]) -> None:
-    from torch.export.pt2_archive import constants as pt2
-
-    objects = (pt2.CUSTOM_OBJ_FILENAME_PREFIX, pt2.OPAQUE_OBJ_FILENAME_PREFIX)
-    for field, payload in config["config"].items():
-        if payload["use_pickle"] or str(payload["path_name"]).startswith(objects):
-            raise ArtifactInvalidError(f"program: {field} is a pickle ({name}): export plain tensors only")
-
-
-def _rank(confidences: torch.Tensor, parameters: Parameters) -> list[Ranking]:
-    """[batch, classes] to (index, confidence), best first; of equals the lower index first."""
-    values, indices = confidences.sort(dim=1, descending=True, stable=True)
-    most = parameters.max_predictions
-    return [
-        [
-            (index, value)
-            for index, value in zip(row_indices, row_values, strict=True)
-            if value >= parameters.confidence_threshold
-        ]
-        for row_indices, row_values in zip(indices[:, :most].tolist(), values[:, :most].tolist(), strict=True)
-    ]
-
-
-def _synthetic_picture() -> Picture:
-    encoded = io.BytesIO()
-    Image.linear_gradient("L").convert("RGB").save(encoded, format="JPEG")
-    return Picture(encoded.getvalue(), "content")
-
-
-def _first_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+def _entries(artifact: Artifact, options: LoadOptions, key: str) -> Iterator[Path]:
+    """Where a compiled form lies: in the node's cache, or beside the artifact if that may bring code."""
+    places = [options.compiled_dir] if options.compiled_dir else []
+    if options.allow_code:
+        places.append(artifact.folder / COMPILED_FOLDER)
+    for place in places:
+        if (place / key).is_dir():
+            yield place / key

@@ -4,17 +4,22 @@ import asyncio
 import logging
 import os
 import socket
+from pathlib import Path
 from types import FrameType
 
 import uvicorn
-from fastapi import FastAPI
+from starlette.applications import Starlette
 
 from pierhead_server.app import Listener, create_app
-from pierhead_server.artifact import Artifact, fetch_artifact, read_artifact, verify_digest
+from pierhead_server.artifact import read_artifact
+from pierhead_server.control import Load
+from pierhead_server.devices import count_gpus, cpu_count
+from pierhead_server.errors import SettingsInvalidError
+from pierhead_server.fetch import fetch_artifact
 from pierhead_server.metrics import Metrics
-from pierhead_server.protocol import ServedModel
+from pierhead_server.protocol import Limits, ServedModel
 from pierhead_server.settings import Settings
-from pierhead_server.workers import Workers
+from pierhead_server.workers import Pool, Workers
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +35,7 @@ _KEEP_ALIVE_SECONDS = 3900
 class Server(uvicorn.Server):
     """uvicorn, which on SIGTERM goes on accepting for a while before it stops, and then exits with 0."""
 
-    def __init__(self, app: FastAPI, listener: Listener, *, drain_seconds: float) -> None:
+    def __init__(self, app: Starlette, listener: Listener, *, drain_seconds: float) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -75,12 +80,12 @@ async def serve(settings: Settings) -> None:
         settings.deployed_model_id, settings.model, settings.model_display_name, settings.model_version_id
     )
     metrics = Metrics(served)
-    workers = Workers(queue_size=settings.queue_size, max_image_pixels=settings.max_image_pixels, metrics=metrics)
+    workers = Workers(make_pool(settings), metrics)
     listener = Listener(settings, served, workers, metrics)
     server = Server(create_app(listener), listener, drain_seconds=settings.drain_seconds)
     with socket.create_server((settings.host, settings.port), backlog=2048) as port:
         logger.info("listening on %s:%d", *port.getsockname()[:2])
-        model = asyncio.create_task(workers.run(lambda: fetch(settings)))
+        model = asyncio.create_task(workers.run(lambda: fetch(settings), lambda folder: make_load(settings, folder)))
         # When the model ends, it ends by an error, and with it the server.
         model.add_done_callback(lambda _: server.stop())
         await server.serve(sockets=[port])
@@ -90,18 +95,46 @@ async def serve(settings: Settings) -> None:
         model.result()
 
 
-def fetch(settings: Settings) -> Artifact:
-    """The artifact, on this machine and checked. Raises StartupError."""
+def make_pool(settings: Settings) -> Pool:
+    """How many processes compute, and where."""
+    gpus = 0 if settings.device == "cpu" else count_gpus()
+    if settings.device == "cuda" and not gpus:
+        raise SettingsInvalidError("PIERHEAD_DEVICE: cuda, but this machine shows no GPU")
+    return Pool(
+        workers=settings.workers or gpus or cpu_count(),
+        queue_size=settings.queue_size,
+        answer_seconds=settings.predict_timeout_seconds,
+        device="cuda" if gpus else "cpu",
+    )
+
+
+def fetch(settings: Settings) -> Path:
+    """The artifact's folder, on this machine and checked. Raises StartupError."""
     logger.info("fetching %s", settings.artifact_uri)
     folder = fetch_artifact(
         settings.artifact_uri,
         settings.model_dir,
         emulator=settings.storage_emulator_host,
         max_bytes=settings.max_artifact_bytes,
+        digest=settings.artifact_digest,
     )
-    if settings.artifact_digest:
-        verify_digest(folder, settings.artifact_digest)
-    return read_artifact(folder)
+    read_artifact(folder)
+    return folder
+
+
+def make_load(settings: Settings, folder: Path) -> Load:
+    """What the fork server is told."""
+    return Load(
+        folder=str(folder),
+        served=ServedModel(
+            settings.deployed_model_id, settings.model, settings.model_display_name, settings.model_version_id
+        ),
+        limits=Limits(settings.max_instances),
+        max_image_pixels=settings.max_image_pixels,
+        allow_code=settings.allow_code,
+        compiled_dir=str(settings.compiled_dir) if settings.compile else None,
+        device=make_pool(settings).device,
+    )
 
 
 def run(settings: Settings) -> None:

@@ -1,7 +1,8 @@
 """The server's settings: environment variables, read once at start."""
 
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -16,18 +17,28 @@ def _with_scheme(host: str) -> str:
     return (host if "://" in host else f"http://{host}").rstrip("/")
 
 
+def _cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pierhead" / "compiled"
+
+
 class Settings(BaseSettings):
     """`PIERHEAD_<NAME>` sets each; `docs/model-server.md` lists them."""
 
     model_config = SettingsConfigDict(env_prefix="PIERHEAD_", env_ignore_empty=True, frozen=True)
 
-    artifact_uri: str = Field(pattern=r"^(gs://[^/]+(/.*)?|file:///.*)$")
+    artifact_uri: str = Field(pattern=r"^((gs|s3|az)://[^/]+(/.*)?|file:///.*)$")
     artifact_digest: str | None = Field(default=None, pattern=r"^sha256:[0-9a-f]{64}$")
     model_dir: Path = Path("/models")
     max_artifact_bytes: int | None = Field(default=None, gt=0)
     storage_emulator_host: Annotated[str, AfterValidator(_with_scheme)] | None = Field(
         default=None, validation_alias="STORAGE_EMULATOR_HOST"
     )
+
+    allow_code: bool = False  # whether the artifact may bring code: a custom predictor, a compiled form
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    workers: int | None = Field(default=None, gt=0)  # processes that compute; else one a CPU, or one a GPU
+    compile: bool = True
+    compiled_dir: Path = Field(default_factory=_cache_folder)  # machine code: nobody else may write there
 
     # Echoed in every answer; the operator knows them.
     deployed_model_id: str = ""
@@ -41,15 +52,16 @@ class Settings(BaseSettings):
     termination_log: Path = TERMINATION_LOG
 
     queue_size: int = Field(default=64, gt=0)
+    predict_timeout_seconds: float = Field(default=60.0, gt=0)
     max_request_bytes: int = Field(default=10 * 1024 * 1024, gt=0)
     max_instances: int = Field(default=128, gt=0)
     max_image_pixels: int = Field(default=89_478_485, gt=0)  # Pillow's own limit: a quarter GiB as RGB
 
 
-def load_settings() -> Settings:
-    """Read the environment; raises SettingsInvalidError that names the variables."""
+def load_settings(**given: object) -> Settings:
+    """Read the environment, which `given` goes before; raises SettingsInvalidError that names the variables."""
     try:
-        return Settings()
+        return Settings(**given)  # type: ignore[arg-type]  # validated there
     except ValidationError as error:
         causes = (f"{_variable(str(cause['loc'][0]))}: {cause['msg']}" for cause in error.errors())
         raise SettingsInvalidError("; ".join(causes)) from None

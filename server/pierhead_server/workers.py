@@ -1,252 +1,290 @@
-"""The model's process: start it, feed it from a bounded queue, watch it, start it anew.
+"""The listener's side of the model's processes: start them, feed them from a bounded queue, watch them, exchange them.
 
-The listener never imports torch. Pictures go to the model process over a socket pair, rankings come back; while a model
-computes, however long it holds the GIL, the listener answers probes. A job waits in the listener and only the one being
-computed is in the process' hands: when the process dies, that request fails and no other.
+The listener never imports torch and never looks into a request. Calls wait here; a worker holds what it computes and,
+on a GPU, the batch after it. When a worker dies, what it held is computed once more, each call by itself, so that the
+one that killed it fails alone; what waited goes to the others.
 """
 
 import asyncio
 import contextlib
 import logging
-import multiprocessing
-import os
-import pickle
-import signal
 import socket
-import struct
 import sys
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
-from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, cast
 
-from pierhead_server.artifact import Artifact
+import msgspec
+
+from pierhead_server import control
+from pierhead_server.batching import Backlog, BatchPolicy, decide_batch
+from pierhead_server.control import Died, Failed, Fork, Formed, Kill, Load, Ready
 from pierhead_server.errors import (
-    ApiError,
+    DeadlineExceededError,
     InternalError,
     ModelProcessDiedError,
     QueueFullError,
     StartupError,
     UnavailableError,
+    make_startup_error,
 )
-from pierhead_server.protocol import PredictRequest, Ranking
+from pierhead_server.messages import LENGTH_BYTES, Call, Reply, frame_length, unpack_length
+from pierhead_server.signature import Signature
 
-if TYPE_CHECKING:  # the model process imports this module, and measures nothing
+if TYPE_CHECKING:
     from pierhead_server.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
 RESTARTS = 3  # in a row, without an answer between
 FIRST_BACKOFF_SECONDS = 0.5  # doubled for each restart in a row
-_EXIT_SECONDS = 5.0  # for a process that has closed its socket
-_LENGTH = struct.Struct("!Q")
+_EXIT_SECONDS = 5.0  # for processes whose connection was closed
+_REPLY = msgspec.msgpack.Decoder(Reply)
+
+FORK_SERVER = (sys.executable, "-m", "pierhead_server.forkserver")
 
 
-@dataclass(frozen=True)
-class Load:
-    """The first message to a model process."""
-
-    artifact: Artifact
-    threads: int
-    max_image_pixels: int
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """Its answer: the model is warm."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The answer to a PredictRequest; `seconds` is what the model process spent on it."""
-
-    rankings: Sequence[Ranking]
-    seconds: float
-
-
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Job:
-    """A request that waits, with the caller's future. The caller may be gone by the time it is answered."""
+    """A call that waits, with its caller's future. The caller may be gone by the time it is answered."""
 
-    request: PredictRequest
-    future: "asyncio.Future[Sequence[Ranking]]"
-
-
-def run_model_process(connection: socket.socket) -> None:
-    """The model process: import torch, load, then answer until the listener is gone."""
-    # A terminal's Ctrl-C and a careless `kill` reach the whole group; the listener decides when this process ends.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    # Imported here, before the first message: this is what takes the seconds.
-    from pierhead_server.model import Classifier, load_classifier
-
-    stream = connection.makefile("rb")
-    load = receive(stream)
-    if not isinstance(load, Load):
-        return
-    try:
-        classifier: Classifier = load_classifier(
-            load.artifact, threads=load.threads, max_image_pixels=load.max_image_pixels
-        )
-    except StartupError as error:
-        send(connection, error)
-        return
-    send(connection, Loaded())
-    while isinstance(request := receive(stream), PredictRequest):
-        send(connection, _predict(classifier.predict, request))
+    call: Call
+    future: "asyncio.Future[Reply]"
+    arrived: float
+    alone: bool = False  # after a batch that killed its worker
 
 
-def _predict(predict: Callable[[PredictRequest], Sequence[Ranking]], request: PredictRequest) -> Answer | ApiError:
-    start = time.perf_counter()
-    try:
-        return Answer(predict(request), time.perf_counter() - start)
-    except ApiError as error:
-        return error
-    except Exception as error:
-        # The model is a stranger's program and may raise anything on its input: this request fails, the next may not.
-        logger.exception("the model failed")
-        return InternalError(f"the model failed: {type(error).__name__}")
+@dataclass(eq=False)
+class Batch:
+    """What a worker was given at once."""
+
+    jobs: deque[Job]  # not yet answered
+    size: int
+    sent: float  # by the loop's clock, in seconds
 
 
-def _frame(message: object) -> bytes:
-    """A message with its length before it.
+@dataclass(frozen=True)
+class Pool:
+    """How many workers there are, and what they are asked."""
 
-    Both ends are this program: what clients and artifacts hold travels as `bytes` inside and is never unpickled itself.
-    """
-    body = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
-    return _LENGTH.pack(len(body)) + body
+    workers: int
+    queue_size: int  # calls that may wait
+    answer_seconds: float  # that a worker may take for one batch
+    device: str = "cpu"
 
-
-def send(connection: socket.socket, message: object) -> None:
-    """Send one message to the listener."""
-    connection.sendall(_frame(message))
-
-
-def receive(stream: BinaryIO) -> object:
-    """The next message, or None when the listener is gone."""
-    header = stream.read(_LENGTH.size)
-    if len(header) < _LENGTH.size:
-        return None
-    return pickle.loads(stream.read(*_LENGTH.unpack(header)))  # noqa: S301 - see _frame
-
-
-ProcessMain = Callable[[socket.socket], None]  # what a model process runs
+    def policy(self, batch: int) -> BatchPolicy:
+        """How calls are batched for a model that computes `batch` of them best."""
+        if self.device == "cpu":
+            return BatchPolicy(size=batch)
+        return BatchPolicy(size=batch, partial=True, depth=2, delay=0.005)
 
 
 class ProcessDiedError(Exception):
-    """The model process is gone; the message says how."""
+    """The fork server is gone; the message says how."""
 
 
-class ModelProcess:
-    """One process with one model, and this end of the socket pair to it."""
+class Worker(asyncio.Protocol):
+    """One worker's connection: batches of calls out, replies in, in the same order."""
 
-    def __init__(self, process: SpawnProcess, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._process = process
-        self._reader = reader
-        self._writer = writer
-        self.died = asyncio.Event()
-        asyncio.get_running_loop().add_reader(process.sentinel, self._on_death)
+    def __init__(self, number: int, place: int, pool: "Workers") -> None:
+        self.number = number
+        self.place = place
+        self.ready = False
+        self.leaving = False  # gets nothing more
+        self.in_hand: deque[Batch] = deque()  # the one that is computed first
+        self._pool = pool
+        self._transport: asyncio.Transport | None = None
+        self._received = bytearray()
+        self._deadline: asyncio.TimerHandle | None = None
 
-    @classmethod
-    @contextlib.asynccontextmanager
-    async def start(cls, main: ProcessMain) -> AsyncIterator["ModelProcess"]:
-        """Start a process, which begins to import torch, and stop it at the end."""
-        ours, theirs = socket.socketpair()
-        # Spawned, not forked: the child has no copy of the listener's event loop, sockets and threads.
-        process = multiprocessing.get_context("spawn").Process(target=main, args=(theirs,), daemon=True)
-        process.start()  # some ms; in a thread, a cancellation meanwhile would leave a process that nobody stops
-        theirs.close()
-        reader, writer = await asyncio.open_unix_connection(sock=ours)
-        started = cls(process, reader, writer)
-        try:
-            yield started
-        finally:
-            await started._stop()
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Asyncio calls it."""
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by name
 
-    def _on_death(self) -> None:
-        asyncio.get_running_loop().remove_reader(self._process.sentinel)
-        self.died.set()
+    def data_received(self, data: bytes) -> None:
+        """Replies, whole or in pieces."""
+        self._received += data
+        while len(self._received) >= LENGTH_BYTES:
+            end = LENGTH_BYTES + unpack_length(self._received[:LENGTH_BYTES])
+            if len(self._received) < end:
+                return
+            reply = _REPLY.decode(self._received[LENGTH_BYTES:end])
+            del self._received[:end]
+            self._take(reply)
 
-    async def exchange(self, message: object) -> Any:
-        """Send one message and wait for its answer. Raises ProcessDiedError, or the error that was answered."""
-        try:
-            self._writer.write(_frame(message))
-            await self._writer.drain()
-            (length,) = _LENGTH.unpack(await self._reader.readexactly(_LENGTH.size))
-            answer = pickle.loads(await self._reader.readexactly(length))  # noqa: S301 - see _frame
-        except (asyncio.IncompleteReadError, ConnectionError):
-            raise ProcessDiedError(await self._how_it_died()) from None
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
+    def _take(self, reply: Reply) -> None:
+        if not self.ready:  # its first message says that it is warm
+            self.ready = True
+            self._pool.on_ready(self)
+            return
+        batch = self.in_hand[0]
+        job = batch.jobs.popleft()
+        if not batch.jobs:
+            self.in_hand.popleft()
+            self._watch()
+        self._pool.on_reply(self, batch, job, reply)
 
-    async def first_of(self, event: Awaitable[Job]) -> Job:
-        """Wait for `event`. Raises ProcessDiedError when the process goes first."""
-        wanted, death = asyncio.ensure_future(event), asyncio.ensure_future(self.died.wait())
-        try:
-            await asyncio.wait({wanted, death}, return_when=asyncio.FIRST_COMPLETED)
-            if not wanted.done():
-                raise ProcessDiedError(await self._how_it_died())
-            return wanted.result()
-        finally:
-            wanted.cancel()
-            death.cancel()
+    def send(self, jobs: list[Job]) -> None:
+        """Give it a batch."""
+        assert self._transport is not None
+        body = msgspec.msgpack.encode([job.call for job in jobs])
+        self._transport.writelines((frame_length(body), body))
+        self.in_hand.append(Batch(deque(jobs), len(jobs), asyncio.get_running_loop().time()))
+        if len(self.in_hand) == 1:
+            self._watch()
 
-    async def _how_it_died(self) -> str:
-        await asyncio.to_thread(self._process.join, _EXIT_SECONDS)
-        code = self._process.exitcode
-        if code is None or code >= 0:
-            return f"exit code {code}"
-        name = signal.Signals(-code).name
-        return f"{name}: most likely out of memory" if name == "SIGKILL" else name
+    def _watch(self) -> None:
+        if self._deadline:
+            self._deadline.cancel()
+            self._deadline = None
+        if self.in_hand:
+            self._deadline = asyncio.get_running_loop().call_later(
+                self._pool.answer_seconds, self._pool.on_deadline, self
+            )
 
-    async def _stop(self) -> None:
-        if not self.died.is_set():
-            asyncio.get_running_loop().remove_reader(self._process.sentinel)
-        self._writer.close()
-        self._process.kill()  # it holds nothing that could be lost
-        await asyncio.to_thread(self._process.join)
-        self._process.close()
+    def leave(self) -> None:
+        """It ends when it has answered what it holds."""
+        self.leaving = True
+        if not self.in_hand:
+            self.close()
+
+    def close(self) -> None:
+        """Without a connection it ends."""
+        self.ready = False
+        if self._deadline:
+            self._deadline.cancel()
+        if self._transport:
+            self._transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio calls it so
+        """It is dead, or was closed; how it died, the fork server tells."""
+        self.ready = False
+
+    def take_back(self) -> list[Job]:
+        """What it held when it died."""
+        self.close()
+        jobs = [job for batch in self.in_hand for job in batch.jobs]
+        self.in_hand.clear()
+        return jobs
 
 
 class Workers:
-    """The queue of requests and the model process that answers them."""
+    """The queue of calls and the processes that answer them."""
 
-    def __init__(
-        self,
-        *,
-        queue_size: int,
-        max_image_pixels: int,
-        metrics: "Metrics",
-        process_main: ProcessMain = run_model_process,
-    ) -> None:
-        self._queue: asyncio.Queue[Job] = asyncio.Queue(queue_size)
-        self._max_image_pixels = max_image_pixels
+    def __init__(self, pool: Pool, metrics: "Metrics", command: Sequence[str] = FORK_SERVER) -> None:
+        self._pool = pool
         self._metrics = metrics
-        self._process_main = process_main
+        self._command = command
+        self._waiting: deque[Job] = deque()
+        self._workers: dict[int, Worker] = {}
+        self._leaving: dict[int, Worker] = {}  # who goes when the worker of this number is there
+        self._policy = pool.policy(1)
+        self._server: ForkServer | None = None
+        self._deaths = 0  # of workers in a row, without an answer between
         self._answered = 0
-        metrics.watch_queue(self._queue.qsize)
-        self.artifact: Artifact | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        metrics.watch_queue(self._waiting.__len__)
+        self.signature: Signature | None = None
         self.not_ready: str | None = "the model is loading"  # why, or None
         self.failure: str | None = None  # why there will be no model again
 
-    def submit(self, request: PredictRequest) -> "asyncio.Future[Sequence[Ranking]]":
-        """Queue a request; cancel the future to give it up. Raises QueueFullError, UnavailableError."""
-        if self.failure or not self.artifact:
+    @property
+    def answer_seconds(self) -> float:
+        """How long a worker may take for one batch."""
+        return self._pool.answer_seconds
+
+    def check_capacity(self) -> None:
+        """Whether one more call may come, before anything of it is read. Raises QueueFullError, UnavailableError."""
+        if self.failure or not self.signature:
             raise UnavailableError(self.failure or self.not_ready or "")
-        future: asyncio.Future[Sequence[Ranking]] = asyncio.get_running_loop().create_future()
-        try:
-            self._queue.put_nowait(Job(request, future))
-        except asyncio.QueueFull:
-            raise QueueFullError(f"{self._queue.maxsize} requests are waiting: try again later") from None
-        return future
+        if len(self._waiting) >= self._pool.queue_size:
+            raise QueueFullError(f"{self._pool.queue_size} requests are waiting: try again later")
 
-    async def run(self, fetch: Callable[[], Artifact]) -> None:
-        """Load the artifact that `fetch` returns (called in a thread) and answer requests, over deaths of the process.
+    def submit(self, call: Call) -> "asyncio.Future[Reply]":
+        """Queue a call; cancel the future to give it up. Raises QueueFullError, UnavailableError."""
+        self.check_capacity()
+        loop = asyncio.get_running_loop()
+        job = Job(call, loop.create_future(), loop.time())
+        self._waiting.append(job)
+        self._dispatch()
+        return job.future
 
-        Ends only by cancellation or by a StartupError.
+    def _dispatch(self) -> None:
+        """Give waiting calls to workers until none can take more."""
+        now = asyncio.get_running_loop().time()
+        while self._waiting:
+            if self._waiting[0].future.done():  # its caller went while it waited
+                self._waiting.popleft()
+                continue
+            ready = [worker for worker in self._workers.values() if worker.ready and not worker.leaving]
+            worker = min(ready, key=lambda worker: len(worker.in_hand), default=None)
+            if worker is None:
+                return
+            idle = sum(not worker.in_hand for worker in ready)
+            backlog = Backlog(len(self._waiting), now - self._waiting[0].arrived, idle)
+            count = decide_batch(self._policy, backlog, in_hand=len(worker.in_hand))
+            jobs = self._pop(count, worker)
+            if not jobs:
+                self._look_again(worker)
+                return
+            worker.send(jobs)
+
+    def _pop(self, count: int, worker: Worker) -> list[Job]:
+        """Up to `count` calls whose callers still wait; one that may kill its worker goes alone."""
+        jobs: list[Job] = []
+        while self._waiting and len(jobs) < count:
+            first = self._waiting[0]
+            if first.alone and (jobs or worker.in_hand):
+                break
+            self._waiting.popleft()
+            if not first.future.done():
+                jobs.append(first)
+            if first.alone and jobs:
+                break
+        return jobs
+
+    def _look_again(self, worker: Worker) -> None:
+        """When the first waiting call has waited long enough for others, on a worker that could take one more batch."""
+        if self._timer is None and len(worker.in_hand) < self._policy.depth:
+            self._timer = asyncio.get_running_loop().call_later(self._policy.delay, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self._dispatch()
+
+    def on_ready(self, worker: Worker) -> None:
+        """A worker is warm."""
+        self.not_ready = None
+        logger.info("worker %d is ready", worker.number)
+        if leaving := self._leaving.pop(worker.number, None):
+            leaving.leave()
+        self._metrics.workers.set(sum(worker.ready for worker in self._workers.values()))
+        self._dispatch()
+
+    def on_reply(self, worker: Worker, batch: Batch, job: Job, reply: Reply) -> None:
+        """A worker has answered one call."""
+        self._answered += 1
+        self._deaths = 0
+        if not job.future.done():
+            job.future.set_result(reply)
+        if worker.leaving and not worker.in_hand:
+            worker.close()
+        self._metrics.observe_reply(reply, batch.sent - job.arrived, batch.size)
+        self._dispatch()
+
+    def on_deadline(self, worker: Worker) -> None:
+        """A worker does not come back: it is killed, and with it whatever keeps it."""
+        for job in worker.in_hand[0].jobs:
+            _fail(job, DeadlineExceededError(f"the model took more than {self._pool.answer_seconds:g} s"))
+        if self._server:
+            self._server.send(Kill(worker.number))
+
+    async def run(self, fetch: Callable[[], Path], make_load: Callable[[Path], Load]) -> None:
+        """Load the artifact whose folder `fetch` returns and answer calls, over deaths of processes.
+
+        `fetch` is called in a thread. Ends only by cancellation or by a StartupError.
         """
         try:
             # Beside the start of the process: importing torch takes as long as most downloads.
@@ -255,8 +293,8 @@ class Workers:
             while True:
                 answered = self._answered
                 try:
-                    async with ModelProcess.start(self._process_main) as process:
-                        await self._serve(process, await fetched)
+                    async with ForkServer.start(self._command) as server:
+                        await self._serve(server, make_load(await fetched))
                 except ProcessDiedError as death:
                     deaths = deaths + 1 if self._answered == answered else 1
                     await self._back_off(death, deaths)
@@ -269,7 +307,7 @@ class Workers:
     async def _back_off(self, death: ProcessDiedError, deaths: int) -> None:
         """Wait before the next start. Raises ModelProcessDiedError when there should be none."""
         logger.error("the model's process died: %s", death)
-        if self.artifact is None:
+        if self.signature is None:
             raise ModelProcessDiedError(f"{death}, while loading the model")
         if deaths > RESTARTS:
             raise ModelProcessDiedError(f"{death}, {deaths} times in a row")
@@ -277,56 +315,132 @@ class Workers:
         self._metrics.restarts.inc()
         await asyncio.sleep(FIRST_BACKOFF_SECONDS * 2 ** (deaths - 1))
 
-    async def _serve(self, process: ModelProcess, artifact: Artifact) -> None:
-        """Load, then answer requests one after another until the process dies."""
-        await process.exchange(Load(artifact, thread_count(), self._max_image_pixels))
-        self.artifact, self.not_ready = artifact, None
-        logger.info("ready: the model has answered its warm-up prediction")
-        while True:
-            job = await process.first_of(self._queue.get())
-            if not job.future.done():  # its caller may have gone while it waited
-                await self._answer(process, job)
-
-    async def _answer(self, process: ModelProcess, job: Job) -> None:
+    async def _serve(self, server: "ForkServer", load: Load) -> None:
+        """Load, fork the workers, and do what the fork server's events ask for. Raises ProcessDiedError."""
+        self._server = server
+        server.send(load)
         try:
-            answer: Answer = await process.exchange(job.request)
-        except ProcessDiedError as death:
-            _fail(job, InternalError(f"the model's process died of this request ({death})"))
-            raise
-        except ApiError as error:
-            _fail(job, error)
-        else:
-            self._metrics.model_seconds.observe(answer.seconds)
-            if not job.future.done():
-                job.future.set_result(answer.rankings)
-        self._answered += 1
+            async for event in server.events():
+                match event:
+                    case Ready():
+                        self.signature = event.signature
+                        self._take_form(event.form, event.batch)
+                        for number in range(self._pool.workers):
+                            await self._start_worker(number, number)
+                    case Failed():
+                        raise make_startup_error(event.reason, event.message)
+                    case Formed():
+                        self._take_form(event.form, event.batch)
+                        await self._exchange_workers()
+                    case Died():
+                        await self._replace(event)
+        finally:
+            self._server = None
+            for worker in self._workers.values():
+                self._give_back(worker, "its parent died")
+            self._workers.clear()
+            self._leaving.clear()
+
+    def _take_form(self, form: str, batch: int) -> None:
+        self._policy = self._pool.policy(batch)
+        self._metrics.set_form(form)
+        logger.info("the model is there in its %s form, batches of %d", form, batch)
+
+    async def _start_worker(self, number: int, place: int) -> None:
+        assert self._server is not None
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._server.send(Fork(number, place), theirs.fileno())
+        worker = Worker(number, place, self)
+        self._workers[number] = worker
+        await asyncio.get_running_loop().create_unix_connection(lambda: worker, sock=ours)
+
+    async def _exchange_workers(self) -> None:
+        """Make before break: each worker goes when the one that takes its place is there; no call is lost."""
+        for worker in list(self._workers.values()):
+            number = self._next_number()
+            self._leaving[number] = worker
+            await self._start_worker(number, worker.place)
+
+    def _next_number(self) -> int:
+        return max(self._workers, default=-1) + 1
+
+    async def _replace(self, death: Died) -> None:
+        worker = self._workers.pop(death.worker, None)
+        if worker is None or (worker.leaving and not worker.in_hand):
+            return  # it was sent away
+        self._deaths += 1
+        logger.error("worker %d died: %s", death.worker, death.how)
+        self._metrics.restarts.inc()
+        self._give_back(worker, death.how)
+        if self._deaths > RESTARTS:
+            raise ModelProcessDiedError(f"{death.how}, {self._deaths} times in a row")
+        if not any(worker.ready for worker in self._workers.values()):
+            self.not_ready = f"the model's process died ({death.how}) and is starting anew"
+        if self._deaths > 1:
+            await asyncio.sleep(FIRST_BACKOFF_SECONDS * 2 ** (self._deaths - 2))
+        if worker not in self._leaving.values():
+            await self._start_worker(self._next_number(), worker.place)
+
+    def _give_back(self, worker: Worker, how: str) -> None:
+        """What a dead worker held: a call that was alone with it fails, others are computed anew, each alone."""
+        jobs = [job for job in worker.take_back() if not job.future.done()]
+        if len(jobs) == 1:
+            _fail(jobs[0], InternalError(f"the model's process died of this request ({how})"))
+            return
+        for job in reversed(jobs):
+            job.alone = True
+            self._waiting.appendleft(job)
 
     def _fail_waiting(self) -> None:
-        while not self._queue.empty():
-            _fail(self._queue.get_nowait(), UnavailableError(self.failure or "the server is shutting down"))
+        while self._waiting:
+            _fail(self._waiting.popleft(), UnavailableError(self.failure or "the server is shutting down"))
 
 
-def _fail(job: Job, error: ApiError) -> None:
+def _fail(job: Job, error: Exception) -> None:
     if not job.future.done():
         job.future.set_exception(error)
 
 
-def thread_count() -> int:
-    """How many threads torch computes with: OMP_NUM_THREADS where it is set, else one for each CPU of the container."""
-    with contextlib.suppress(KeyError, ValueError):
-        return max(1, int(os.environ["OMP_NUM_THREADS"]))
-    return max(1, min(len(os.sched_getaffinity(0)), _cpu_quota()))
+class ForkServer:
+    """The process that holds the model, and this end of the channel to it."""
 
+    def __init__(self, process: asyncio.subprocess.Process, channel: socket.socket) -> None:
+        self._process = process
+        self._channel = channel
 
-def _cpu_quota(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """The container's CPU limit, rounded down: a thread too many waits, spinning, for one that is throttled."""
-    with contextlib.suppress(OSError, ValueError):
-        # cgroup v2; "max 100000" without a limit.
-        quota, period = (cgroup / "cpu.max").read_text().split()
-        return int(quota) // int(period)
-    with contextlib.suppress(OSError, ValueError):
-        # cgroup v1; -1 without a limit.
-        limit = int((cgroup / "cpu/cpu.cfs_quota_us").read_text())
-        if limit > 0:
-            return limit // int((cgroup / "cpu/cpu.cfs_period_us").read_text())
-    return sys.maxsize
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def start(cls, command: Sequence[str]) -> AsyncIterator["ForkServer"]:
+        """Start the process, which begins to import torch, and end it at the end."""
+        ours, theirs = control.make_channel()
+        ours.setblocking(False)
+        with ours:
+            with theirs:
+                process = await asyncio.create_subprocess_exec(
+                    *command, str(theirs.fileno()), pass_fds=[theirs.fileno()], stdin=asyncio.subprocess.DEVNULL
+                )
+            started = cls(process, ours)
+            try:
+                yield started
+            finally:
+                ours.close()  # it ends by itself, and with it its workers
+                await started._wait()
+
+    def send(self, message: control.ToForkServer, *descriptors: int) -> None:
+        """Send a command; a process that is gone is told by `events`."""
+        control.send(self._channel, message, descriptors)
+
+    async def events(self) -> AsyncIterator[control.FromForkServer]:
+        """What it says. Raises ProcessDiedError when it is gone."""
+        while (event := await control.receive_event(self._channel)) is not None:
+            yield event
+        code = await asyncio.wait_for(self._process.wait(), _EXIT_SECONDS)
+        raise ProcessDiedError(control.describe_exit(code))
+
+    async def _wait(self) -> None:
+        try:
+            await asyncio.wait_for(self._process.wait(), _EXIT_SECONDS)
+        except TimeoutError:
+            self._process.kill()
+            await self._process.wait()

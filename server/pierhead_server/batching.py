@@ -1,0 +1,40 @@
+"""How many waiting requests go to a worker at once. Pure: no clock, no queue, no torch.
+
+Nobody waits for a batch while a worker has nothing to do: batches form of what came while it was busy.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class BatchPolicy:
+    """What suits a device, and the form that the model has on it."""
+
+    size: int = 1  # requests in a batch at most
+    partial: bool = False  # whether fewer than `size` are worth a batch too, as on a GPU
+    depth: int = 1  # batches in a worker's hands; with 2 it decodes one while it computes the other
+    delay: float = 0.0  # seconds that a request waits for others while the worker computes
+
+
+@dataclass(frozen=True)
+class Backlog:
+    """What waits."""
+
+    waiting: int  # requests
+    oldest: float  # seconds that the first of them has waited
+    idle_workers: int  # with nothing in their hands
+
+
+def decide_batch(policy: BatchPolicy, backlog: Backlog, *, in_hand: int) -> int:
+    """How many requests a worker with `in_hand` batches gets now; 0: it is not its turn yet."""
+    if not backlog.waiting or in_hand >= policy.depth:
+        return 0
+    if not policy.partial:
+        # A size that is not filled gains nothing, and others may be idle: a batch only of what all of them leave.
+        return policy.size if backlog.waiting >= policy.size * max(1, backlog.idle_workers) else 1
+    count = min(backlog.waiting, policy.size)
+    if in_hand == 0:
+        # Shared with who is idle beside it: two halves at once are done sooner than a whole.
+        return -(-count // max(1, backlog.idle_workers))
+    # The device is busy: what goes now only waits there, and could take others along.
+    return count if count == policy.size or backlog.oldest >= policy.delay else 0

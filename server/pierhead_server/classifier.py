@@ -1,0 +1,221 @@
+"""The image classifier: pictures in, confidences out, in the form that computes fastest here."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from io import BytesIO
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+from pierhead_server.computing import Computed, Prepared, compute, prepare_rows
+from pierhead_server.config import Preprocessing
+from pierhead_server.errors import ApiError, ArtifactInvalidError, InternalError
+from pierhead_server.images import BadPictureError, Pixels, fit, read_image
+from pierhead_server.modules import first_line
+from pierhead_server.protocol import (
+    RankingParameters,
+    Request,
+    parse_ranking_parameters,
+    read_picture,
+    shape_ranking,
+)
+from pierhead_server.tensors import Signature, TensorSpec, ValueTensorError
+
+Confidences = npt.NDArray[np.float32]  # [pictures, classes]
+Form = Literal["quick", "compiled", "cuda"]
+
+_EAGER_BATCH = 8  # beyond that a CPU gains nothing, and memory grows
+
+
+class ClassifierModule(torch.nn.Module):
+    """Bytes to confidences: normalises uint8 [n, 3, side, side], runs the network, and activates its outputs."""
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, network: torch.nn.Module, preprocessing: Preprocessing, activation: str, precision: str) -> None:
+        super().__init__()
+        self.network = network
+        self.activation = activation
+        self.dtype = getattr(torch, precision)
+        self.register_buffer("mean", torch.tensor(preprocessing.mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(preprocessing.std).view(1, 3, 1, 1))
+        network.to(self.dtype)
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        """Float32 [n, classes]."""
+        normalised = (pictures.float() / 255 - self.mean) / self.std
+        outputs: torch.Tensor = self.network(normalised.to(self.dtype)).float()
+        if self.activation == "softmax":
+            return outputs.softmax(dim=1)
+        return outputs.sigmoid() if self.activation == "sigmoid" else outputs
+
+
+class Runner(Protocol):
+    """One form of a classifier on one device."""
+
+    form: Form
+    batch: int  # how many pictures it computes best at a time
+
+    def __call__(self, pictures: Sequence[Pixels]) -> Confidences:
+        """Any number of pictures, at least one."""
+        ...
+
+
+class EagerRunner:
+    """Torch as it is, operator by operator: the quick form, there as soon as the weights are."""
+
+    form: Form = "quick"
+    batch = 1
+
+    def __init__(self, module: ClassifierModule) -> None:
+        self.module = module.to(memory_format=torch.channels_last)
+
+    def __call__(self, pictures: Sequence[Pixels]) -> Confidences:
+        """In chunks of bounded size."""
+        with torch.inference_mode():
+            chunks = [
+                self.module(to_batch(pictures[start : start + _EAGER_BATCH]))
+                for start in range(0, len(pictures), _EAGER_BATCH)
+            ]
+            return torch.cat(chunks).numpy()
+
+
+def to_batch(pictures: Sequence[Pixels]) -> torch.Tensor:
+    """Uint8 [n, 3, side, side], channels last in memory: the pictures as they lie."""
+    stacked = pictures[0][None] if len(pictures) == 1 else np.stack(pictures)
+    return torch.from_numpy(stacked).permute(0, 3, 1, 2)
+
+
+@dataclass(frozen=True)
+class Classes:
+    """One request's confidences."""
+
+    confidences: Confidences
+    labels: Sequence[str]
+    parameters: RankingParameters
+
+    def predictions(self) -> list[object]:
+        """Vertex AI's image shape, one for each picture."""
+        return [shape_ranking(row, self.labels, self.parameters) for row in self.confidences]
+
+    def tensors(self) -> dict[str, npt.NDArray[Any]]:
+        """All confidences, in the classes' order."""
+        return {"confidences": self.confidences}
+
+
+class ImageClassifier:
+    """Answers requests of pictures; how it computes may be exchanged for a faster form."""
+
+    def __init__(
+        self, runner: Runner, labels: Sequence[str], preprocessing: Preprocessing, *, max_image_pixels: int
+    ) -> None:
+        self.runner = runner
+        self._labels = tuple(labels)
+        self._preprocessing = preprocessing
+        self._max_image_pixels = max_image_pixels
+
+    @cached_property
+    def signature(self) -> Signature:
+        """A picture in, a confidence for each class out."""
+        return Signature(
+            inputs=(TensorSpec("image", "bytes", ()),),
+            outputs=(TensorSpec("confidences", "float32", (len(self._labels),)),),
+        )
+
+    @property
+    def batch(self) -> int:
+        """How many requests of one picture are best computed together."""
+        return self.runner.batch
+
+    @property
+    def form(self) -> Form:
+        """What computes."""
+        return self.runner.form
+
+    def prepare(self, request: Request) -> Prepared[Pixels, RankingParameters]:
+        """Decode and preprocess. Raises InvalidArgumentError."""
+        return prepare_rows(request, self._read_row, parse_ranking_parameters)
+
+    def compute(self, prepared: Sequence[Prepared[Pixels, RankingParameters] | ApiError]) -> list[Computed]:
+        """One outcome for each request, whatever the others are."""
+        return compute(prepared, self._forward, self._shape)
+
+    def _read_row(self, instance: object) -> Pixels:
+        picture = read_picture(instance)
+        try:
+            if isinstance(picture, bytes):
+                return read_image(picture, self._preprocessing, max_pixels=self._max_image_pixels)
+            return fit(picture, self._preprocessing, max_pixels=self._max_image_pixels)
+        except BadPictureError as error:
+            raise ValueTensorError(_picture_field(instance), str(error)) from None
+
+    def _forward(self, rows: Sequence[Pixels]) -> Confidences:
+        return self.runner(rows)
+
+    def _shape(self, prepared: Prepared[Pixels, RankingParameters], rows: Confidences) -> Classes:
+        if not np.isfinite(rows).all():
+            raise InternalError("the model gave confidences that are no numbers")
+        return Classes(rows, self._labels, prepared.parameters)
+
+    def move(self, device: torch.device) -> None:
+        """Compute on a GPU from now on."""
+        # Imported here: nothing else needs it.
+        from pierhead_server.cuda import make_cuda_runner
+
+        assert isinstance(self.runner, EagerRunner)
+        self.runner = make_cuda_runner(self.runner.module, device, self._preprocessing.crop)
+
+    def check(self) -> None:
+        """Run synthetic pictures, and check what the model makes of them. Raises ArtifactInvalidError."""
+        side = self._preprocessing.crop
+        for count in (1, 2):
+            check_outputs(self.runner, synthetic_pictures(count, side), len(self._labels))
+
+    def warm_up(self) -> None:
+        """Answer a picture as a client sends it, so that no client waits for what happens only once."""
+        encoded = BytesIO()
+        Image.fromarray(synthetic_pictures(1, 2 * self._preprocessing.resize)[0]).save(encoded, format="JPEG")
+        self.compute([self.prepare(Request([encoded.getvalue()], {}))])
+
+
+def check_outputs(runner: Runner, pictures: Sequence[Pixels], classes: int) -> Confidences:
+    """What the runner makes of pictures, if it is [pictures, classes]. Raises ArtifactInvalidError."""
+    count, side = len(pictures), pictures[0].shape[0]
+    try:
+        outputs: object = runner(pictures)
+    except Exception as error:  # a model is a stranger's program: it may raise anything, and it is the artifact's
+        hint = "" if count == 1 else ": export it with a dynamic batch dimension"
+        raise ArtifactInvalidError(
+            f"the model refuses a float32 input of {count}x3x{side}x{side}{hint}: {first_line(error)}"
+        ) from error
+    assert isinstance(outputs, np.ndarray)
+    if outputs.shape != (count, classes):
+        raise ArtifactInvalidError(
+            f"labels: {classes} names, but the model gives {outputs.shape} for a batch of {count}"
+        )
+    return outputs
+
+
+def synthetic_pictures(count: int, side: int) -> list[Pixels]:
+    """Pictures of soft colours, the same at every call and no two alike."""
+    rows, columns, channels = np.meshgrid(np.arange(side), np.arange(side), np.arange(3), indexing="ij")
+    return [
+        np.ascontiguousarray(
+            127.5 + 127.5 * np.sin(rows * (number + 1) / 17 + columns / (number + 11) + channels * (number + 2))
+        ).astype(np.uint8)
+        for number in range(count)
+    ]
+
+
+def _picture_field(instance: object) -> str:
+    """Where in the instance the picture was, for messages."""
+    if isinstance(instance, dict):
+        for name in ("content", "b64", "image", "image_bytes"):
+            if name in instance:
+                return f".{name}"
+    return ""

@@ -1,0 +1,194 @@
+"""The compiled form of a classifier: AOTInductor packages, made once, kept in a folder, checked before they are used.
+
+An entry of the cache is `<cache>/<key>/`: `form.json`, `check.npy` (what the quick form makes of synthetic pictures)
+and one package for each batch size that pays. The key covers everything that decides the machine code: the artifact,
+torch, the CPU. An entry is machine code: whoever can write into the cache can run code in the server.
+"""
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+
+from pierhead_server.classifier import ClassifierModule, Confidences, EagerRunner, Form, synthetic_pictures, to_batch
+from pierhead_server.images import Pixels
+
+logger = logging.getLogger(__name__)
+
+_VERSION = 1  # of what an entry holds
+_BATCH = 4  # the one size beside 1 that was seen to pay on CPUs
+_PAYS = 0.95  # of the time for a picture alone
+_TOLERANCE = 2e-3  # of a confidence; the two forms add up in another order
+_CHECK_PICTURES = 4
+
+
+class CompiledForm(msgspec.Struct, frozen=True):
+    """`form.json`."""
+
+    batches: tuple[int, ...]  # a package each, 1 among them
+    milliseconds: dict[str, float]  # for one picture, by batch size; measured where it was compiled
+
+
+class CompileError(Exception):
+    """There will be no compiled form; the message says why. The quick form goes on."""
+
+
+def compute_key(*, weights: Path, model: str) -> str:
+    """The name of an entry: 32 hexadecimal digits over the weights, what `model` says of them, torch and the CPU."""
+    with weights.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    parts = [_VERSION, digest, model, torch.__version__, _describe_cpu()]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+def _describe_cpu() -> str:
+    """The features that a compiler for this very CPU may use."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split("\n\n")[0].splitlines()
+    facts = dict(line.split(":", 1) for line in lines if ":" in line)
+    kept = {name.strip(): " ".join(sorted(value.split())) for name, value in facts.items()}
+    names = ("vendor_id", "cpu family", "model", "flags", "Features", "CPU implementer", "CPU part")
+    return json.dumps([os.uname().machine, *(kept.get(name, "") for name in names)])
+
+
+class CompiledRunner:
+    """AOTInductor packages for one or two batch sizes; what does not fill a batch is run one by one."""
+
+    form: Form = "compiled"
+
+    def __init__(self, entry: Path) -> None:
+        described = msgspec.json.decode((entry / "form.json").read_bytes(), type=CompiledForm)
+        self._run = {
+            batch: torch._inductor.aoti_load_package(str(_package(entry, batch))) for batch in described.batches
+        }
+        self.batch = max(described.batches)
+
+    def __call__(self, pictures: Sequence[Pixels]) -> Confidences:
+        """Any number of pictures."""
+        parts, position = [], 0
+        with torch.inference_mode():
+            while position < len(pictures):
+                count = self.batch if len(pictures) - position >= self.batch else 1
+                parts.append(self._run[count](to_batch(pictures[position : position + count])))
+                position += count
+            return torch.cat(parts).numpy() if len(parts) > 1 else parts[0].numpy()
+
+
+def _package(entry: Path, batch: int) -> Path:
+    return entry / f"batch-{batch}.pt2"
+
+
+def load(entry: Path, *, side: int) -> CompiledRunner:
+    """The compiled form of an entry, if it computes what the quick form did. Raises CompileError."""
+    try:
+        runner = CompiledRunner(entry)
+        expected = np.load(entry / "check.npy", allow_pickle=False)
+        given = runner(synthetic_pictures(len(expected), side))
+    except (OSError, RuntimeError, ValueError, msgspec.MsgspecError) as error:
+        raise CompileError(f"the compiled form in {entry} cannot be used: {error}") from error
+    check(given, expected)
+    return runner
+
+
+def check(given: Confidences, expected: Confidences) -> None:
+    """Whether two forms agree. Raises CompileError."""
+    if given.shape != expected.shape or not np.isfinite(given).all():
+        raise CompileError("the compiled form gives other shapes, or no numbers")
+    difference = float(np.abs(given - expected).max() / max(1.0, float(np.abs(expected).max())))
+    if difference > _TOLERANCE:
+        raise CompileError(f"the compiled form differs from the quick one by {difference:.4f}")
+
+
+@dataclass(frozen=True)
+class Order:
+    """What to compile, and where to put it."""
+
+    quick: EagerRunner
+    side: int  # of the pictures, in pixels
+    entry: Path
+
+
+def make(order: Order) -> None:
+    """Compile and keep; waits where another process makes the same. Raises CompileError."""
+    if not shutil.which(os.environ.get("CXX", "g++")):
+        raise CompileError("there is no C++ compiler (g++): the quick form stays")
+    try:
+        order.entry.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(order.entry.with_suffix(".lock")):
+            if order.entry.exists():
+                return
+            # Made beside it and renamed when whole: half an entry never looks like one.
+            with tempfile.TemporaryDirectory(dir=order.entry.parent, prefix="making-") as folder:
+                _compile_into(Path(folder) / "entry", order)
+                (Path(folder) / "entry").rename(order.entry)
+    except OSError as error:
+        raise CompileError(f"the compiled form cannot be kept in {order.entry.parent}: {error}") from error
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _compile_into(folder: Path, order: Order) -> None:
+    folder.mkdir()
+    pictures = synthetic_pictures(_CHECK_PICTURES, order.side)
+    np.save(folder / "check.npy", order.quick(pictures), allow_pickle=False)
+    milliseconds = {}
+    for batch in (1, _BATCH):
+        begun = time.monotonic()
+        _compile(order.quick.module, batch, order.side, _package(folder, batch))
+        milliseconds[batch] = _measure(_package(folder, batch), pictures[:batch])
+        logger.info(
+            "compiled for %d pictures in %.0f s: %.1f ms a picture",
+            batch,
+            time.monotonic() - begun,
+            milliseconds[batch],
+        )
+    batches = (1, _BATCH) if milliseconds[_BATCH] < _PAYS * milliseconds[1] else (1,)
+    if _BATCH not in batches:
+        _package(folder, _BATCH).unlink()
+    form = CompiledForm(batches, {str(batch): value for batch, value in milliseconds.items()})
+    (folder / "form.json").write_bytes(msgspec.json.encode(form))
+    load(folder, side=order.side)
+
+
+def _compile(module: ClassifierModule, batch: int, side: int, package: Path) -> None:
+    example = to_batch(synthetic_pictures(batch, side))
+    # Freezing folds the weights into the machine code, laid out as its kernels want them. One thread compiles: this
+    # process was forked, and shares the machine with those that serve.
+    options: dict[str, Any] = {"freezing": True, "compile_threads": 1}
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, of its own internals
+            program = torch.export.export(module, (example,))
+            torch._inductor.aoti_compile_and_package(program, package_path=str(package), inductor_configs=options)
+    except Exception as error:  # the compiler raises whatever a model makes it trip over
+        raise CompileError(f"the model cannot be compiled: {type(error).__name__}: {str(error)[:300]}") from error
+
+
+def _measure(package: Path, pictures: Sequence[Pixels]) -> float:
+    """Milliseconds for one picture; the best of several, since others compute meanwhile."""
+    run, batch = torch._inductor.aoti_load_package(str(package)), to_batch(pictures)
+    best = float("inf")
+    with torch.inference_mode():
+        for _ in range(12):
+            start = time.perf_counter()
+            run(batch)
+            best = min(best, time.perf_counter() - start)
+    return best * 1000 / len(pictures)

@@ -1,0 +1,126 @@
+"""Several requests as one batch, each with an outcome of its own: what one of them does wrong harms no other."""
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+from pierhead_server.errors import ApiError, InstanceError
+from pierhead_server.protocol import Request, Result
+from pierhead_server.tensors import ValueTensorError
+
+logger = logging.getLogger(__name__)
+
+R = TypeVar("R")  # a row: what the model takes of one instance
+P = TypeVar("P")  # a request's parameters
+
+
+class Outputs(Protocol):
+    """What the model gives for several rows: an array, or a list."""
+
+    def __getitem__(self, part: slice, /) -> Any:
+        """What it gives for some of them."""
+        ...
+
+
+Forward = Callable[[Sequence[R]], Outputs]
+
+
+@dataclass(frozen=True)
+class Prepared(Generic[R, P]):
+    """One request, ready for the model."""
+
+    rows: Sequence[R]
+    parameters: P
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Computed:
+    """What became of one request."""
+
+    outcome: Result | ApiError
+    instances: int = 0
+    prepare_seconds: float = 0.0
+    forward_seconds: float = 0.0  # its share of the batch
+
+
+def prepare_rows(
+    request: Request, read_row: Callable[[object], R], read_parameters: Callable[[Mapping[str, object]], P]
+) -> Prepared[R, P]:
+    """Make rows of a request's instances. Raises InvalidArgumentError, which names the first instance that is wrong."""
+    start = time.perf_counter()
+    parameters = read_parameters(request.arguments)
+    rows = []
+    for index, instance in enumerate(request.instances):
+        try:
+            rows.append(read_row(instance))
+        except ValueTensorError as error:
+            raise InstanceError(index, error.field, error.cause) from None
+    return Prepared(rows, parameters, time.perf_counter() - start)
+
+
+def compute(
+    requests: Sequence[Prepared[R, P] | ApiError],
+    forward: Forward[R],
+    shape: Callable[[Prepared[R, P], Any], Result],
+) -> list[Computed]:
+    """Run all requests' rows through the model together, and give each request its part."""
+    sound = [request for request in requests if isinstance(request, Prepared)]
+    rows = [row for request in sound for row in request.rows]
+    start = time.perf_counter()
+    outputs = _try_all(forward, rows)
+    share = (time.perf_counter() - start) / max(1, len(rows))
+    computed, position = [], 0
+    for request in requests:
+        if isinstance(request, ApiError):
+            computed.append(Computed(request))
+            continue
+        count = len(request.rows)
+        part = None if outputs is None else outputs[position : position + count]
+        outcome = _finish(request, part, forward, shape)
+        computed.append(Computed(outcome, count, request.seconds, share * count))
+        position += count
+    return computed
+
+
+def _try_all(forward: Forward[R], rows: Sequence[R]) -> Outputs | None:
+    """What the model gives for all rows; None where it raises, and so for somebody's row."""
+    if not rows:
+        return None
+    try:
+        return forward(rows)
+    except Exception:  # the model is a stranger's program and may raise anything on its input
+        logger.warning("the model raised on a batch of %d: each request is tried by itself", len(rows), exc_info=True)
+        return None
+
+
+def _finish(
+    request: Prepared[R, P],
+    outputs: Outputs | None,
+    forward: Forward[R],
+    shape: Callable[[Prepared[R, P], Any], Result],
+) -> Result | ApiError:
+    try:
+        return shape(request, _one_by_one(request, forward) if outputs is None else outputs)
+    except ApiError as error:
+        return error
+
+
+def _one_by_one(request: Prepared[R, P], forward: Forward[R]) -> Outputs:
+    """After the batch raised. Raises InstanceError for the row that does it."""
+    for index, row in enumerate(request.rows):
+        try:
+            forward([row])
+        except Exception as error:  # as above
+            raise InstanceError(index, "", f"the model raised {describe(error)}") from error
+    try:
+        return forward(request.rows)
+    except Exception as error:  # as above; none of the rows by itself
+        raise InstanceError(0, "", f"the model raised {describe(error)} on these instances together") from error
+
+
+def describe(error: Exception) -> str:
+    """An exception's type and message, in one line of bounded length."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300].removesuffix(": ")

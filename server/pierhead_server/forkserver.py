@@ -1,0 +1,209 @@
+"""The model's first process: imports torch and loads the model once, then forks the workers, who share its memory.
+
+It is single-threaded, so that a fork is a whole copy. It never computes for a client: when a worker dies, the next one
+is a fork away. It also makes the compiled form, in a child of low priority.
+"""
+
+import contextlib
+import gc
+import logging
+import os
+import selectors
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pierhead_server.control import Died, Failed, Fork, Formed, Kill, Load, Ready, describe_exit, receive_command, send
+
+if TYPE_CHECKING:  # torch comes with it
+    from pierhead_server.model import Loaded
+
+logger = logging.getLogger(__name__)
+
+_COMPILER = -1  # the number of the child that compiles
+_NICE = 19  # those that serve come first
+
+# One worker computes on each CPU. Threads of several on the same CPU would wait for each other, spinning; and a process
+# with threads cannot be forked.
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+class ForkServer:
+    """One model and the processes forked from it."""
+
+    def __init__(self, control: socket.socket, loaded: "Loaded", load: Load) -> None:
+        self._control = control
+        self._loaded = loaded
+        self._load = load
+        self._children: dict[int, tuple[int, int]] = {}  # pidfd -> worker's number, pid
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(control, selectors.EVENT_READ)
+
+    def run(self) -> None:
+        """Until the listener is gone."""
+        self._announce()
+        if self._loaded.order:
+            self._start(_COMPILER, self._compile)
+        while True:
+            for key, _ in self._selector.select():
+                if key.fileobj is not self._control:
+                    self._reap(key.fd)
+                elif not self._obey():
+                    return
+
+    def _announce(self) -> None:
+        model = self._loaded.model
+        _settle_memory()
+        send(self._control, Ready(model.form, model.batch, model.signature))
+
+    def _obey(self) -> bool:
+        """Do what the listener wants; False when it is gone."""
+        command, descriptors = receive_command(self._control)
+        match command:
+            case Fork():
+                connection = socket.socket(fileno=descriptors[0])
+                self._start(command.worker, lambda: self._work(connection, command.place))
+                connection.close()
+            case Kill():
+                for descriptor, (worker, _) in self._children.items():
+                    if worker == command.worker:
+                        signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+            case None:
+                self._end_compiler()
+                return False
+        return True
+
+    def _start(self, number: int, main: Callable[[], None]) -> None:
+        pid = os.fork()
+        if pid:
+            descriptor = os.pidfd_open(pid)
+            self._children[descriptor] = (number, pid)
+            self._selector.register(descriptor, selectors.EVENT_READ)
+            return
+        code = 1
+        try:
+            self._forget()
+            main()
+            code = 0
+        except BaseException:
+            logger.exception("process %d of the model ended", number)
+        finally:
+            logging.shutdown()
+            # Nothing of the parent's is to be flushed or cleaned up twice.
+            os._exit(code)
+
+    def _forget(self) -> None:
+        """In a child: what belongs to the parent. Held open, the listener would not notice the parent's end."""
+        self._selector.close()
+        self._control.close()
+        for descriptor in self._children:
+            os.close(descriptor)
+
+    def _work(self, connection: socket.socket, place: int) -> None:
+        from pierhead_server.worker import Contract, run_pipelined_worker, run_worker
+
+        contract, model = Contract(self._load.served, self._load.limits), self._loaded.model
+        if self._load.device == "cpu":
+            run_worker(connection, model, contract)
+            return
+        import torch
+
+        model.move(torch.device(self._load.device, place))
+        run_pipelined_worker(connection, model, contract)
+
+    def _compile(self) -> None:
+        from pierhead_server import compiled
+
+        assert self._loaded.order is not None
+        # A group of its own, for the compilers that it starts.
+        os.setsid()
+        os.nice(_NICE)
+        with contextlib.suppress(OSError):
+            # Where memory is short, this is what shall go.
+            Path("/proc/self/oom_score_adj").write_text("1000")
+        try:
+            compiled.make(self._loaded.order)
+        except compiled.CompileError as error:
+            logger.warning("%s", error)
+
+    def _reap(self, descriptor: int) -> None:
+        number, pid = self._children.pop(descriptor)
+        self._selector.unregister(descriptor)
+        os.close(descriptor)
+        _, status = os.waitpid(pid, 0)
+        if number == _COMPILER:
+            self._take_compiled_form()
+        else:
+            send(self._control, Died(number, describe_exit(os.waitstatus_to_exitcode(status))))
+
+    def _take_compiled_form(self) -> None:
+        """From now on workers are forked with it; the listener exchanges those that are there."""
+        from pierhead_server import compiled
+        from pierhead_server.classifier import ImageClassifier
+
+        order, model = self._loaded.order, self._loaded.model
+        assert order is not None
+        assert isinstance(model, ImageClassifier)
+        if not order.entry.is_dir():
+            return  # why, the child has said
+        try:
+            model.runner = compiled.load(order.entry, side=order.side)
+        except compiled.CompileError as error:
+            logger.warning("%s: the quick form stays", error)
+            return
+        self._loaded = replace(self._loaded, order=None)  # and with it goes the quick form
+        _settle_memory()
+        send(self._control, Formed(model.form, model.batch))
+
+    def _end_compiler(self) -> None:
+        for number, pid in self._children.values():
+            if number == _COMPILER:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(pid, signal.SIGKILL)
+
+
+def _settle_memory() -> None:
+    """What is there now stays: collections leave it alone, and so the pages stay shared with the workers."""
+    gc.collect()
+    gc.freeze()
+    # A large JSON body makes 100,000s of objects that are no garbage; by default each 700 of them start a collection.
+    gc.set_threshold(100_000, 50, 100)
+
+
+def main(control: socket.socket) -> None:
+    """Import torch, load what the listener says, serve forks."""
+    # A terminal's Ctrl-C and a careless `kill` reach the whole group; the listener decides when this process ends.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    for variable in THREAD_VARIABLES:
+        os.environ[variable] = "1"
+    # Imported here, before the first message: this is what takes the seconds.
+    import torch
+
+    from pierhead_server.artifact import read_artifact
+    from pierhead_server.errors import StartupError
+    from pierhead_server.model import LoadOptions, load_model
+
+    torch.set_num_threads(1)
+    command, _ = receive_command(control)
+    if not isinstance(command, Load):
+        return
+    compiled_dir = Path(command.compiled_dir) if command.compiled_dir else None
+    options = LoadOptions(command.max_image_pixels, command.allow_code, compiled_dir)
+    try:
+        loaded = load_model(read_artifact(Path(command.folder)), options)
+    except StartupError as error:
+        send(control, Failed(error.reason, str(error)))
+        return
+    ForkServer(control, loaded, command).run()
+
+
+if __name__ == "__main__":
+    main(socket.socket(fileno=int(sys.argv[1])))
+    logging.shutdown()
+    # Taking torch down bit by bit takes a second, and some of it complains.
+    os._exit(0)

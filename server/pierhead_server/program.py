@@ -1,0 +1,192 @@
+"""Any other program: named tensors and pictures in, named tensors out."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from pierhead_server.computing import Computed, Prepared, compute, prepare_rows
+from pierhead_server.config import ImageInput, Input, TensorInput
+from pierhead_server.errors import ApiError, ArtifactInvalidError
+from pierhead_server.images import BadPictureError, fit, read_image
+from pierhead_server.modules import first_line
+from pierhead_server.protocol import Request, read_picture, refuse_arguments
+from pierhead_server.tensors import Signature, TensorSpec, ValueTensorError, to_tensor
+
+Array = npt.NDArray[Any]
+Row = tuple[Array, ...]  # one array for each input
+Named = Mapping[str, Array]  # what the program gives for one row
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """One request's outputs."""
+
+    rows: Sequence[Named]
+
+    labels = None
+
+    def predictions(self) -> list[object]:
+        """A number or a list where there is one output, else an object by the outputs' names."""
+        return [next(iter(row.values())) if len(row) == 1 else dict(row) for row in self.rows]
+
+    def tensors(self) -> dict[str, Array]:
+        """Each output with the batch first. Raises ValueError where the rows differ in shape."""
+        return {name: np.stack([row[name] for row in self.rows]) for name in self.rows[0]}
+
+
+class TensorProgram:
+    """Answers requests of tensors."""
+
+    batch = 1
+    form = "quick"
+
+    def __init__(
+        self, module: torch.nn.Module, inputs: Sequence[Input], outputs: Sequence[str] | None, *, max_image_pixels: int
+    ) -> None:
+        self._module = module
+        self._device = torch.device("cpu")
+        self._inputs = inputs
+        self._outputs = outputs
+        self._readers: dict[str, Callable[[object], Array]] = {
+            entry.name: _make_reader(entry, max_image_pixels) for entry in inputs
+        }
+        self.signature = Signature(tuple(_describe_input(entry) for entry in inputs), self._probe())
+
+    def prepare(self, request: Request) -> Prepared[Row, None]:
+        """Make the inputs' arrays. Raises InvalidArgumentError."""
+        return prepare_rows(request, self._read_row, partial(refuse_arguments, known=()))
+
+    def compute(self, prepared: Sequence[Prepared[Row, None] | ApiError]) -> list[Computed]:
+        """One outcome for each request, whatever the others are."""
+        return compute(prepared, self._forward, self._shape)
+
+    def move(self, device: torch.device) -> None:
+        """Compute on a GPU from now on."""
+        self._module.to(device)
+        self._device = device
+
+    def _read_row(self, instance: object) -> Row:
+        names = list(self._readers)
+        named = isinstance(instance, dict) and not (len(names) == 1 and names[0] not in instance)
+        if not named:
+            if len(names) > 1:
+                raise ValueTensorError("", f"must be an object with {', '.join(names)}")
+            return (self._readers[names[0]](instance),)
+        assert isinstance(instance, dict)
+        _check_names(instance, names)
+        row = []
+        for name, read in self._readers.items():
+            try:
+                row.append(read(instance[name]))
+            except ValueTensorError as error:
+                raise ValueTensorError(f".{name}{error.field}", error.cause) from None
+        return tuple(row)
+
+    def _forward(self, rows: Sequence[Row]) -> Sequence[Named]:
+        """Rows of one shape as one batch; an input of any size may bring several shapes."""
+        groups: dict[tuple[tuple[int, ...], ...], list[int]] = {}
+        for index, row in enumerate(rows):
+            groups.setdefault(tuple(array.shape for array in row), []).append(index)
+        outputs: dict[int, Named] = {}
+        for indices in groups.values():
+            batch = [np.stack(column) for column in zip(*(rows[index] for index in indices), strict=True)]
+            named = self._run(batch)
+            for place, index in enumerate(indices):
+                outputs[index] = {name: array[place] for name, array in named.items()}
+        return [outputs[index] for index in range(len(rows))]
+
+    def _run(self, batch: Sequence[Array]) -> dict[str, Array]:
+        with torch.inference_mode():
+            given: object = self._module(*(torch.from_numpy(array).to(self._device) for array in batch))
+        named = self._name(given)
+        for name, tensor in named.items():
+            if tensor.shape[:1] != (len(batch[0]),):
+                raise ValueError(f"output {name} has shape {tuple(tensor.shape)} for a batch of {len(batch[0])}")
+        return {name: _to_numpy(tensor) for name, tensor in named.items()}
+
+    def _name(self, given: object) -> dict[str, torch.Tensor]:
+        if isinstance(given, Mapping):
+            named = {str(name): tensor for name, tensor in given.items()}
+        else:
+            tensors = list(given) if isinstance(given, tuple | list) else [given]
+            names = self._outputs or (
+                ["output"] if len(tensors) == 1 else [f"output_{number}" for number in range(len(tensors))]
+            )
+            if len(names) != len(tensors):
+                raise ValueError(f"outputs: {len(names)} names, but the program gives {len(tensors)}")
+            named = dict(zip(names, tensors, strict=True))
+        for name, tensor in named.items():
+            if not isinstance(tensor, torch.Tensor):
+                raise ValueError(f"output {name} is a {type(tensor).__name__}, not a tensor")
+        return named
+
+    def _probe(self) -> tuple[TensorSpec, ...]:
+        """What the program gives, seen by running it on zeros. Raises ArtifactInvalidError."""
+        any_size = any(-1 in entry.shape for entry in self._inputs if isinstance(entry, TensorInput))
+        named: dict[str, Array] = {}
+        for count in (1, 2):
+            try:
+                named = self._run([_zeros(entry, count) for entry in self._inputs])
+            except Exception as error:  # a model is a stranger's program, and what it raises is the artifact's
+                shapes = ", ".join(f"{entry.name} {list(_zeros(entry, count).shape)}" for entry in self._inputs)
+                hint = "" if count == 1 else ": export it with a dynamic batch dimension"
+                raise ArtifactInvalidError(f"the program refuses {shapes}{hint}: {first_line(error)}") from error
+        return tuple(
+            TensorSpec(name, array.dtype.name, tuple(-1 if any_size else size for size in array.shape[1:]))
+            for name, array in named.items()
+        )
+
+    def _shape(self, _: Prepared[Row, None], rows: Sequence[Named]) -> Tensors:
+        return Tensors(rows)
+
+
+def _check_names(instance: Mapping[str, object], names: Sequence[str]) -> None:
+    for name in names:
+        if name not in instance:
+            raise ValueTensorError(f".{name}", "missing: the model needs it")
+    for name in instance:
+        if name not in names:
+            raise ValueTensorError(f".{name}", f"unknown: the model takes {', '.join(names)}")
+
+
+def _describe_input(entry: Input) -> TensorSpec:
+    if isinstance(entry, ImageInput):
+        return TensorSpec(entry.name, "bytes", ())
+    return TensorSpec(entry.name, entry.dtype, entry.shape)
+
+
+def _make_reader(entry: Input, max_image_pixels: int) -> Callable[[object], Array]:
+    if isinstance(entry, TensorInput):
+        return partial(to_tensor, spec=_describe_input(entry))
+    how = entry.preprocessing
+    mean, std = (np.asarray(values, dtype=np.float32).reshape(3, 1, 1) for values in (how.mean, how.std))
+
+    def read(value: object) -> Array:
+        picture = read_picture(value)
+        try:
+            if isinstance(picture, bytes):
+                pixels = read_image(picture, how, max_pixels=max_image_pixels)
+            else:
+                pixels = fit(picture, how, max_pixels=max_image_pixels)
+        except BadPictureError as error:
+            raise ValueTensorError("", str(error)) from None
+        return np.ascontiguousarray((pixels.transpose(2, 0, 1).astype(np.float32) / 255 - mean) / std)
+
+    return read
+
+
+def _zeros(entry: Input, count: int) -> Array:
+    if isinstance(entry, ImageInput):
+        side = entry.preprocessing.crop
+        return np.zeros((count, 3, side, side), dtype=np.float32)
+    return np.zeros((count, *(1 if size == -1 else size for size in entry.shape)), dtype=entry.dtype)
+
+
+def _to_numpy(tensor: torch.Tensor) -> Array:
+    # numpy has no bfloat16.
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).cpu().contiguous().numpy()

@@ -1,0 +1,113 @@
+"""A model worker: one forked process that answers calls, one batch after another."""
+
+import contextlib
+import logging
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from pierhead_server.computing import Computed, describe
+from pierhead_server.devices import cpu_count
+from pierhead_server.errors import ApiError, InternalError
+from pierhead_server.messages import Call, Reply, pack, read
+from pierhead_server.model import Model
+from pierhead_server.protocol import Limits, Request, ServedModel, parse, shape, shape_error
+
+logger = logging.getLogger(__name__)
+
+HELLO = Reply(200, b"")  # a worker's first message: it is warm
+
+
+@dataclass(frozen=True)
+class Contract:
+    """What answers are shaped by, beside the model."""
+
+    served: ServedModel
+    limits: Limits
+
+
+def run_worker(connection: socket.socket, model: Model, contract: Contract) -> None:
+    """Answer batches of calls, one after another, until the listener closes the connection."""
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it closed while this computed
+        for calls in _receive(connection):
+            prepared = [prepare(call, model, contract) for call in calls]
+            for reply in answer(calls, prepared, model, contract):
+                connection.sendall(pack(reply))
+
+
+def run_pipelined_worker(connection: socket.socket, model: Model, contract: Contract) -> None:
+    """The same, for a device beside the CPU: while it computes one batch, the CPU prepares the next."""
+    with ThreadPoolExecutor(cpu_count()) as preparing, ThreadPoolExecutor(1) as computing:
+        before: Future[None] | None = None
+        for calls in _receive(connection):
+            prepared = [preparing.submit(prepare, call, model, contract) for call in calls]
+            wait(prepared)
+            if before:
+                before.result()
+
+            def compute(calls: list[Call] = calls, prepared: list[Future[Attempt]] = prepared) -> None:
+                for reply in answer(calls, [future.result() for future in prepared], model, contract):
+                    connection.sendall(pack(reply))
+
+            before = computing.submit(compute)
+
+
+def _receive(connection: socket.socket) -> Iterator[list[Call]]:
+    connection.sendall(pack(HELLO))
+    stream = connection.makefile("rb")
+    decoder = msgspec.msgpack.Decoder(list[Call])
+    while (calls := read(stream, decoder)) is not None:
+        yield calls
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A call as the model takes it, or why not."""
+
+    request: Request | None
+    prepared: Any  # what the model takes, or an ApiError
+    seconds: float
+
+
+def prepare(call: Call, model: Model, contract: Contract) -> Attempt:
+    """Parse a call and prepare its instances."""
+    start = time.perf_counter()
+    request = None
+    try:
+        request = parse(call, contract.limits, model.signature)
+        prepared = model.prepare(request)
+    except ApiError as error:
+        prepared = error
+    return Attempt(request, prepared, time.perf_counter() - start)
+
+
+def answer(calls: Sequence[Call], attempts: Sequence[Attempt], model: Model, contract: Contract) -> list[Reply]:
+    """One reply for each call, in their order."""
+    computed = model.compute([attempt.prepared for attempt in attempts])
+    return [_shape(call, attempt, one, contract) for call, one, attempt in zip(calls, computed, attempts, strict=True)]
+
+
+def _shape(call: Call, attempt: Attempt, computed: Computed, contract: Contract) -> Reply:
+    outcome = computed.outcome
+    try:
+        if isinstance(outcome, ApiError):
+            raise outcome
+        assert attempt.request is not None
+        reply = shape(attempt.request, outcome, contract.served)
+    except ApiError as error:
+        reply = shape_error(call.dialect, error)
+    except Exception as error:  # what a predictor returned may be anything, and raise when it is looked at
+        logger.exception("the model's answer cannot be written")
+        reply = shape_error(call.dialect, InternalError(f"the model's answer cannot be written: {describe(error)}"))
+    return msgspec.structs.replace(
+        reply,
+        instances=computed.instances,
+        parse_seconds=max(0.0, attempt.seconds - computed.prepare_seconds),
+        prepare_seconds=computed.prepare_seconds,
+        forward_seconds=computed.forward_seconds,
+    )
