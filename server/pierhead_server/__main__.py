@@ -1,5 +1,9 @@
-"""`python -m pierhead_server`: serve one artifact, configured by the environment."""
+"""`pierhead-server`: serve one artifact, configured by the environment or by a folder's name.
 
+`pierhead-server compile --model DIR` makes the folder's compiled form, and leaves it beside the model.
+"""
+
+import argparse
 import contextlib
 import logging
 import os
@@ -18,19 +22,57 @@ def main() -> None:
     """Serve until SIGTERM (exit 0); a StartupError is told in one line and ends in exit 1."""
     # A container's first process has no default for signals: before uvicorn's handler, SIGTERM would be lost.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-    # Imported here: a spawned model process imports this module again, and needs none of it.
+    arguments = _parse_arguments()
+    # Imported here: `--help` needs none of it.
     from pierhead_server.errors import StartupError
-    from pierhead_server.serve import run
     from pierhead_server.settings import TERMINATION_LOG, load_settings
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     termination_log = TERMINATION_LOG
     try:
-        settings = load_settings()
+        settings = load_settings(**_given(arguments))
         termination_log = settings.termination_log
-        run(settings)
+        if arguments.command == "compile":
+            from pierhead_server.forkserver import compile_beside
+
+            compile_beside(arguments.model)
+        else:
+            from pierhead_server.serve import run
+
+            run(settings)
     except StartupError as error:
         _fail(error, termination_log)
+
+
+def _parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        "pierhead-server",
+        description="Serve a model. Everything else is set by the environment: see docs/model-server.md.",
+    )
+    parser.add_argument(
+        "command",
+        nargs="?",
+        choices=("serve", "compile"),
+        default="serve",
+        help="serve a model (what it does if left out), or compile it and leave the compiled form in its folder",
+    )
+    parser.add_argument(
+        "--model", type=Path, metavar="DIR", help="a folder with model.yaml; else PIERHEAD_ARTIFACT_URI"
+    )
+    parser.add_argument("--host", help="the address to listen on; else PIERHEAD_HOST, or 0.0.0.0")
+    parser.add_argument("--port", type=int, help="the port to listen on; else PIERHEAD_PORT, or 8080")
+    arguments = parser.parse_args()
+    if arguments.command == "compile" and arguments.model is None:
+        parser.error("compile needs --model DIR")
+    return arguments
+
+
+def _given(arguments: argparse.Namespace) -> dict[str, object]:
+    """What the command line says, by the settings' names."""
+    given: dict[str, object] = {"host": arguments.host, "port": arguments.port}
+    if arguments.model is not None:
+        given["artifact_uri"] = arguments.model.resolve().as_uri()
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _fail(error: "StartupError", termination_log: Path) -> NoReturn:

@@ -67,7 +67,7 @@ def make_cuda_runner(module: ClassifierModule, device: torch.device, side: int) 
 def _make_bucket(module: ClassifierModule, device: torch.device, size: int, side: int) -> Bucket:
     staging = torch.zeros(size, side, side, 3, dtype=torch.uint8, pin_memory=True)
     given = torch.zeros(size, side, side, 3, dtype=torch.uint8, device=device)
-    stream = torch.cuda.Stream(device)
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     with torch.inference_mode(), torch.cuda.stream(stream):
         for _ in range(_WARM_UPS):
             module(given.permute(0, 3, 1, 2))

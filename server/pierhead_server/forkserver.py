@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pierhead_server.control import Died, Failed, Fork, Formed, Kill, Load, Ready, describe_exit, receive_command, send
+from pierhead_server.errors import ArtifactInvalidError, StartupError
 
 if TYPE_CHECKING:  # torch comes with it
     from pierhead_server.model import Loaded
@@ -25,6 +26,7 @@ if TYPE_CHECKING:  # torch comes with it
 logger = logging.getLogger(__name__)
 
 _COMPILER = -1  # the number of the child that compiles
+_ANY_PIXELS = 2**31  # of pictures that nobody sends
 _NICE = 19  # those that serve come first
 
 # One worker computes on each CPU. Threads of several on the same CPU would wait for each other, spinning; and a process
@@ -174,21 +176,43 @@ def _settle_memory() -> None:
     gc.set_threshold(100_000, 50, 100)
 
 
+def _import_torch() -> None:
+    """What takes the seconds."""
+    for variable in THREAD_VARIABLES:
+        os.environ[variable] = "1"
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def compile_beside(folder: Path) -> None:
+    """Make a folder's compiled form for this machine's CPU, and leave it there. Raises StartupError."""
+    _import_torch()
+    from pierhead_server import compiled
+    from pierhead_server.artifact import read_artifact
+    from pierhead_server.model import COMPILED_FOLDER, LoadOptions, load_model
+
+    artifact = read_artifact(folder)
+    loaded = load_model(artifact, LoadOptions(_ANY_PIXELS, compiled_dir=folder / COMPILED_FOLDER))
+    if loaded.order is None:
+        print(f"nothing to do: the model is served in its {loaded.model.form} form")
+        return
+    try:
+        compiled.make(loaded.order)
+    except compiled.CompileError as error:
+        raise ArtifactInvalidError(str(error)) from error
+    print(f"compiled into {loaded.order.entry}: it is taken where code from the artifact is allowed")
+
+
 def main(control: socket.socket) -> None:
     """Import torch, load what the listener says, serve forks."""
     # A terminal's Ctrl-C and a careless `kill` reach the whole group; the listener decides when this process ends.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    for variable in THREAD_VARIABLES:
-        os.environ[variable] = "1"
-    # Imported here, before the first message: this is what takes the seconds.
-    import torch
-
+    _import_torch()  # before the first message: it comes when the artifact is there
     from pierhead_server.artifact import read_artifact
-    from pierhead_server.errors import StartupError
     from pierhead_server.model import LoadOptions, load_model
 
-    torch.set_num_threads(1)
     command, _ = receive_command(control)
     if not isinstance(command, Load):
         return
