@@ -1,0 +1,230 @@
+"""The custom prediction routine: a class Predictor in the artifact's `predictor.py`. It is code, and runs as such."""
+
+import contextlib
+import importlib.util
+import io
+import logging
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from pierhead_server.artifact import PREDICTOR_FILE
+from pierhead_server.computing import Computed, describe
+from pierhead_server.errors import ApiError, ArtifactInvalidError, InternalError, InvalidArgumentError
+from pierhead_server.protocol import Request, encode_json
+from pierhead_server.signature import Signature
+
+if TYPE_CHECKING:
+    import torch
+
+logger = logging.getLogger(__name__)
+
+OUTPUT = "predictions"  # the one output's name in the Open Inference Protocol
+
+_MODULE = "_pierhead_predictor"  # no name that the artifact's own modules could have
+_MOST_CHARACTERS = 300  # of an exception's message
+
+Array = npt.NDArray[Any]
+
+
+class Routine(Protocol):
+    """What `Predictor.from_path` gives."""
+
+    def predict(self, instances: list[Any], **kwargs: Any) -> Any:
+        """One prediction for each instance."""
+        ...
+
+
+def load_predictor(folder: Path) -> "PredictorModel":
+    """Import the folder's `predictor.py` and call its `Predictor.from_path`.
+
+    Raises ArtifactInvalidError for what is missing, or raises; the log has the whole traceback then.
+    """
+    with _blamed(f"{PREDICTOR_FILE}: importing it"), _printing():
+        module = _import(folder)
+    made_by = getattr(module, "Predictor", None)
+    if not isinstance(made_by, type):
+        raise ArtifactInvalidError(f"{PREDICTOR_FILE}: has no class Predictor")
+    from_path = getattr(made_by, "from_path", None)
+    if not callable(from_path):
+        raise ArtifactInvalidError(f"{PREDICTOR_FILE}: class Predictor has no classmethod from_path(cls, model_dir)")
+    with _blamed(f"{PREDICTOR_FILE}: Predictor.from_path"), _printing():
+        routine = from_path(str(folder))
+    if not callable(getattr(routine, "predict", None)):
+        raise ArtifactInvalidError(
+            f"{PREDICTOR_FILE}: Predictor.from_path gave a {type(routine).__name__}, "
+            "which has no method predict(self, instances, **kwargs)"
+        )
+    return PredictorModel(routine)
+
+
+def _import(folder: Path) -> ModuleType:
+    # Bytecode would be written beside the source, and the artifact would have another digest.
+    sys.dont_write_bytecode = True
+    # For the modules beside it, as where Python runs a program; they may be imported as late as in `predict`.
+    sys.path.insert(0, str(folder))
+    spec = importlib.util.spec_from_file_location(_MODULE, folder / PREDICTOR_FILE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[_MODULE] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@contextlib.contextmanager
+def _blamed(step: str) -> Iterator[None]:
+    """What the artifact's code raises here is the artifact's error."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:  # a stranger's code may raise anything
+        logger.exception("%s raised", step)
+        cause = f"{type(error).__name__}: {' '.join(str(error).split())}"[:_MOST_CHARACTERS]
+        raise ArtifactInvalidError(f"{step} raised {cause}") from error
+
+
+class _Printed(io.TextIOBase):
+    """Takes what is printed, and logs it line by line."""
+
+    def __init__(self) -> None:
+        self._line = ""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        *lines, self._line = (self._line + text).split("\n")
+        for line in lines:
+            logger.info("printed: %s", line)
+        return len(text)
+
+    def finish(self) -> None:
+        """The last line, if it is whole or not."""
+        if self._line:
+            self.write("\n")
+
+
+@contextlib.contextmanager
+def _printing() -> Iterator[None]:
+    """A `print` of the artifact's code goes to the log, in the log's format."""
+    printed = _Printed()
+    with contextlib.redirect_stdout(printed):
+        try:
+            yield
+        finally:
+            printed.finish()
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a routine returned for one request."""
+
+    rows: Sequence[object]
+
+    labels = None
+
+    def predictions(self) -> Sequence[object]:
+        """One for each instance, as the routine gave it; arrays and tensors may be in it."""
+        return self.rows
+
+    def tensors(self) -> dict[str, Array]:
+        """One output: numbers as numbers, text and bytes as such, and of anything else its JSON."""
+        return {OUTPUT: _to_numbers(self.rows) if _may_be_numbers(self.rows) else _to_elements(self.rows)}
+
+
+def _may_be_numbers(rows: Sequence[object]) -> bool:
+    """Whether an array of them holds numbers, and was not made of them by writing numbers as text."""
+    with contextlib.suppress(ValueError, TypeError, OverflowError):  # ragged, or objects that are no numbers
+        return np.asarray(rows).dtype.kind in "biuf"
+    return False
+
+
+def _to_numbers(rows: Sequence[object]) -> Array:
+    array: Array = np.asarray(rows)
+    if isinstance(rows, np.ndarray):
+        return array
+    wide = {"f": np.float64, "i": np.int64}  # as Python's own numbers
+    return array.astype(wide.get(array.dtype.kind, array.dtype))
+
+
+def _to_elements(rows: Sequence[object]) -> Array:
+    elements: Array = np.empty(len(rows), dtype=object)
+    for index, row in enumerate(rows):
+        elements[index] = row if isinstance(row, str | bytes) else encode_json(row)
+    return elements
+
+
+class PredictorModel:
+    """Answers requests with a custom prediction routine. Each request is a call of its own: its kwargs are its own."""
+
+    form = "quick"
+    batch = 1
+    # Empty: only the routine knows what it takes, so that the Open Inference Protocol's inputs may have any name.
+    signature = Signature((), ())
+
+    def __init__(self, routine: Routine) -> None:
+        self._routine = routine
+
+    def prepare(self, request: Request) -> Request:
+        """Nothing: instances are the routine's business."""
+        return request
+
+    def move(self, device: "torch.device") -> None:
+        """Nothing: the routine's tensors are where it has put them."""
+
+    def compute(self, prepared: Sequence[Request | ApiError]) -> list[Computed]:
+        """One outcome for each request, whatever the others are."""
+        return [Computed(each) if isinstance(each, ApiError) else self._compute(each) for each in prepared]
+
+    def _compute(self, request: Request) -> Computed:
+        start = time.perf_counter()
+        outcome: Predictions | ApiError
+        try:
+            outcome = self.predict(request)
+        except ApiError as error:
+            outcome = error
+        except Exception as error:  # a stranger's code may raise anything on its input
+            logger.warning("the predictor raised", exc_info=True)
+            outcome = InvalidArgumentError(f"{_name_instances(request)}: the predictor raised {describe(error)}")
+        return Computed(outcome, len(request.instances), forward_seconds=time.perf_counter() - start)
+
+    def predict(self, request: Request) -> Predictions:
+        """What the routine returns; raises what it raises, and InternalError for what is no list of predictions."""
+        with _printing():
+            given = self._routine.predict(list(request.instances), **request.arguments)
+        return Predictions(_check_rows(given, len(request.instances)))
+
+
+def _name_instances(request: Request) -> str:
+    return "instances[0]" if len(request.instances) == 1 else "instances"
+
+
+def _check_rows(given: object, count: int) -> Sequence[object]:
+    """The predictions as a list or an array, one for each instance. Raises InternalError."""
+    rows = _to_rows(given)
+    if rows is None:
+        raise InternalError(f"the predictor returned a {type(given).__name__}, not a list of predictions")
+    if len(rows) != count:
+        raise InternalError(f"the predictor returned {len(rows)} predictions for {count} instances")
+    return rows
+
+
+def _to_rows(given: object) -> Sequence[object] | None:
+    if isinstance(given, list):
+        return given
+    if isinstance(given, np.ndarray):
+        # An array of objects is a list; one of numbers stays as it is, and keeps its type.
+        return (given if given.dtype.kind in "biuf" else given.tolist()) if given.ndim else None  # type: ignore[return-value]
+    if isinstance(given, str | bytes | bytearray | Mapping | set | frozenset) or not isinstance(given, Sized):
+        return None
+    if hasattr(given, "tolist"):  # a tensor, a data frame's column
+        listed = given.tolist()
+        return listed if isinstance(listed, list) else None
+    return list(given) if isinstance(given, Sequence) else None

@@ -1,0 +1,239 @@
+"""Custom prediction routines: what they are given, what they may return, and whose fault it is when they break."""
+
+import math
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pierhead_server import predictor
+from pierhead_server.errors import ArtifactInvalidError, InternalError, InvalidArgumentError, QueueFullError
+from pierhead_server.messages import Call
+from pierhead_server.predictor import PredictorModel, load_predictor
+from pierhead_server.protocol import Limits, Request, ServedModel, parse, shape
+from sklearn.datasets import load_breast_cancer
+
+EXAMPLES = Path(__file__).parents[3] / "examples" / "predictors"
+GOOD = """
+class Predictor:
+    @classmethod
+    def from_path(cls, model_dir):
+        return cls()
+
+    def predict(self, instances, **kwargs):
+        return [[type(instance).__name__, kwargs] for instance in instances]
+"""
+
+
+@pytest.fixture(autouse=True)
+def own_imports(monkeypatch):
+    """The imports of the tests' predictors are forgotten after each."""
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    monkeypatch.setattr(sys, "dont_write_bytecode", sys.dont_write_bytecode)
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        if "/pytest-" in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
+
+
+def load(folder, text=GOOD):
+    (folder / "predictor.py").write_text(text)
+    return load_predictor(folder)
+
+
+def predict(model, instances, **arguments):
+    return model.predict(Request(instances, arguments))
+
+
+def returning(value):
+    """A model whose routine returns this."""
+
+    class Routine:
+        def predict(self, instances, **kwargs):
+            return value
+
+    return PredictorModel(Routine())
+
+
+def test_routine_gets_instances_and_all_other_keys(tmp_path):
+    model = load(tmp_path)
+    body = b'{"instances": [1, "a", {"b64": "YQ=="}, {"x": NaN}], "parameters": {"k": 1}, "probabilities": true}'
+    request = parse(Call("aiplatform", body), Limits(10), model.signature)
+    rows = model.predict(request).predictions()
+    assert [kind for kind, _ in rows] == ["int", "str", "bytes", "dict"]
+    assert rows[0][1] == {"parameters": {"k": 1}, "probabilities": True}
+
+
+def test_folder_is_given_and_its_modules_are_found(tmp_path):
+    (tmp_path / "beside.py").write_text("WORD = 'beside'")
+    (tmp_path / "later.py").write_text("WORD = 'later'")
+    text = """
+import beside
+class Predictor:
+    def from_path(model_dir):
+        made = Predictor()
+        made.folder = model_dir
+        return made
+    def predict(self, instances):
+        import later
+        return [[self.folder, beside.WORD, later.WORD]]
+"""
+    assert predict(load(tmp_path, text), [1]).predictions() == [[str(tmp_path), "beside", "later"]]
+    # Bytecode would change the artifact's digest.
+    assert {path.name for path in tmp_path.iterdir()} == {"predictor.py", "beside.py", "later.py"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "predictor.py: has no class Predictor"),
+        ("Predictor = 1", "predictor.py: has no class Predictor"),
+        ("class Predictor: pass", "predictor.py: class Predictor has no classmethod from_path(cls, model_dir)"),
+        (
+            GOOD.replace("cls()", "None"),
+            "predictor.py: Predictor.from_path gave a NoneType, which has no method predict(self, instances, **kwargs)",
+        ),
+        (
+            GOOD.replace("predict(", "classify("),
+            "predictor.py: Predictor.from_path gave a Predictor, which has no meth",
+        ),
+        (
+            GOOD.replace("cls()", "1 / 0"),
+            "predictor.py: Predictor.from_path raised ZeroDivisionError: division by zero",
+        ),
+        (
+            GOOD.replace("cls, model_dir", "cls"),
+            "predictor.py: Predictor.from_path raised TypeError: Predictor.from_pa",
+        ),
+        ("import no_such_module", "predictor.py: importing it raised ModuleNotFoundError: No module named 'no_such_mo"),
+        ("import sys; sys.exit('no')", "predictor.py: importing it raised SystemExit: no"),
+        ("def broken(", "predictor.py: importing it raised SyntaxError: '(' was never closed (predictor.py, line 1)"),
+        ("raise ValueError('x\\n' * 1000)", "predictor.py: importing it raised ValueError: x x x"),
+    ],
+)
+def test_what_is_missing_or_raises_is_told(tmp_path, text, message, caplog):
+    with pytest.raises(ArtifactInvalidError) as caught:
+        load(tmp_path, text)
+    assert str(caught.value).startswith(message)
+    assert len(str(caught.value)) < 400
+    assert (" raised " in message) == ("Traceback" in caplog.text)
+
+
+@pytest.mark.parametrize(
+    ("given", "output"),
+    [
+        ([1, 2], np.array([1, 2])),
+        ([1.5, 2], np.array([1.5, 2.0])),
+        ([[1, 2], [3, 4]], np.array([[1, 2], [3, 4]])),
+        ([True, False], np.array([True, False])),
+        ((1, 2), np.array([1, 2])),
+        (np.array([1, 2], dtype=np.float32), np.array([1, 2], dtype=np.float32)),
+        (np.array([[1], [2]], dtype=np.uint8), np.array([[1], [2]], dtype=np.uint8)),
+        ([np.float32(1), np.float32(2)], np.array([1.0, 2.0])),
+        ([2**63, 2**63], np.array([2**63, 2**63], dtype=np.uint64)),
+        (torch.tensor([1.0, 2.0], requires_grad=True), np.array([1.0, 2.0])),
+        (torch.tensor([[1], [2]], dtype=torch.bfloat16), np.array([[1.0], [2.0]])),
+        (["a", b"b"], np.array(["a", b"b"], dtype=object)),
+        (np.array(["a", "b"]), np.array(["a", "b"], dtype=object)),
+        ([[1], [2, 3]], np.array([b"[1]", b"[2,3]"], dtype=object)),
+        ([{"a": 1}, None], np.array([b'{"a":1}', b"null"], dtype=object)),
+        ([["a", 1], ["b", 2]], np.array([b'["a",1]', b'["b",2]'], dtype=object)),
+        ([{"a": np.ones(2)}, {"a": b"x"}], np.array([b'{"a":[1.0,1.0]}', b'{"a":{"b64":"eA=="}}'], dtype=object)),
+    ],
+)
+def test_returned_lists_become_json_and_tensors(given, output):
+    result = predict(returning(given), [0, 0])
+    (array,) = result.tensors().values()
+    np.testing.assert_array_equal(array, output)
+    assert array.dtype == output.dtype
+    assert len(result.predictions()) == 2
+    assert shape(Request([0, 0], {}), result, ServedModel("", "", "", "")).code == 200
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (None, "the predictor returned a NoneType, not a list of predictions"),
+        ({"a": 1, "b": 2}, "the predictor returned a dict, not a list of predictions"),
+        ("ab", "the predictor returned a str, not a list of predictions"),
+        ({1, 2}, "the predictor returned a set, not a list of predictions"),
+        (np.float64(1), "the predictor returned a float64, not a list of predictions"),
+        (np.array(1), "the predictor returned a ndarray, not a list of predictions"),
+        ((n for n in (1, 2)), "the predictor returned a generator, not a list of predictions"),
+        (torch.tensor(1), "the predictor returned a Tensor, not a list of predictions"),
+        ([1], "the predictor returned 1 predictions for 2 instances"),
+        (np.zeros((3, 2)), "the predictor returned 3 predictions for 2 instances"),
+    ],
+)
+def test_returning_no_list_of_the_length_is_the_models_fault(given, message):
+    with pytest.raises(InternalError) as caught:
+        predict(returning(given), [0, 0])
+    assert str(caught.value) == message
+
+
+def test_each_request_has_its_own_outcome(tmp_path, caplog):
+    text = GOOD.replace("return [[", "return [1 / instance for instance in instances] if 'plain' in kwargs else [[")
+    model = load(tmp_path, text)
+    requests = [
+        Request([4], {"plain": True}),
+        Request([0], {"plain": True}),
+        QueueFullError("full"),
+        Request([1, "x"], {"plain": True}),
+        Request([2], {"instances": 1}),
+    ]
+    computed = model.compute([each if isinstance(each, QueueFullError) else model.prepare(each) for each in requests])
+    outcomes = [each.outcome for each in computed]
+    assert outcomes[0].predictions() == [0.25]
+    assert outcomes[2] is requests[2]
+    assert [str(outcomes[index]) for index in (1, 3)] == [
+        "instances[0]: the predictor raised ZeroDivisionError: division by zero",
+        "instances: the predictor raised TypeError: unsupported operand type(s) for /: 'int' and 'str'",
+    ]
+    assert "got multiple values for argument 'instances'" in str(outcomes[4])
+    assert all(isinstance(outcomes[index], InvalidArgumentError) for index in (1, 3, 4))
+    assert [each.instances for each in computed] == [1, 1, 0, 2, 1]
+    assert "Traceback" in caplog.text
+
+
+def test_what_is_printed_is_logged(tmp_path, caplog, capsys):
+    caplog.set_level("INFO", predictor.__name__)
+    text = "print('importing')\n" + GOOD.replace("return cls()", "print('loading', end=''); return cls()").replace(
+        "return [[", "print('one\\ntwo'); return [["
+    )
+    predict(load(tmp_path, text), [1])
+    assert caplog.messages == [f"printed: {line}" for line in ("importing", "loading", "one", "two")]
+    assert capsys.readouterr().out == ""
+
+
+@pytest.fixture
+def make_example(tmp_path, capsys):
+    def make(name):
+        runpy.run_path(EXAMPLES / name / "train.py")["main"](tmp_path)
+        assert "right for " in capsys.readouterr().out
+        return load_predictor(tmp_path)
+
+    return make
+
+
+def test_sklearn_example(make_example):
+    model = make_example("sklearn")
+    flowers = [[5.1, 3.5, 1.4, 0.2], [6.7, 3.0, 5.2, 2.3]]
+    assert predict(model, flowers).predictions() == ["setosa", "virginica"]
+    (probabilities,) = predict(model, flowers[:1], probabilities=True).predictions()
+    assert probabilities["setosa"] > 0.9
+    assert math.isclose(sum(probabilities.values()), 1)
+    (computed,) = model.compute([Request([[1, 2]], {})])
+    assert "X has 2 features, but LogisticRegression is expecting 4" in str(computed.outcome)
+
+
+def test_missing_value_is_not_zero_in_the_xgboost_example(make_example):
+    model = make_example("xgboost")
+    measured = ", ".join(map(str, load_breast_cancer().data[0][:20]))
+    rows = (f"[{measured}, {', '.join([missing] * 10)}]" for missing in ("NaN", "0", "null"))
+    request = parse(Call("vertex", f'{{"instances": [{", ".join(rows)}]}}'.encode()), Limits(10), model.signature)
+    missing, zero, null = model.predict(request).predictions().tolist()
+    assert missing == null
+    assert abs(missing - zero) > 0.1
