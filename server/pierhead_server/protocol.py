@@ -434,7 +434,7 @@ def _to_builtin(value: Any) -> object:
     """Of numpy, torch, pandas: whatever has `tolist`."""
     if not hasattr(value, "tolist"):
         name = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
-        raise InternalError(f"the model's answer holds a {name}, which cannot be written as JSON")
+        raise InternalError(f"the model's answer holds a value of type {name}, which JSON does not know")
     # numpy's arrays of objects and of bytes are looked through; its other dtypes, and torch's, hold numbers.
     numbers = hasattr(value, "dtype") and getattr(value.dtype, "kind", "f") not in "OSV"
     return value.tolist() if numbers else _write_binary(value.tolist())
