@@ -15,6 +15,8 @@ Manifest = dict[str, Any]
 PORT = 8080
 _SERVER_UID = 65532
 _MODEL_DIR = "/models"
+_COMPILED_DIR = "/compiled"
+_DO_NOT_COMPILE = {"PIERHEAD_COMPILE": "false"}
 _DEFAULT_CPU_TARGET = 60
 # Longer than it takes a gateway to learn that the pod is leaving, or it still sends to a closed port.
 _DRAIN_SECONDS = 5
@@ -85,13 +87,16 @@ def _env(serving: Serving) -> list[Manifest]:
         "PIERHEAD_MODEL": names.model_resource(dm.namespace, serving.settings.location, model.name),
         "PIERHEAD_MODEL_DISPLAY_NAME": model.display_name,
         "PIERHEAD_MODEL_VERSION_ID": version.name,
+        # Compiling takes a minute of a CPU: once for all pods who share what comes of it, else not at all.
+        **({"PIERHEAD_COMPILED_DIR": _COMPILED_DIR} if serving.settings.server.compiled_cache else _DO_NOT_COMPILE),
         "PIERHEAD_PORT": str(PORT),
         "PIERHEAD_DRAIN_SECONDS": str(_DRAIN_SECONDS),
     }
     env: list[Manifest] = [{"name": name, "value": value} for name, value in values.items() if value]
-    # As many threads as CPUs were asked for, rounded up: more of them than a shared node gives spin and starve.
-    cpus = {"containerName": names.SERVER_CONTAINER, "resource": "requests.cpu", "divisor": "1"}
-    env.append({"name": "OMP_NUM_THREADS", "valueFrom": {"resourceFieldRef": cpus}})
+    if not _accelerator_count(dm):
+        # One process computes for each CPU that was asked for, rounded up; of a GPU pod, one for each GPU.
+        cpus = {"containerName": names.SERVER_CONTAINER, "resource": "requests.cpu", "divisor": "1"}
+        env.append({"name": "PIERHEAD_WORKERS", "valueFrom": {"resourceFieldRef": cpus}})
     given = {variable["name"] for variable in serving.settings.server.env}
     # The installation's own word counts, and Kubernetes takes each name once.
     return [variable for variable in env if variable["name"] not in given] + serving.settings.server.env
@@ -99,11 +104,26 @@ def _env(serving: Serving) -> list[Manifest]:
 
 def _resources(serving: Serving) -> Manifest:
     resources: Manifest = {key: dict(value) for key, value in serving.settings.server.resources.items()}
-    dedicated = serving.deployed_model.spec.dedicated_resources
-    if dedicated and dedicated.machine_spec.accelerator_count:
+    if count := _accelerator_count(serving.deployed_model):
         # An extended resource is given whole: its limit is its request.
-        resources.setdefault("limits", {})["nvidia.com/gpu"] = str(dedicated.machine_spec.accelerator_count)
+        resources.setdefault("limits", {})["nvidia.com/gpu"] = str(count)
     return resources
+
+
+def _accelerator_count(dm: DeployedModel) -> int:
+    dedicated = dm.spec.dedicated_resources
+    return (dedicated.machine_spec.accelerator_count or 0) if dedicated else 0
+
+
+def _volumes(serving: Serving) -> dict[str, tuple[str, Manifest]]:
+    """The pod's volumes: where each is mounted, and what it is."""
+    volumes: dict[str, tuple[str, Manifest]] = {
+        "model": (_MODEL_DIR, {"emptyDir": {}}),
+        "tmp": ("/tmp", {"emptyDir": {}}),  # noqa: S108 - the container's own
+    }
+    if serving.settings.server.compiled_cache:
+        volumes["compiled"] = (_COMPILED_DIR, serving.settings.server.compiled_cache)
+    return volumes
 
 
 def _probe(path: str, **timing: int) -> Manifest:
@@ -129,7 +149,7 @@ def _make_container(serving: Serving) -> Manifest:
             "readOnlyRootFilesystem": True,
             "capabilities": {"drop": ["ALL"]},
         },
-        "volumeMounts": [{"name": "model", "mountPath": _MODEL_DIR}, {"name": "tmp", "mountPath": "/tmp"}],  # noqa: S108
+        "volumeMounts": [{"name": name, "mountPath": path} for name, (path, _) in _volumes(serving).items()],
     }
 
 
@@ -147,7 +167,7 @@ def _make_pod_spec(serving: Serving) -> Manifest:
         },
         "terminationGracePeriodSeconds": _TERMINATION_GRACE_SECONDS,
         "containers": [_make_container(serving)],
-        "volumes": [{"name": "model", "emptyDir": {}}, {"name": "tmp", "emptyDir": {}}],
+        "volumes": [{"name": name, **source} for name, (_, source) in _volumes(serving).items()],
     }
 
 

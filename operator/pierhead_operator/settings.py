@@ -22,6 +22,10 @@ class ServerSettings(_Settings):
     resources: dict[str, dict[str, str]] = Field(
         default_factory=dict, description="Requests and limits of a replica, beside its accelerators."
     )
+    compiled_cache: dict[str, Any] = Field(
+        default_factory=dict,
+        description="A Kubernetes volume source that all server pods of a namespace share, for compiled forms.",
+    )
 
 
 class GatewayReference(_Settings):

@@ -16,9 +16,7 @@ def count_gpus(devices: Path = Path("/dev")) -> int:
 
 
 def cpu_count() -> int:
-    """How many CPUs to compute on: OMP_NUM_THREADS where it is set, else those that the container may use."""
-    with contextlib.suppress(KeyError, ValueError):
-        return max(1, int(os.environ["OMP_NUM_THREADS"]))
+    """How many CPUs this container may use."""
     return max(1, min(len(os.sched_getaffinity(0)), _cpu_quota()))
 
 

@@ -42,11 +42,23 @@ def test_desired_objects(case, model, settings):
 
 
 def test_env_of_the_installation_takes_the_place_of_ours(model, settings):
-    own = [{"name": "OMP_NUM_THREADS", "value": "4"}]
+    own = [{"name": "PIERHEAD_WORKERS", "value": "4"}]
     changed = settings.model_copy(update={"server": settings.server.model_copy(update={"env": own})})
     deployment = desired_objects(_serving(model, changed, {}))[1]
     env = deployment["spec"]["template"]["spec"]["containers"][0]["env"]
-    assert [variable for variable in env if variable["name"] == "OMP_NUM_THREADS"] == own
+    assert [variable for variable in env if variable["name"] == "PIERHEAD_WORKERS"] == own
+
+
+def test_pods_share_the_cache_of_compiled_forms(model, settings):
+    claim = {"persistentVolumeClaim": {"claimName": "compiled"}}
+    changed = settings.model_copy(update={"server": settings.server.model_copy(update={"compiled_cache": claim})})
+    pod = desired_objects(_serving(model, changed, {}))[1]["spec"]["template"]["spec"]
+    assert {"name": "compiled", **claim} in pod["volumes"]
+    (container,) = pod["containers"]
+    assert {"name": "compiled", "mountPath": "/compiled"} in container["volumeMounts"]
+    told = {variable["name"]: variable.get("value") for variable in container["env"]}
+    assert told["PIERHEAD_COMPILED_DIR"] == "/compiled"
+    assert "PIERHEAD_COMPILE" not in told
 
 
 @pytest.mark.parametrize(("allow_code", "told"), [(True, ["true"]), (False, [])])
