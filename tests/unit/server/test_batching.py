@@ -1,0 +1,81 @@
+"""How many waiting requests a worker gets: a table of policies and backlogs."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pierhead_server.batching import Backlog, BatchPolicy, decide_batch
+from pierhead_server.workers import Pool
+
+ALONE = BatchPolicy()
+FULL_ONLY = BatchPolicy(size=4)
+PARTIAL = BatchPolicy(size=8, partial=True, depth=2, delay=0.005)
+
+
+@pytest.mark.parametrize(
+    ("policy", "backlog", "in_hand", "count"),
+    [
+        # Nothing waits: nothing goes.
+        (ALONE, Backlog(0, 0.0, 2), 0, 0),
+        (FULL_ONLY, Backlog(0, 0.0, 2), 0, 0),
+        (PARTIAL, Backlog(0, 1.0, 1), 0, 0),
+        # Idle: goes at once, by itself, without waiting for others.
+        (ALONE, Backlog(1, 0.0, 1), 0, 1),
+        (FULL_ONLY, Backlog(1, 0.0, 2), 0, 1),
+        (PARTIAL, Backlog(1, 0.0, 1), 0, 1),
+        # One at a time, whatever waits.
+        (ALONE, Backlog(9, 9.0, 1), 0, 1),
+        (ALONE, Backlog(9, 9.0, 0), 1, 0),
+        # On a CPU a size that is not filled gains nothing.
+        (FULL_ONLY, Backlog(3, 0.0, 1), 0, 1),
+        (FULL_ONLY, Backlog(4, 0.0, 1), 0, 4),
+        (FULL_ONLY, Backlog(99, 0.0, 1), 0, 4),
+        # A batch for one worker must not leave another one idle.
+        (FULL_ONLY, Backlog(4, 0.0, 2), 0, 1),
+        (FULL_ONLY, Backlog(7, 0.0, 2), 0, 1),
+        (FULL_ONLY, Backlog(8, 0.0, 2), 0, 4),
+        (FULL_ONLY, Backlog(99, 9.0, 0), 1, 0),
+        # On a GPU what is there goes, shared with who is idle beside it.
+        (PARTIAL, Backlog(3, 0.0, 1), 0, 3),
+        (PARTIAL, Backlog(99, 0.0, 1), 0, 8),
+        (PARTIAL, Backlog(3, 0.0, 2), 0, 2),
+        (PARTIAL, Backlog(8, 0.0, 4), 0, 2),
+        (PARTIAL, Backlog(1, 0.0, 4), 0, 1),
+        # While it computes, a second batch waits for more to come, until the first of it has waited long enough.
+        (PARTIAL, Backlog(3, 0.004, 0), 1, 0),
+        (PARTIAL, Backlog(3, 0.005, 0), 1, 3),
+        (PARTIAL, Backlog(8, 0.0, 0), 1, 8),
+        (PARTIAL, Backlog(9, 9.0, 0), 2, 0),
+    ],
+)
+def test_batch_is_decided(policy, backlog, in_hand, count):
+    assert decide_batch(policy, backlog, in_hand=in_hand) == count
+
+
+POLICIES = st.builds(
+    BatchPolicy,
+    size=st.integers(1, 32),
+    partial=st.booleans(),
+    depth=st.integers(1, 3),
+    delay=st.floats(0, 1),
+)
+BACKLOGS = st.builds(Backlog, waiting=st.integers(0, 100), oldest=st.floats(0, 10), idle_workers=st.integers(0, 8))
+
+
+@given(POLICIES, BACKLOGS, st.integers(0, 3))
+def test_a_worker_never_gets_more_than_waits_or_than_it_holds(policy, backlog, in_hand):
+    count = decide_batch(policy, backlog, in_hand=in_hand)
+    assert 0 <= count <= min(policy.size, backlog.waiting)
+    assert count == 0 or in_hand < policy.depth
+
+
+@given(POLICIES, BACKLOGS)
+def test_nobody_waits_while_a_worker_is_idle(policy, backlog):
+    assert (decide_batch(policy, backlog, in_hand=0) > 0) == (backlog.waiting > 0)
+
+
+@pytest.mark.parametrize(
+    ("device", "policy"),
+    [("cpu", BatchPolicy(size=4)), ("cuda", BatchPolicy(size=4, partial=True, depth=2, delay=0.005))],
+)
+def test_policy_suits_the_device(device, policy):
+    assert Pool(workers=1, queue_size=1, answer_seconds=1.0, device=device).policy(4) == policy
