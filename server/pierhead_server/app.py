@@ -115,7 +115,7 @@ class Listener:
 
     async def predict(self, dialect: Dialect, headers: Mapping[bytes, bytes], receive: Receive) -> Reply:
         """Answer one prediction request of any dialect."""
-        with self._metrics.request() as outcome:
+        with self._metrics.request(dialect) as outcome:
             try:
                 call = await self._read_call(dialect, headers, receive)
                 reply = await _wait(self._workers.submit(call), receive)

@@ -1,7 +1,7 @@
 """What the server tells Prometheus. `docs/model-server.md` lists the names."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -16,10 +16,15 @@ from prometheus_client import (
     generate_latest,
 )
 
-from pierhead_server.messages import Reply
+from pierhead_server.messages import Dialect, Reply
 from pierhead_server.protocol import ServedModel
 
-_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_REQUEST_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_PART_SECONDS = (0.0001, 0.0005, *_REQUEST_SECONDS)  # of a request's parts, some of which take next to nothing
+_COUNTS = (1, 2, 4, 8, 16, 32, 64, 128)
+
+# Refused by the server as it is, without a look at the instances.
+_REJECTIONS = {413: "too_large", 429: "queue_full", 503: "unavailable"}
 
 
 @dataclass
@@ -34,37 +39,64 @@ class Metrics:
 
     def __init__(self, served: ServedModel) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each, of when counting began
+        self._served = served
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
         PlatformCollector(registry=self._registry)
+        self._make_request_metrics()
+        self._make_model_metrics()
+
+    def _make_request_metrics(self) -> None:
         self._requests = Counter(
-            "pierhead_predict_requests", "Predict requests answered.", ["code"], registry=self._registry
+            "pierhead_predict_requests", "Predict requests answered.", ["code", "dialect"], registry=self._registry
         )
-        self._latency = Histogram(
+        self._latency = self._make_histogram(
             "pierhead_predict_request_duration_seconds",
             "From a predict request's first byte in the server to its answer.",
-            buckets=_SECONDS,
+            _REQUEST_SECONDS,
+            ["dialect"],
+        )
+        self._rejected = Counter(
+            "pierhead_predict_requests_rejected",
+            "Predict requests refused without a look at their instances.",
+            ["reason"],
             registry=self._registry,
         )
+        for reason in _REJECTIONS.values():
+            self._rejected.labels(reason)
         self._in_flight = Gauge(
             "pierhead_predict_requests_in_flight", "Predict requests being answered.", registry=self._registry
+        )
+        self._instances = self._make_histogram(
+            "pierhead_predict_instances", "Instances in a predict request that the model computed.", _COUNTS
         )
         self._queue_length = Gauge(
             "pierhead_queue_length", "Predict requests that wait for the model.", registry=self._registry
         )
-        self.model_seconds = Histogram(
-            "pierhead_model_duration_seconds",
-            "Decoding, preprocessing and the model's forward pass, for one batch.",
-            buckets=_SECONDS,
-            registry=self._registry,
+        self._queue_seconds = self._make_histogram(
+            "pierhead_queue_duration_seconds", "How long a predict request waited for the model.", _PART_SECONDS
         )
+
+    def _make_model_metrics(self) -> None:
+        self._batch = self._make_histogram(
+            "pierhead_batch_size", "Of each predict request, how many requests were in its batch.", _COUNTS
+        )
+        seconds = self._make_histogram(
+            "pierhead_model_duration_seconds",
+            "What a predict request cost a worker, by stage; of the forward pass its share of the batch.",
+            _PART_SECONDS,
+            ["stage"],
+        )
+        # Looked up once: a request has microseconds for this.
+        self._parse_seconds = seconds.labels("parse")
+        self._prepare_seconds = seconds.labels("prepare")
+        self._forward_seconds = seconds.labels("forward")
+        self.workers = Gauge("pierhead_workers", "Processes that compute.", registry=self._registry)
         self.restarts = Counter(
             "pierhead_model_process_restarts",
-            "Times the model's process died and was started anew.",
+            "Times a process of the model died and was started anew.",
             registry=self._registry,
         )
-        self.workers = Gauge("pierhead_workers", "Processes that compute.", registry=self._registry)
-        self._served = served
         self._info = Gauge(
             "pierhead_model_info",
             "Always 1; the labels say what is served, and in which form.",
@@ -72,23 +104,23 @@ class Metrics:
             registry=self._registry,
         )
 
+    def _make_histogram(
+        self, name: str, help_text: str, buckets: Sequence[float], labels: Sequence[str] = ()
+    ) -> Histogram:
+        return Histogram(name, help_text, labels, buckets=buckets, registry=self._registry)
+
+    def watch_queue(self, length: Callable[[], int]) -> None:
+        """Read the queue's length from here whenever it is asked for."""
+        self._queue_length.set_function(length)
+
     def set_form(self, form: str) -> None:
         """What computes from now on: quick, compiled or cuda."""
         served = self._served
         self._info.clear()
         self._info.labels(served.deployed_model_id, served.model, served.model_version_id, form).set(1)
 
-    def observe_reply(self, reply: Reply, queue_seconds: float, batch: int) -> None:
-        """What one answered call cost."""
-        del queue_seconds, batch
-        self.model_seconds.observe(reply.prepare_seconds + reply.forward_seconds)
-
-    def watch_queue(self, length: Callable[[], int]) -> None:
-        """Read the queue's length from here whenever it is asked for."""
-        self._queue_length.set_function(length)
-
     @contextmanager
-    def request(self) -> Iterator[Outcome]:
+    def request(self, dialect: Dialect = "vertex") -> Iterator[Outcome]:
         """Measure one predict request."""
         outcome, start = Outcome(), time.perf_counter()
         self._in_flight.inc()
@@ -96,8 +128,20 @@ class Metrics:
             yield outcome
         finally:
             self._in_flight.dec()
-            self._latency.observe(time.perf_counter() - start)
-            self._requests.labels(str(outcome.code)).inc()
+            self._latency.labels(dialect).observe(time.perf_counter() - start)
+            self._requests.labels(str(outcome.code), dialect).inc()
+            if reason := _REJECTIONS.get(outcome.code):
+                self._rejected.labels(reason).inc()
+
+    def observe_reply(self, reply: Reply, queue_seconds: float, batch: int) -> None:
+        """What one answered call cost: how long it waited, for a worker's batch of how many calls."""
+        self._queue_seconds.observe(queue_seconds)
+        self._batch.observe(batch)
+        self._parse_seconds.observe(reply.parse_seconds)
+        if reply.instances:  # none where the request was wrong, and the model never saw it
+            self._instances.observe(reply.instances)
+            self._prepare_seconds.observe(reply.prepare_seconds)
+            self._forward_seconds.observe(reply.forward_seconds)
 
     def expose(self) -> bytes:
         """All metrics in Prometheus' text format."""

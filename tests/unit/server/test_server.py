@@ -135,7 +135,7 @@ def test_listener_holds_no_torch(server):
 
 
 def test_metrics_count_requests_by_code(server):
-    name = 'pierhead_predict_requests_total{code="400"}'
+    name = 'pierhead_predict_requests_total{code="400",dialect="vertex"}'
     before = server.metric(name)
     server.client.post(PREDICT, json={})
     assert server.metric(name) == before + 1
@@ -170,11 +170,11 @@ def model_held(server):
 
 
 def test_caller_that_hangs_up_is_forgotten(server):
-    gone = server.metric('pierhead_predict_requests_total{code="499"}')
+    gone = server.metric('pierhead_predict_requests_total{code="499",dialect="vertex"}')
     with model_held(server):
         with pytest.raises(httpx.ReadTimeout):
             server.client.post(PREDICT, json=body(picture()), timeout=0.2)
-        wait_until(lambda: server.metric('pierhead_predict_requests_total{code="499"}') == gone + 1)
+        wait_until(lambda: server.metric('pierhead_predict_requests_total{code="499",dialect="vertex"}') == gone + 1)
         assert server.client.get("/readyz").status_code == 200  # the listener answers whatever the model does
     assert server.client.post(PREDICT, json=body(picture())).status_code == 200
 
