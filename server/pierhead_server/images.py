@@ -1,7 +1,8 @@
 """Pictures to what a classifier takes: uint8 [crop, crop, 3], as torchvision's own evaluation scales and crops it.
 
 JPEGs are decoded by libjpeg-turbo itself, everything else by Pillow; scaling is torch's, whose uint8 kernels use the
-vector units. Full-size decoding differs from Pillow and torchvision's v1 transforms by at most one level of 255.
+vector units. Full-size decoding differs from Pillow and torchvision's v1 transforms by at most one level of 255, two
+with bicubic and lanczos.
 """
 
 import struct
@@ -131,6 +132,8 @@ def fit(pixels: Pixels, how: Preprocessing, *, max_pixels: int) -> Pixels:
     # A strip of 1 x 1,000,000 is small, and enormous once its shorter side is 256.
     if height * width > max_pixels:
         raise _too_large(max_pixels)
+    if not pixels.flags.writeable:
+        pixels = pixels.copy()  # of a request's body; torch warns of what it may not write
     batch = torch.from_numpy(pixels).permute(2, 0, 1).unsqueeze(0)  # channels last in memory, as it lies
     if (height, width) != pixels.shape[:2]:
         batch = _scale(batch, (height, width), how.interpolation)
