@@ -4,6 +4,7 @@ import asyncio
 import base64
 import contextlib
 import json
+import re
 import subprocess
 import sys
 import tomllib
@@ -22,6 +23,7 @@ from pierhead_server.settings import load_settings
 
 from tests.unit.server.fake_workers import SERVED, FakeWorkers
 
+ROOT = Path(__file__).parents[3]
 PICTURE = base64.b64encode(b"picture").decode()
 BODY = {"instances": [{"b64": PICTURE}], "parameters": {"maxPredictions": 1}}
 INFER = {"inputs": [{"name": "image", "shape": [1], "datatype": "BYTES", "data": [PICTURE]}]}
@@ -416,7 +418,7 @@ def test_listener_is_light():
 
 
 def test_version_is_the_distributions():
-    pyproject = tomllib.loads(Path("pyproject.toml").read_text())
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert pyproject["project"]["version"] == VERSION
 
 
@@ -445,3 +447,12 @@ schema = schemathesis.openapi.from_asgi("/openapi.json", Served(max_bytes=10**7)
 def test_answers_are_as_described(case):
     # What the schema allows, the model may still refuse: few strings are pictures.
     case.call_and_validate(excluded_checks=[schemathesis.checks.positive_data_acceptance])
+
+
+def test_all_routes_are_documented(served):
+    documented = set(
+        re.findall(r"^\| `((?:GET|POST) /[^`]*)` \|", (ROOT / "docs/model-server.md").read_text(), re.MULTILINE)
+    )
+    assert documented == {
+        f"{'POST' if 'POST' in route.methods else 'GET'} {route.path_format}" for route in served.app.routes
+    }
