@@ -5,7 +5,6 @@
 
 import argparse
 import contextlib
-import logging
 import os
 import signal
 import sys
@@ -25,13 +24,14 @@ def main() -> None:
     arguments = _parse_arguments()
     # Imported here: `--help` needs none of it.
     from pierhead_server.errors import StartupError
+    from pierhead_server.logs import configure_logging
     from pierhead_server.settings import TERMINATION_LOG, load_settings
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     termination_log = TERMINATION_LOG
     try:
         settings = load_settings(**_given(arguments))
         termination_log = settings.termination_log
+        configure_logging(level=settings.log_level, json=settings.log_format == "json")
         if arguments.command == "compile":
             from pierhead_server.forkserver import compile_beside
 

@@ -20,15 +20,16 @@ from pierhead_server.errors import (
     BodyTooLargeError,
     InternalError,
     InvalidArgumentError,
+    QueueFullError,
     UnavailableError,
     UnsupportedEncodingError,
 )
 from pierhead_server.messages import Call, Dialect, Reply
-from pierhead_server.metrics import Metrics
 from pierhead_server.openapi import describe_api
 from pierhead_server.protocol import ServedModel, encode_error, shape_error
 from pierhead_server.settings import Settings
 from pierhead_server.signature import describe_model
+from pierhead_server.telemetry import Asked, Telemetry
 from pierhead_server.workers import Workers
 
 _CLIENT_GONE = 499  # what nginx made customary; nobody reads it but the metrics
@@ -41,12 +42,14 @@ class _CallerGoneError(Exception):
 class Listener:
     """The routes' handlers and what they share."""
 
-    def __init__(self, settings: Settings, served: ServedModel, workers: Workers, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, served: ServedModel, workers: Workers, telemetry: Telemetry) -> None:
         self._max_request_bytes = settings.max_request_bytes
+        self._reading = 0  # bodies, of clients however slow; each may take the most bytes
+        self._most_reading = settings.queue_size
         self._openapi = msgspec.json.encode(describe_api(VERSION, max_instances=settings.max_instances))
         self._served = served
         self._workers = workers
-        self._metrics = metrics
+        self._telemetry = telemetry
         self.draining = False
 
     @property
@@ -68,7 +71,7 @@ class Listener:
 
     async def metrics(self, _: Request) -> Response:
         """Prometheus' text format."""
-        return Response(self._metrics.expose(), media_type=CONTENT_TYPE_LATEST)
+        return Response(self._telemetry.metrics.expose(), media_type=CONTENT_TYPE_LATEST)
 
     async def openapi(self, _: Request) -> Response:
         """The description of all routes."""
@@ -113,17 +116,19 @@ class Listener:
 
     # Predictions
 
-    async def predict(self, dialect: Dialect, headers: Mapping[bytes, bytes], receive: Receive) -> Reply:
+    async def predict(self, asked: Asked, receive: Receive) -> Reply:
         """Answer one prediction request of any dialect."""
-        with self._metrics.request(dialect) as outcome:
+        with self._telemetry.request(asked) as seen:
             try:
-                call = await self._read_call(dialect, headers, receive)
+                call = await self._read_call(asked.dialect, asked.headers, receive)
+                seen.submitted(call)
                 reply = await _wait(self._workers.submit(call), receive)
+                seen.answered(reply)
             except ApiError as error:
-                reply = shape_error(dialect, error)
+                reply = shape_error(asked.dialect, error)
             except _CallerGoneError:
                 reply = Reply(_CLIENT_GONE, b"")
-            outcome.code = reply.code
+            seen.code = reply.code
             return reply
 
     async def _read_call(self, dialect: Dialect, headers: Mapping[bytes, bytes], receive: Receive) -> Call:
@@ -134,7 +139,13 @@ class Listener:
             raise UnsupportedEncodingError(f"Content-Encoding {name} is not supported: send the body as it is")
         length = _parse_header_length(headers) if dialect == "oip" else None
         content_type = headers.get(b"content-type", b"application/json").decode("latin-1")
-        body = await _read_body(headers, receive, self._max_request_bytes)
+        if self._reading >= self._most_reading:
+            raise QueueFullError(f"{self._reading} requests are being read: try again later")
+        self._reading += 1
+        try:
+            body = await _read_body(headers, receive, self._max_request_bytes)
+        finally:
+            self._reading -= 1
         return Call(dialect, body, content_type, length)
 
 
@@ -193,13 +204,15 @@ async def _hear_disconnect(receive: Receive) -> None:
 class Predict:
     """One prediction route, as an ASGI application: a Request and a Response cost more than all else here."""
 
-    def __init__(self, listener: Listener, dialect: Dialect) -> None:
+    def __init__(self, listener: Listener, dialect: Dialect, route: str) -> None:
         self._listener = listener
         self._dialect = dialect
+        self._route = route
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Read, predict, answer."""
-        reply = await self._listener.predict(self._dialect, dict(scope["headers"]), receive)
+        asked = Asked(self._dialect, self._route, scope["path"], dict(scope["headers"]))
+        reply = await self._listener.predict(asked, receive)
         headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in reply.headers.items()]
         headers.append((b"content-length", b"%d" % len(reply.body)))
         if self._listener.draining:
@@ -288,7 +301,10 @@ def create_app(listener: Listener) -> Starlette:
         f"{_OIP}/versions/{{version:name}}": listener.oip_model,
         f"{_OIP}/versions/{{version:name}}/ready": listener.oip_model_ready,
     }
-    routes = [Route(path, Predict(listener, dialect), methods=["POST"]) for path, dialect in predictions.items()]
+    routes = [
+        Route(path, Predict(listener, dialect, path.replace(":name}", "}")), methods=["POST"])
+        for path, dialect in predictions.items()
+    ]
     routes += [Route(path, handler, methods=["GET"]) for path, handler in descriptions.items()]
     handlers: dict[Any, Any] = {HTTPException: _http_error, Exception: _bug}
     app = Starlette(routes=routes, exception_handlers=handlers)

@@ -25,6 +25,8 @@ class Load(msgspec.Struct, frozen=True, tag=True):
     allow_code: bool = False
     compiled_dir: str | None = None  # None: nothing is compiled
     device: str = "cpu"
+    log_level: str = "info"
+    log_json: bool = True
 
 
 class Fork(msgspec.Struct, frozen=True, tag=True):

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from pierhead_server.control import Died, Failed, Fork, Formed, Kill, Load, Ready, describe_exit, receive_command, send
 from pierhead_server.errors import ArtifactInvalidError, StartupError
+from pierhead_server.logs import configure_logging
 
 if TYPE_CHECKING:  # torch comes with it
     from pierhead_server.model import Loaded
@@ -216,6 +217,7 @@ def main(control: socket.socket) -> None:
     command, _ = receive_command(control)
     if not isinstance(command, Load):
         return
+    configure_logging(level=command.log_level, json=command.log_json)
     compiled_dir = Path(command.compiled_dir) if command.compiled_dir else None
     options = LoadOptions(command.max_image_pixels, command.allow_code, compiled_dir)
     try:

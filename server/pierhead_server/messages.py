@@ -30,6 +30,9 @@ class Reply(msgspec.Struct, frozen=True, array_like=True):
     parse_seconds: float = 0.0  # JSON and base64
     prepare_seconds: float = 0.0  # decoding and preprocessing, or making tensors
     forward_seconds: float = 0.0  # the model, its share of the batch
+    # The listener's own to fill in: how long the call waited, and for a batch of how many calls.
+    queue_seconds: float = 0.0
+    batch: int = 1
 
 
 M = TypeVar("M")

@@ -133,10 +133,10 @@ class Metrics:
             if reason := _REJECTIONS.get(outcome.code):
                 self._rejected.labels(reason).inc()
 
-    def observe_reply(self, reply: Reply, queue_seconds: float, batch: int) -> None:
-        """What one answered call cost: how long it waited, for a worker's batch of how many calls."""
-        self._queue_seconds.observe(queue_seconds)
-        self._batch.observe(batch)
+    def observe_reply(self, reply: Reply) -> None:
+        """What one answered call cost."""
+        self._queue_seconds.observe(reply.queue_seconds)
+        self._batch.observe(reply.batch)
         self._parse_seconds.observe(reply.parse_seconds)
         if reply.instances:  # none where the request was wrong, and the model never saw it
             self._instances.observe(reply.instances)

@@ -16,9 +16,12 @@ from pierhead_server.control import Load
 from pierhead_server.devices import count_gpus, cpu_count
 from pierhead_server.errors import SettingsInvalidError
 from pierhead_server.fetch import fetch_artifact
+from pierhead_server.logs import RequestLog
 from pierhead_server.metrics import Metrics
 from pierhead_server.protocol import Limits, ServedModel
 from pierhead_server.settings import Settings
+from pierhead_server.telemetry import Telemetry
+from pierhead_server.tracing import make_tracer
 from pierhead_server.workers import Pool, Workers
 
 logger = logging.getLogger(__name__)
@@ -81,7 +84,8 @@ async def serve(settings: Settings) -> None:
     )
     metrics = Metrics(served)
     workers = Workers(make_pool(settings), metrics)
-    listener = Listener(settings, served, workers, metrics)
+    telemetry = Telemetry(metrics, make_tracer(os.environ, _describe(served)), RequestLog(settings.log_sample))
+    listener = Listener(settings, served, workers, telemetry)
     server = Server(create_app(listener), listener, drain_seconds=settings.drain_seconds)
     with socket.create_server((settings.host, settings.port), backlog=2048) as port:
         logger.info("listening on %s:%d", *port.getsockname()[:2])
@@ -91,8 +95,18 @@ async def serve(settings: Settings) -> None:
         await server.serve(sockets=[port])
         model.cancel()
         await asyncio.wait({model})
+    telemetry.shutdown()
     if not model.cancelled():
         model.result()
+
+
+def _describe(served: ServedModel) -> dict[str, str]:
+    """What traces say of this server."""
+    return {
+        "pierhead.deployed_model_id": served.deployed_model_id,
+        "pierhead.model": served.model,
+        "pierhead.model_version_id": served.model_version_id,
+    }
 
 
 def make_pool(settings: Settings) -> Pool:
@@ -134,6 +148,8 @@ def make_load(settings: Settings, folder: Path) -> Load:
         allow_code=settings.allow_code,
         compiled_dir=str(settings.compiled_dir) if settings.compile else None,
         device=make_pool(settings).device,
+        log_level=settings.log_level,
+        log_json=settings.log_format == "json",
     )
 
 

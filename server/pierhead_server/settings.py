@@ -51,6 +51,10 @@ class Settings(BaseSettings):
     drain_seconds: float = Field(default=5.0, ge=0)
     termination_log: Path = TERMINATION_LOG
 
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["json", "text"] = "json"
+    log_sample: float = Field(default=0.01, ge=0, le=1)  # of the requests, that get a line
+
     queue_size: int = Field(default=64, gt=0)
     predict_timeout_seconds: float = Field(default=60.0, gt=0)
     max_request_bytes: int = Field(default=10 * 1024 * 1024, gt=0)

@@ -40,8 +40,8 @@ class RequestSpan(Protocol):
         """The call goes to the workers' queue now."""
         ...
 
-    def answered(self, reply: Reply, queue_seconds: float = 0.0, batch: int = 1) -> None:
-        """The workers' answer is there now; the call waited so long, for a batch of so many calls."""
+    def answered(self, reply: Reply) -> None:
+        """The workers' answer is there now."""
         ...
 
     def finished(self, code: int) -> None:
@@ -74,7 +74,7 @@ class _NoSpan:
     def submitted(self) -> None:
         pass
 
-    def answered(self, reply: Reply, queue_seconds: float = 0.0, batch: int = 1) -> None:
+    def answered(self, reply: Reply) -> None:
         pass
 
     def finished(self, code: int) -> None:
@@ -170,15 +170,15 @@ class _RecordingSpan:
     def submitted(self) -> None:
         self._submitted = time.time_ns()
 
-    def answered(self, reply: Reply, queue_seconds: float = 0.0, batch: int = 1) -> None:
+    def answered(self, reply: Reply) -> None:
         if not self._span.is_recording():
             return
         end = time.time_ns()
-        given = min(self._submitted + round(queue_seconds * _NANOSECONDS), end)
+        given = min(self._submitted + round(reply.queue_seconds * _NANOSECONDS), end)
         self._tracer.child(self._span, "queue", self._submitted, given, {})
         # One span, for the stages are not moments: of the forward pass a request has a share.
         costs = {
-            "pierhead.batch_size": batch,
+            "pierhead.batch_size": reply.batch,
             "pierhead.parse_seconds": reply.parse_seconds,
             "pierhead.prepare_seconds": reply.prepare_seconds,
             "pierhead.forward_seconds": reply.forward_seconds,

@@ -267,11 +267,12 @@ class Workers:
         """A worker has answered one call."""
         self._answered += 1
         self._deaths = 0
+        reply = msgspec.structs.replace(reply, queue_seconds=batch.sent - job.arrived, batch=batch.size)
         if not job.future.done():
             job.future.set_result(reply)
         if worker.leaving and not worker.in_hand:
             worker.close()
-        self._metrics.observe_reply(reply, batch.sent - job.arrived, batch.size)
+        self._metrics.observe_reply(reply)
         self._dispatch()
 
     def on_deadline(self, worker: Worker) -> None:

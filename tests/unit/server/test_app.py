@@ -17,9 +17,12 @@ from hypothesis import HealthCheck, Phase, settings
 from pierhead_server import VERSION
 from pierhead_server.app import Listener, create_app
 from pierhead_server.errors import InternalError, QueueFullError, UnavailableError
+from pierhead_server.logs import RequestLog
 from pierhead_server.messages import Reply
 from pierhead_server.metrics import Metrics
 from pierhead_server.settings import load_settings
+from pierhead_server.telemetry import Telemetry
+from pierhead_server.tracing import Tracer
 
 from tests.unit.server.fake_workers import SERVED, FakeWorkers
 
@@ -54,7 +57,7 @@ class Served:
         self.workers = FakeWorkers()
         self.metrics = Metrics(SERVED)
         given = load_settings(artifact_uri="file:///none", max_request_bytes=max_bytes, max_instances=3)
-        self.listener = Listener(given, SERVED, self.workers, self.metrics)
+        self.listener = Listener(given, SERVED, self.workers, Telemetry(self.metrics, Tracer(), RequestLog(0)))
         self.app = create_app(self.listener)
         self.client = httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url="http://server")
 

@@ -7,6 +7,7 @@ import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import msgspec
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from pierhead_server import tracing
@@ -84,7 +85,7 @@ def making_tracer(collector, **attributes):
 def predict(tracer, headers=HEADERS, code=200):
     with tracer.request(headers, ROUTE) as span:
         span.submitted()
-        span.answered(REPLY, queue_seconds=0.0, batch=4)
+        span.answered(msgspec.structs.replace(REPLY, batch=4))
         span.finished(code)
         return span.trace_id
 
