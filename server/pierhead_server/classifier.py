@@ -49,7 +49,10 @@ class ClassifierModule(torch.nn.Module):
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
         """Float32 [n, classes]."""
         normalised = (pictures.float() / 255 - self.mean) / self.std
-        outputs: torch.Tensor = self.network(normalised.to(self.dtype)).float()
+        given: object = self.network(normalised.to(self.dtype))
+        if not isinstance(given, torch.Tensor):
+            raise TypeError(f"it gives a {type(given).__name__}, not one tensor")
+        outputs = given.float()
         if self.activation == "softmax":
             return outputs.softmax(dim=1)
         return outputs.sigmoid() if self.activation == "sigmoid" else outputs

@@ -1,8 +1,8 @@
 """Pictures to what a classifier takes: uint8 [crop, crop, 3], as torchvision's own evaluation scales and crops it.
 
 JPEGs are decoded by libjpeg-turbo itself, everything else by Pillow; scaling is torch's, whose uint8 kernels use the
-vector units. Full-size decoding differs from Pillow and torchvision's v1 transforms by at most one level of 255, two
-with bicubic and lanczos.
+vector units. Full-size decoding differs from Pillow and torchvision's v1 transforms by none of 255 levels in almost all
+pixels, by one in some, and by two in a few that lie between two levels.
 """
 
 import struct

@@ -117,7 +117,7 @@ def _load_classifier(
         if isinstance(config, TorchvisionModel)
         else load_program(artifact, config)
     )
-    quick = EagerRunner(ClassifierModule(network, preprocessing, config.activation, config.precision).eval())
+    quick = EagerRunner(ClassifierModule(network, preprocessing, config.activation, config.precision))
     model = classify(quick)
     if options.compiled_dir is None or isinstance(config, TorchScriptProgram):  # which torch cannot export
         return Loaded(model)

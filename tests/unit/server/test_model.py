@@ -1,25 +1,29 @@
 """Real, tiny models: loaded, refused, and predicting what torch itself predicts."""
 
 import io
+import json
+import pickle
 import shutil
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from pierhead_server.artifact import read_artifact
-from pierhead_server.errors import ArtifactInvalidError, InternalError, InvalidArgumentError
-from pierhead_server.model import Classifier, load_classifier
-from pierhead_server.protocol import Parameters, Picture, PredictRequest
+from pierhead_server.classifier import ImageClassifier
+from pierhead_server.config import Preprocessing
+from pierhead_server.errors import ArtifactInvalidError
+from pierhead_server.model import LoadOptions, load_model
+from pierhead_server.tensors import Signature, TensorSpec
 
+from tests.unit.server.calls import ask, in_base64, instances, pictures, predict
 from tests.unit.server.pictures import LABELS, SIDE, encode, export_program, picture
 
-
-def load(folder):
-    return load_classifier(read_artifact(folder), threads=1, max_image_pixels=10**6)
+OPTIONS = LoadOptions(max_image_pixels=10**6)
 
 
-def request(*images, **parameters):
-    return PredictRequest(tuple(Picture(encode(image), "content") for image in images), Parameters(**parameters))
+def load(folder, options=OPTIONS):
+    return load_model(read_artifact(folder), options).model
 
 
 @pytest.fixture
@@ -33,55 +37,309 @@ def classifier(torchvision_folder):
     return load(torchvision_folder)
 
 
-def test_torchvision_model_predicts_what_torch_does(classifier, torchvision_folder):
+def confidences(prediction):
+    """By the classes' names."""
+    return dict(zip(prediction["displayNames"], prediction["confidences"], strict=True))
+
+
+def build_network(folder):
+    """torchvision's own, with the weights of `torchvision_folder`."""
     import torchvision
     from safetensors.torch import load_file
-    from torchvision.transforms._presets import ImageClassification
 
     network = torchvision.models.mobilenet_v3_small(num_classes=len(LABELS)).eval()
-    network.load_state_dict(load_file(torchvision_folder / "model.safetensors"))
-    preset = ImageClassification(resize_size=SIDE + 8, crop_size=SIDE)
-    pictures = [picture(seed=seed) for seed in range(3)]
+    network.load_state_dict(load_file(folder / "model.safetensors"))
+    return network
+
+
+def compute_expected(network, images, how):
+    """What torchvision's own preprocessing and torch make of pictures."""
+    from torchvision import transforms
+
+    preset = transforms.Compose(
+        [
+            transforms.Resize(how.resize, transforms.InterpolationMode(how.interpolation)),
+            transforms.CenterCrop(how.crop),
+            transforms.ToTensor(),
+            transforms.Normalize(how.mean, how.std),
+        ]
+    )
     with torch.inference_mode():
-        expected = network(torch.stack([preset(image) for image in pictures])).softmax(dim=1)
-    for ranking, confidences in zip(classifier.predict(request(*pictures)), expected, strict=True):
-        assert [index for index, _ in ranking] == confidences.argsort(descending=True).tolist()
-        assert dict(ranking) == pytest.approx(dict(enumerate(confidences.tolist())), abs=1e-5)
+        return network(torch.stack([preset(image) for image in images]))
+
+
+def test_torchvision_model_predicts_what_torch_does(classifier, torchvision_folder):
+    network, how = build_network(torchvision_folder), Preprocessing(resize=SIDE + 8, crop=SIDE)
+    images = [picture(seed=seed) for seed in range(3)]
+    expected = compute_expected(network, images, how).softmax(dim=1)
+    (predictions,) = predict(classifier, pictures(*images))
+    for prediction, row in zip(predictions, expected, strict=True):
+        assert prediction["ids"] == [str(index) for index in row.argsort(descending=True).tolist()]
+        assert prediction["displayNames"] == [LABELS[int(index)] for index in prediction["ids"]]
+        # A picture may differ by a level of 255 in a pixel.
+        assert confidences(prediction) == pytest.approx(dict(zip(LABELS, row.tolist(), strict=True)), abs=1e-3)
 
 
 def test_exported_program_predicts_what_torch_does(exported_folder):
-    from torchvision import transforms
-
     program = torch.export.load(exported_folder / "model.pt2").module()
-    preset = transforms.Compose([transforms.ToTensor(), transforms.Normalize([0.5] * 3, [0.5] * 3)])
-    image = picture(SIDE, SIDE)
-    with torch.inference_mode():
-        expected = program(preset(image)[None]).sigmoid()[0]
-    (ranking,) = load(exported_folder).predict(request(image))
-    assert dict(ranking) == pytest.approx(dict(enumerate(expected.tolist())), abs=1e-5)
+    how = Preprocessing(resize=SIDE, crop=SIDE, mean=(0.5,) * 3, std=(0.5,) * 3)
+    (expected,) = compute_expected(program, [picture(SIDE, SIDE)], how).sigmoid()
+    ((prediction,),) = predict(load(exported_folder), pictures(picture(SIDE, SIDE)))
+    assert confidences(prediction) == pytest.approx(dict(zip(LABELS, expected.tolist(), strict=True)), abs=1e-5)
 
 
 def test_ranking_is_cut_by_threshold_and_number(classifier):
-    (everything,) = classifier.predict(request(picture()))
-    (two,) = classifier.predict(request(picture(), max_predictions=2))
-    (above,) = classifier.predict(request(picture(), confidence_threshold=everything[1][1]))
-    (none,) = classifier.predict(request(picture(), confidence_threshold=1.0))
-    assert len(everything) == len(LABELS)
-    assert two == above == everything[:2]
-    assert none == []
+    ((everything,),) = predict(classifier, pictures(picture()))
+    second = everything["confidences"][1]
+    answers = predict(
+        classifier,
+        pictures(picture(), maxPredictions=2.0),
+        pictures(picture(), confidenceThreshold=second),
+        pictures(picture(), confidenceThreshold=1.0),
+    )
+    two = {name: values[:2] for name, values in everything.items()}
+    assert len(everything["ids"]) == len(LABELS)
+    assert answers == [[two], [two], [{"ids": [], "displayNames": [], "confidences": []}]]
 
 
-def test_bad_picture_names_its_instance(classifier):
-    good = Picture(encode(picture()), "content")
-    with pytest.raises(InvalidArgumentError, match=r"^instances\[1\]\.b64: not a picture: "):
-        classifier.predict(PredictRequest((good, Picture(b"x", "b64")), Parameters()))
+def test_each_form_of_a_picture_is_the_same_picture(classifier):
+    data, array = in_base64(encode(picture())), np.asarray(picture()).tolist()
+    forms = [
+        {"b64": data},
+        {"content": data},
+        {"content": data, "mimeType": "image/jpeg"},
+        {"image": {"b64": data}},
+        {"image_bytes": {"b64": data}},
+        array,
+        {"image": array},
+    ]
+    (predictions,) = predict(classifier, instances(*forms))
+    for prediction in predictions:
+        assert confidences(prediction) == pytest.approx(confidences(predictions[0]), abs=1e-6)
+    (reply,) = ask(classifier, {"inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], "data": [data]}]}, dialect="oip")
+    assert reply.code in (200, 400)
 
 
-def test_confidence_that_is_no_number_is_an_error(torchvision_folder):
-    artifact = read_artifact(torchvision_folder)
-    nan = Classifier(lambda batch: torch.full((len(batch), len(LABELS)), torch.nan), artifact, max_image_pixels=10**6)
-    with pytest.raises(InternalError, match="no numbers"):
-        nan.predict(request(picture()))
+def test_bad_picture_names_its_instance_and_harms_no_other_request(classifier):
+    bad = {"b64": in_base64(b"x")}
+    good, (first, second) = pictures(picture()), predict(
+        classifier, instances(*pictures(picture())["instances"], bad), pictures(picture())
+    )
+    assert first.startswith("instances[1].b64: not a picture: ")
+    assert [second] == predict(classifier, good)
+
+
+def test_picture_over_the_limit_is_refused(classifier):
+    (message,) = predict(classifier, pictures(picture(1001, 1000)))
+    assert message == "instances[0].content: more than 1000000 pixels: send a smaller picture"
+    (message,) = predict(classifier, instances([[[0, 0, 0]] * 100_000]))
+    assert message == "instances[0]: more than 1000000 pixels: send a smaller picture"
+
+
+def test_confidence_that_is_no_number_is_an_error():
+    class Nan:
+        form, batch = "quick", 1
+
+        def __call__(self, rows):
+            return np.full((len(rows), len(LABELS)), np.nan, dtype=np.float32)
+
+    (reply,) = ask(ImageClassifier(Nan(), LABELS, Preprocessing(), max_image_pixels=10**6), pictures(picture()))
+    assert reply.code == 500
+    assert b"no numbers" in reply.body
+
+
+def test_signature_is_a_picture_and_a_confidence_for_each_class(classifier):
+    assert classifier.signature == Signature(
+        (TensorSpec("image", "bytes", ()),), (TensorSpec("confidences", "float32", (len(LABELS),)),)
+    )
+    assert (classifier.form, classifier.batch) == ("quick", 1)
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid", "none"])
+def test_activation_makes_confidences_of_outputs(activation, torchvision_folder, copy):
+    folder = copy(torchvision_folder)
+    change_yaml(folder, "format:", f"activation: {activation}\nformat:")
+    how = Preprocessing(resize=SIDE + 8, crop=SIDE)
+    (logits,) = compute_expected(build_network(folder), [picture()], how)
+    expected = {"softmax": logits.softmax(dim=0), "sigmoid": logits.sigmoid(), "none": logits}[activation]
+    (reply,) = ask(load(folder), {"inputs": [oip_picture(picture())]}, dialect="oip")
+    given = read_oip(reply)
+    np.testing.assert_allclose(given, expected.numpy(), atol=1e-3 * max(1, expected.abs().max()))
+
+
+def test_several_labels_may_be_sure_at_once(torchvision_folder, copy):
+    folder = copy(torchvision_folder)
+    change_yaml(folder, "format:", "activation: sigmoid\nformat:")
+    ((prediction,),) = predict(load(folder), pictures(picture(), confidenceThreshold=0.5))
+    expected = compute_expected(build_network(folder), [picture()], Preprocessing(resize=SIDE + 8, crop=SIDE))[0]
+    assert len(prediction["ids"]) == (expected.sigmoid() >= 0.5).sum()
+
+
+def test_bfloat16_is_close_to_float32(classifier, torchvision_folder, copy):
+    folder = copy(torchvision_folder)
+    change_yaml(folder, "format:", "precision: bfloat16\nformat:")
+    body = pictures(*(picture(seed=seed) for seed in range(4)))
+    (exact,), (rough,) = predict(classifier, body), predict(load(folder), body)
+    for one, other in zip(exact, rough, strict=True):
+        assert one["ids"][0] == other["ids"][0]
+        assert confidences(one) == pytest.approx(confidences(other), abs=0.05)
+        assert confidences(one) != confidences(other)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("suffix", [".pth", ".pt"])
+def test_weights_may_be_a_state_dict(classifier, torchvision_folder, copy, suffix, zipped):
+    folder = copy(torchvision_folder)
+    weights = folder / f"model{suffix}"
+    torch.save(build_network(folder).state_dict(), weights, _use_new_zipfile_serialization=zipped)
+    change_yaml(folder, "model.safetensors", weights.name)
+    assert predict(load(folder), pictures(picture())) == predict(classifier, pictures(picture()))
+
+
+class Bomb:
+    """Leaves a file behind when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+@pytest.mark.parametrize(
+    "save",
+    [
+        lambda path, bomb: torch.save({"weight": bomb}, path),
+        lambda path, bomb: torch.save({"weight": bomb}, path, _use_new_zipfile_serialization=False),
+        lambda path, bomb: path.write_bytes(pickle.dumps(bomb)),
+        lambda path, _: torch.save(torch.nn.Linear(1, 1), path),
+        lambda path, _: torch.save([torch.zeros(1)], path),
+        lambda path, _: torch.save({"weight": 1}, path),
+        lambda path, _: path.write_bytes(b"PK no archive"),
+        lambda path, _: path.write_bytes(b""),
+    ],
+)
+def test_weights_that_are_more_than_tensors_are_refused(torchvision_folder, copy, tmp_path, save):
+    folder, boom = copy(torchvision_folder), tmp_path / "boom"
+    save(folder / "model.pth", Bomb(boom))
+    change_yaml(folder, "model.safetensors", "model.pth")
+    with pytest.raises(ArtifactInvalidError, match=r"^weights: model\.pth is no state dict of tensors: "):
+        load(folder)
+    assert not boom.exists()
+
+
+@pytest.fixture(scope="module")
+def imagenet_folder(tmp_path_factory):
+    """The architecture with as many classes as ImageNet has, named by torchvision's metadata."""
+    import torchvision
+    from safetensors.torch import save_file
+
+    folder = tmp_path_factory.mktemp("imagenet")
+    torch.manual_seed(0)
+    save_file(torchvision.models.mobilenet_v3_small().state_dict(), folder / "model.safetensors")
+    (folder / "model.yaml").write_text(
+        "{format: torchvision, architecture: mobilenet_v3_small, weights: model.safetensors,"
+        " metadata: MobileNet_V3_Small_Weights.IMAGENET1K_V1}"
+    )
+    return folder
+
+
+def test_metadata_bring_labels_and_preprocessing(imagenet_folder):
+    from safetensors.torch import load_file
+    from torchvision.models import MobileNet_V3_Small_Weights, mobilenet_v3_small
+
+    network, weights = mobilenet_v3_small().eval(), MobileNet_V3_Small_Weights.IMAGENET1K_V1
+    network.load_state_dict(load_file(imagenet_folder / "model.safetensors"))
+    image = picture(400, 300)
+    with torch.inference_mode():
+        expected = network(weights.transforms()(image)[None]).softmax(dim=1)[0]
+    ((prediction,),) = predict(load(imagenet_folder), pictures(image, maxPredictions=1000))
+    assert prediction["displayNames"] == [weights.meta["categories"][int(index)] for index in prediction["ids"]]
+    given = torch.zeros(1000)
+    given[[int(index) for index in prediction["ids"]]] = torch.tensor(prediction["confidences"])
+    torch.testing.assert_close(given, expected, atol=1e-4, rtol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("addition", "expected"),
+    [
+        ("", (256, 224, (0.485, 0.456, 0.406))),
+        (", preprocessing: {resize: 100, crop: 96}", (100, 96, (0.485, 0.456, 0.406))),
+        (", preprocessing: {}", (256, 224, (0.485, 0.456, 0.406))),
+    ],
+)
+def test_own_preprocessing_goes_before_the_metadata(imagenet_folder, copy, addition, expected):
+    folder = copy(imagenet_folder)
+    change_yaml(folder, "_V1}", f"_V1{addition}}}")
+    how = load(folder)._preprocessing
+    assert (how.resize, how.crop, how.mean) == expected
+
+
+def test_own_labels_go_before_the_metadata(imagenet_folder, copy):
+    folder = copy(imagenet_folder)
+    (folder / "labels.txt").write_text("".join(f"class {number}\n" for number in range(1000)))
+    change_yaml(folder, "_V1}", "_V1, labels: labels.txt}")
+    ((prediction,),) = predict(load(folder), pictures(picture()))
+    assert prediction["displayNames"] == [f"class {index}" for index in prediction["ids"]]
+
+
+@pytest.mark.parametrize(
+    "name", ["MobileNet_V3_Small_Weights.NONE", "ImageNet", "FCN_ResNet50_Weights.COCO_WITH_VOC_LABELS_V1", "", "a.b.c"]
+)
+def test_metadata_of_no_classifier_are_refused(imagenet_folder, copy, name):
+    folder = copy(imagenet_folder)
+    change_yaml(folder, "MobileNet_V3_Small_Weights.IMAGENET1K_V1", f'"{name}"')
+    with pytest.raises(ArtifactInvalidError, match=r"^metadata: .*names no weights of torchvision's classifiers"):
+        load(folder)
+
+
+def change_yaml(folder, old, new):
+    text = (folder / "model.yaml").read_text()
+    assert old in text
+    (folder / "model.yaml").write_text(text.replace(old, new, 1))
+
+
+class TinyNetwork(torch.nn.Module):
+    def forward(self, batch):
+        return batch.mean(dim=(2, 3))
+
+
+def test_torchscript_classifier_is_served_and_never_compiled(tmp_path):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`torch.jit.trace", FutureWarning)
+        torch.jit.trace(TinyNetwork(), torch.zeros(1, 3, 8, 8)).save(tmp_path / "model.pt")
+    (tmp_path / "model.yaml").write_text(
+        "{format: torchscript, program: model.pt, labels: [red, green, blue], activation: none,"
+        " preprocessing: {resize: 8, crop: 8, mean: [0, 0, 0], std: [1, 1, 1]}}"
+    )
+    loaded = load_model(read_artifact(tmp_path), LoadOptions(10**6, compiled_dir=tmp_path / "cache"))
+    assert loaded.order is None
+    ((prediction,),) = predict(loaded.model, instances([[[51, 255, 0]]]))
+    assert confidences(prediction) == pytest.approx({"green": 1.0, "red": 0.2, "blue": 0.0})
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_classifier_orders_its_compiled_form_where_it_may(torchvision_folder, tmp_path, compiled):
+    options = LoadOptions(10**6, compiled_dir=tmp_path if compiled else None)
+    order = load_model(read_artifact(torchvision_folder), options).order
+    assert (order is not None) == compiled
+    if order:
+        assert order.entry.parent == tmp_path
+        assert order.side == SIDE
+
+
+def test_predictor_is_refused_unless_code_is_allowed(tmp_path):
+    (tmp_path / "model.yaml").write_text("format: predictor")
+    (tmp_path / "predictor.py").write_text(
+        f"open({str(tmp_path / 'ran')!r}, 'w').close()\n"
+        "class Predictor:\n"
+        "    from_path = classmethod(lambda cls, folder: cls())\n"
+        "    def predict(self, instances): return instances\n"
+    )
+    with pytest.raises(ArtifactInvalidError, match="^format: predictor is code: set allowCode: true"):
+        load(tmp_path)
+    assert not (tmp_path / "ran").exists()
+    assert predict(load(tmp_path, LoadOptions(10**6, allow_code=True)), instances(1, "a")) == [[1, "a"]]
 
 
 def test_architecture_that_computes_while_it_is_built_loads(tmp_path):
@@ -93,7 +351,7 @@ def test_architecture_that_computes_while_it_is_built_loads(tmp_path):
         "{format: torchvision, architecture: regnet_x_400mf, weights: model.safetensors, labels: [a, b],"
         " preprocessing: {resize: 64, crop: 64}}"
     )
-    assert load(tmp_path).predict(request(picture()))
+    assert predict(load(tmp_path), pictures(picture()))[0][0]["ids"]
 
 
 @pytest.mark.parametrize(
@@ -111,8 +369,7 @@ def test_architecture_that_computes_while_it_is_built_loads(tmp_path):
 )
 def test_misfit_is_named(torchvision_folder, copy, old, new, message):
     folder = copy(torchvision_folder)
-    text = (folder / "model.yaml").read_text()
-    (folder / "model.yaml").write_text(text.replace(old, new))
+    change_yaml(folder, old, new)
     with pytest.raises(ArtifactInvalidError) as caught:
         load(folder)
     assert str(caught.value).startswith(message)
@@ -175,16 +432,6 @@ def rewrite(archive, change):
     archive.with_name("changed.pt2").replace(archive)
 
 
-class Bomb:
-    """Leaves a file behind when it is unpickled."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return open, (str(self.path), "w")
-
-
 def pickled(thing):
     """As torch.save writes it."""
     file = io.BytesIO()
@@ -230,7 +477,7 @@ def test_no_pickle_of_an_archive_is_loaded(exported_folder, copy, tmp_path, chan
 def test_rewritten_archive_loads_when_nothing_is_changed(exported_folder, copy):
     folder = copy(exported_folder)
     rewrite(folder / "model.pt2", dict)
-    assert load(folder).predict(request(picture()))
+    assert predict(load(folder), pictures(picture()))[0][0]["ids"]
 
 
 @pytest.mark.filterwarnings("ignore")
