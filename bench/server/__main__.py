@@ -1,0 +1,126 @@
+"""`python -m bench.server`: the model server's speed beside a raw PyTorch loop, and LitServe, in the same run.
+
+Contenders take turns, round by round, while all others wait; figures are medians over the rounds, ratios medians of the
+rounds' ratios. It takes about ten minutes a model on two cores, and three more with LitServe.
+"""
+
+from __future__ import annotations
+
+import enum
+import importlib.util
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import msgspec
+import rich
+import rich.box
+import rich.console
+import rich.table
+import typer
+
+from bench.server import report
+from bench.server.machine import describe_machine
+from bench.server.measure import SECTIONS, Bench, Wanted
+from bench.server.processes import BenchError
+from bench.server.workshop import MODELS, Workshop
+from cluster import locks
+from cluster.errors import ClusterError
+from cluster.progress import say
+from cluster.settings import Paths
+
+Model = enum.StrEnum("Model", [(name, name) for name in MODELS])  # type: ignore[misc]
+Section = enum.StrEnum("Section", [(name, name) for name in SECTIONS])  # type: ignore[misc]
+
+
+class Device(enum.StrEnum):
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class PeerName(enum.StrEnum):
+    litserve = "litserve"
+
+
+def bench(
+    model: Annotated[list[Model] | None, typer.Option(help="One or several; all if not said.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, max=50)] = 5,
+    seconds: Annotated[float, typer.Option(min=1, max=60, help="A round's length.")] = 8.0,
+    peer: Annotated[PeerName | None, typer.Option(help="A peer to measure beside.")] = None,
+    only: Annotated[list[Section] | None, typer.Option(help="One or several sections; all if not said.")] = None,
+    device: Annotated[Device, typer.Option()] = Device.cpu,
+    code: Annotated[Path | None, typer.Option(help="Another checkout's server/, to be measured instead.")] = None,
+    output: Annotated[Path | None, typer.Option("--json", help="Where to write all that was measured.")] = None,
+) -> None:
+    if device is Device.cuda and not _has_cuda():
+        say("there is no CUDA device here")
+        raise typer.Exit(2)
+    sections = tuple(map(str, only or SECTIONS))
+    wanted = Wanted(rounds, seconds, str(device), sections, peer is not None, code.resolve() if code else None)
+    paths = Paths.from_environment()
+    run = Bench(Workshop(paths), wanted)
+    facts = describe_machine(wanted.device)
+    models = [str(one) for one in model or MODELS]
+    with locks.exclusive_if_free(paths.locks / "bench-run") as alone:
+        if not alone:
+            raise BenchError("another bench runs: they would measure each other")
+        for one in models:
+            run.measure(one)
+    _print(run, facts, models)
+    if output:
+        output.write_text(_encode(run, facts, models), encoding="utf-8")
+        say(f"all figures are in {output}")
+
+
+def _print(run: Bench, facts: dict[str, str], models: list[str]) -> None:
+    console = rich.console.Console(width=None if sys.stdout.isatty() else 240, highlight=False)
+    console.print("; ".join(f"{name} {fact}" for name, fact in facts.items()))
+    console.print(f"{run.wanted.rounds} rounds of {run.wanted.seconds:g} s; medians (least to most)")
+    doubtful, of = report.find_doubtful(run.records, run.cores)
+    if doubtful:
+        console.print(
+            f"In {doubtful} of {of} rounds other programs took more than {report.BUSY_CORES:.0%} of the cores."
+        )
+    for note in run.notes:
+        console.print(note)
+    tables = report.make_tables(run.records, models)
+    goals = report.compute_goals(run.records, models)
+    rows = [[goal.model, goal.what, goal.wanted, goal.seen, "yes" if goal.held else "NO"] for goal in goals]
+    tables.append(report.Table("Goals", ("model", "goal", "wanted", "seen", "held"), rows))
+    for table in tables:
+        shown = rich.table.Table(*table.columns, box=rich.box.MARKDOWN)
+        for row in table.rows:
+            shown.add_row(*row)
+        console.print(f"\n## {table.title}\n", markup=False)
+        console.print(shown)
+
+
+def _encode(run: Bench, facts: dict[str, str], models: list[str]) -> str:
+    goals = [vars(goal) for goal in report.compute_goals(run.records, models)]
+    document = {"machine": facts, "wanted": vars(run.wanted), "notes": run.notes, "records": run.records.all}
+    return json.dumps(msgspec.to_builtins(document | {"goals": goals}, enc_hook=str), indent=1)
+
+
+def _has_cuda() -> bool:
+    if importlib.util.find_spec("torch") is None:
+        return False
+    import torch  # imported only here: it must not take memory and time beside what is measured
+
+    return torch.cuda.is_available()
+
+
+def main() -> NoReturn:
+    # As after Ctrl-C: whatever runs is ended on the way out.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        typer.run(bench)
+    except (BenchError, ClusterError) as error:
+        say(f"failed: {error}")
+        sys.exit(1)
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

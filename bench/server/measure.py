@@ -1,0 +1,331 @@
+"""The sections of the bench: who is measured at what, round by round, in turn."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from bench.server import forms, load, peers, processes
+from bench.server.client import Job, Outcome
+from bench.server.forms import Report
+from bench.server.peers import Peer, PeerPlan
+from bench.server.pierhead import PATH, Plan, Server, start_server
+from bench.server.processes import BenchError
+from bench.server.raw import RawLoop, start_raw_loop
+from bench.server.report import READY, REFERENCE
+from bench.server.stats import Records
+from bench.server.workshop import Workpiece, Workshop, make_environment
+from cluster.progress import say, step
+
+SECTIONS = ("saturation", "latency", "load", "overload", "start", "memory")
+CONNECTIONS = 32
+LOAD_SHARE = 0.8
+OVERLOAD = 4
+_MOST_CONNECTIONS = 512  # that an open loop opens
+_FINALISTS = 2  # forms of the raw loop that go on into the rounds
+_CALIBRATION_ROUNDS = 2
+_MEMORY_POLL_SECONDS = 0.25
+_START_SECONDS = 120.0
+
+Figures = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the caller asked for."""
+
+    rounds: int = 5
+    seconds: float = 8.0
+    device: str = "cpu"
+    sections: Sequence[str] = SECTIONS
+    peer: bool = False
+    code: Path | None = None
+
+    @property
+    def calibration_seconds(self) -> float:
+        return max(1.0, self.seconds / 2)
+
+
+@dataclass(frozen=True)
+class Contender:
+    """Somebody who is measured, and how one round of it is run."""
+
+    name: str
+    run: Callable[[], Figures]
+
+
+@dataclass
+class Bench:
+    """One run: where things are, what is wanted, and what was measured so far."""
+
+    workshop: Workshop
+    wanted: Wanted
+    records: Records = field(default_factory=Records)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def cores(self) -> int:
+        return len(os.sched_getaffinity(0))
+
+    def measure(self, model: str) -> None:
+        """All sections that are wanted, of one model."""
+        piece = self.workshop.prepare(model, self.wanted.device)
+        if {"saturation", "latency", "load", "overload"} & set(self.wanted.sections):
+            self._measure_serving(piece)
+        # With nothing else alive: pages of torch that others map, too, would count for less.
+        if "start" in self.wanted.sections:
+            self._rounds(piece.model, "start", self._list_starters(piece))
+        if "memory" in self.wanted.sections:
+            for workers in sorted({1, self.cores}):
+                self._rounds(model, "memory", [Contender(f"{workers} workers", partial(self._fill, piece, workers))], 1)
+
+    def _measure_serving(self, piece: Workpiece) -> None:
+        wanted = self.wanted
+        count = 1 if wanted.device == "cuda" else self.cores
+        with contextlib.ExitStack() as stack:
+            raw = stack.enter_context(start_raw_loop(self.workshop, piece, device=wanted.device, processes=count))
+            right = raw.rank()
+            finalists = self._calibrate_raw(piece.model, raw) if "saturation" in wanted.sections else []
+            alone = self._calibrate_alone(piece.model, raw) if "latency" in wanted.sections else ""
+            raw.keep([*finalists, alone])
+            rivals = self._start_peers(stack, piece, right) if wanted.peer and "saturation" in wanted.sections else []
+            server = stack.enter_context(start_server(self.workshop, Plan(piece.artifact, code=wanted.code)))
+            self._wait_for_server(piece.model, server)
+            ours = _Target(piece, server.port, PATH, server.program.pids, right)
+            if "saturation" in wanted.sections:
+                contenders = [Contender(f"raw {form}", partial(raw.run, form, wanted.seconds)) for form in finalists]
+                contenders.append(Contender("server", partial(ours.saturate, wanted.seconds)))
+                self._rounds(piece.model, "saturation", [*contenders, *rivals])
+            if "latency" in wanted.sections:
+                contenders = [
+                    Contender(f"raw {alone}", partial(raw.run, alone, wanted.seconds, 1)),
+                    Contender("server", partial(ours.saturate, wanted.seconds, connections=1)),
+                ]
+                self._rounds(piece.model, "latency", contenders)
+            if {"load", "overload"} & set(wanted.sections):
+                self._measure_open_loops(piece.model, ours)
+
+    def _measure_open_loops(self, model: str, ours: _Target) -> None:
+        wanted = self.wanted
+        peak = self.records.median(model, "saturation", "server", "rate")
+        if peak is None:
+            peak = ours.saturate(wanted.calibration_seconds)["rate"]
+        if "load" in wanted.sections:
+            contenders = [
+                Contender("evenly", partial(ours.load, wanted.seconds, peak * LOAD_SHARE, poisson=False)),
+                Contender("at random", partial(ours.load, wanted.seconds, peak * LOAD_SHARE, poisson=True)),
+            ]
+            self._rounds(model, "load", contenders)
+        if "overload" in wanted.sections:
+            contenders = [
+                Contender("peak", partial(ours.saturate, wanted.seconds)),
+                Contender("overload", partial(ours.overload, wanted.seconds, peak * OVERLOAD)),
+            ]
+            self._rounds(model, "overload", contenders)
+
+    def _wait_for_server(self, model: str, server: Server) -> None:
+        with step(f"{model}: the server starts"):
+            server.wait_ready()
+        with step(f"{model}: the server takes its compiled form"):
+            compiled = server.wait_compiled()
+        if compiled is None:
+            self.notes.append(f"{model}: this server does not tell its form; it was measured as it was")
+
+    # --- calibration ---
+
+    def _calibrate_raw(self, model: str, raw: RawLoop) -> list[str]:
+        """The forms that are quickest on all cores."""
+        names = forms.list_forms(self.wanted.device)
+        raw.load(names, len(raw.programs))
+        contenders = [Contender(form, partial(raw.run, form, self.wanted.calibration_seconds)) for form in names]
+        self._rounds(model, "forms", contenders, _CALIBRATION_ROUNDS)
+        return sorted(names, key=lambda form: -(self.records.median(model, "forms", form, "rate") or 0))[:_FINALISTS]
+
+    def _calibrate_alone(self, model: str, raw: RawLoop) -> str:
+        """The form that is quickest with one picture, on one core."""
+        names = [form for form in forms.list_forms(self.wanted.device) if forms.parse_batch(form) == 1]
+        raw.load(names, 1)
+        contenders = [Contender(form, partial(raw.run, form, self.wanted.calibration_seconds, 1)) for form in names]
+        self._rounds(model, "forms alone", contenders, _CALIBRATION_ROUNDS)
+        return min(names, key=lambda form: self.records.median(model, "forms alone", form, "p50") or float("inf"))
+
+    def _start_peers(self, stack: contextlib.ExitStack, piece: Workpiece, right: Report) -> list[Contender]:
+        """Each of LitServe's contenders with its best settings, running and held still until its turn."""
+        chosen = []
+        for name, plans in peers.list_plans(piece, self.wanted.device, self.cores).items():
+            with contextlib.ExitStack() as tried:
+                started: dict[str, tuple[PeerPlan, Peer, contextlib.ExitStack]] = {}
+                contenders = []
+                for plan in plans:
+                    own = tried.enter_context(contextlib.ExitStack())
+                    with step(f"{piece.model}: {name} starts with {plan.settings}"):
+                        peer = own.enter_context(peers.start_peer(self.workshop, plan))
+                    target = _Target(piece, peer.port, peers.PATH, peer.program.pids, right)
+                    label = f"{name}: {plan.settings}"
+                    run = partial(_saturate_awake, peer, target, self.wanted.calibration_seconds)
+                    started[label] = (plan, peer, own)
+                    contenders.append(Contender(label, run))
+                    peer.hold()
+                self._rounds(piece.model, "peers", contenders, _CALIBRATION_ROUNDS)
+                best = self.records.best(piece.model, "peers", list(started), "rate")
+                assert best is not None
+                plan, peer, own = started[best]
+                self.notes.append(f"{piece.model}: {name} ran with {plan.settings}")
+                stack.push(own.pop_all())
+            target = _Target(piece, peer.port, peers.PATH, peer.program.pids, right)
+            chosen.append(Contender(name, partial(_saturate_awake, peer, target, self.wanted.seconds)))
+        return chosen
+
+    # --- start and memory ---
+
+    def _list_starters(self, piece: Workpiece) -> list[Contender]:
+        references = {"import torch": "import torch", REFERENCE: _make_reading(piece)}
+        return [
+            Contender(READY, partial(self._start, piece)),
+            *(Contender(name, partial(_time_python, code)) for name, code in references.items()),
+        ]
+
+    def _start(self, piece: Workpiece) -> Figures:
+        with start_server(self.workshop, Plan(piece.artifact, code=self.wanted.code)) as server:
+            figures = {"seconds": server.wait_ready()}
+            compiled = server.wait_compiled()
+            return figures if compiled is None else figures | {"compiled_seconds": compiled}
+
+    def _fill(self, piece: Workpiece, workers: int) -> Figures:
+        """The memory of a server that has served for a while in the form that it ends up in."""
+        with start_server(self.workshop, Plan(piece.artifact, workers, self.wanted.code)) as server:
+            server.wait_ready()
+            server.wait_compiled()
+            target = _Target(piece, server.port, PATH, server.program.pids)
+            target.saturate(self.wanted.seconds)
+            held = processes.memory(server.program.pids)
+            for one in held:
+                say(f"    {one.name} ({one.pid}): RSS {one.rss / 1e6:.0f} MB, PSS {one.pss / 1e6:.0f} MB")
+            return {
+                "workers": workers,
+                "processes": len(held),
+                "pss": sum(one.pss for one in held) / 1e6,
+                "rss": sum(one.rss for one in held) / 1e6,
+            }
+
+    def _rounds(self, model: str, section: str, contenders: Sequence[Contender], rounds: int | None = None) -> None:
+        for number in range(self.wanted.rounds if rounds is None else rounds):
+            for contender in rotate(contenders, number):
+                figures = contender.run()
+                self.records.add(model, section, contender.name, number, figures)
+                say(f"{model}: {section} {number + 1}: {contender.name}: {describe(figures)}")
+
+
+@dataclass(frozen=True)
+class _Target:
+    """A server that is sent requests."""
+
+    piece: Workpiece
+    port: int
+    path: str
+    pids: list[int]
+    right: Report | None = None  # what it must answer
+
+    def saturate(self, seconds: float, connections: int = CONNECTIONS) -> Figures:
+        """A closed loop: each connection sends its next request when it has its answer."""
+        outcome = self._attack(seconds, connections=connections)
+        load.check_all_answered(outcome)
+        return load.compute_figures(outcome) | self._compare(outcome)
+
+    def load(self, seconds: float, rate: float, *, poisson: bool) -> Figures:
+        """An open loop at a rate that the server can stand."""
+        outcome = self._attack(seconds, rate=rate, poisson=poisson, connections=_MOST_CONNECTIONS)
+        return load.compute_figures(outcome) | load.compute_refusals(outcome) | self._compare(outcome)
+
+    def overload(self, seconds: float, rate: float) -> Figures:
+        """An open loop at a rate that it cannot; megabytes of resident memory before, at most meanwhile, and after."""
+        before = processes.rss(self.pids)
+        with _watch_memory(self.pids) as seen:
+            outcome = self._attack(seconds, rate=rate, connections=_MOST_CONNECTIONS)
+        figures = load.compute_figures(outcome) | load.compute_refusals(outcome) | self._compare(outcome)
+        after = processes.rss(self.pids)
+        return figures | {"rss_before": before / 1e6, "rss_most": max(seen) / 1e6, "rss_after": after / 1e6}
+
+    def _attack(self, seconds: float, *, connections: int, rate: float | None = None, poisson: bool = False) -> Outcome:
+        bodies = [str(body) for body in self.piece.bodies]
+        job = Job(
+            self.port,
+            self.path,
+            bodies,
+            seconds,
+            connections=connections,
+            rate=rate,
+            poisson=poisson,
+            server_pids=self.pids,
+        )
+        return load.attack(job)
+
+    def _compare(self, outcome: Outcome) -> Figures:
+        return {} if self.right is None else load.compare_answers(outcome.answers, self.right)
+
+
+def rotate(contenders: Sequence[Contender], number: int) -> list[Contender]:
+    """Each round begins with another, so that none is always first or always after the same."""
+    start = number % len(contenders)
+    return [*contenders[start:], *contenders[:start]]
+
+
+def describe(figures: Figures) -> str:
+    """The figures that tell a watcher how it goes."""
+    shown = ("rate", "p50", "p99", "refused_share", "seconds", "pss", "rss", "rss_most", "others_cpu")
+    return ", ".join(f"{name} {figures[name]:.4g}" for name in shown if name in figures)
+
+
+def _saturate_awake(peer: Peer, target: _Target, seconds: float) -> Figures:
+    with peer.awake():
+        return target.saturate(seconds)
+
+
+@contextlib.contextmanager
+def _watch_memory(pids: Sequence[int]) -> Iterator[list[int]]:
+    seen = [processes.rss(pids)]
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(_MEMORY_POLL_SECONDS):
+            seen.append(processes.rss(pids))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield seen
+    finally:
+        over.set()
+        watcher.join()
+
+
+def _make_reading(piece: Workpiece) -> str:
+    """The least that PyTorch must do before it can serve the artifact."""
+    if piece.model == "lite0":
+        return f"import torch; torch.export.load({str(piece.artifact / 'model.pt2')!r})"
+    weights = str(piece.artifact / "model.safetensors")
+    return f"import torch; from safetensors.torch import load_file; load_file({weights!r})"
+
+
+def _time_python(code: str) -> Figures:
+    """Seconds until a fresh Python has done it; its own end, which frees memory, is not waited for."""
+    begun = time.perf_counter()
+    command = [sys.executable, "-c", f"{code}; import os; os.write(1, b'.'); os._exit(0)"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=make_environment({})) as process:
+        assert process.stdout is not None
+        timer = threading.Timer(_START_SECONDS, process.kill)
+        timer.start()
+        try:
+            if process.stdout.read(1) != b".":
+                raise BenchError(f"`{code}` failed")
+            return {"seconds": time.perf_counter() - begun}
+        finally:
+            timer.cancel()

@@ -1,0 +1,368 @@
+"""From records to tables, and to which of the goals hold. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from bench.server.stats import Records, Spread, View
+
+SATURATED_GOALS = {"mobilenet_v3_small": 0.90}
+SATURATED_GOAL = 0.95
+PEER_GOALS = {"litserve default": 3.0, "litserve eager": 1.75, "litserve compiled": 1.0}
+LATENCY_GOAL_MS = 1.0
+TAIL_GOAL = 3.0
+START_GOAL = 1.15
+MEMORY_FACTOR, MEMORY_MB_EACH = 1.3, 150.0
+OVERLOAD_GOAL = 0.9
+BUSY_CORES = 0.05  # more than this share of the cores taken by others makes a round doubtful
+
+READY = "server ready"
+REFERENCE = "import torch, read the weights"
+_CORES = "cores: it / client / others"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of texts."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Goal:
+    """One sentence of the goals, for one model."""
+
+    model: str
+    what: str
+    wanted: str
+    seen: str
+    held: bool
+
+
+def make_tables(records: Records, models: Sequence[str]) -> list[Table]:
+    """Every table that has rows."""
+    makers = (
+        _tabulate_forms,
+        _tabulate_peers,
+        _tabulate_saturation,
+        _tabulate_latency,
+        _tabulate_load,
+        _tabulate_overload,
+        _tabulate_start,
+        _tabulate_memory,
+    )
+    return [table for maker in makers if (table := maker(records, models)).rows]
+
+
+def find_raw(records: Records, model: str) -> str | None:
+    """The form of the raw loop that was quickest over the rounds, by its contender's name."""
+    raw = [one for one in records.contenders(model, "saturation") if one.startswith("raw ")]
+    return records.best(model, "saturation", raw, "rate")
+
+
+def _find_raw_alone(records: Records, model: str) -> str:
+    """The raw loop with one picture at a time, by its contender's name; nothing if it was not measured."""
+    return next((one for one in records.contenders(model, "latency") if one.startswith("raw ")), "")
+
+
+def find_doubtful(records: Records, cores: int) -> tuple[int, int]:
+    """How many rounds others took more than BUSY_CORES of the cores in, and of how many."""
+    others = [one.figures["others_cpu"] for one in records.all if "others_cpu" in one.figures]
+    return sum(share > BUSY_CORES * cores for share in others), len(others)
+
+
+def compute_goals(records: Records, models: Sequence[str]) -> list[Goal]:
+    """Every goal whose figures were measured."""
+    goals: list[Goal] = []
+    for model in models:
+        for judge in (_judge_throughput, _judge_answers, _judge_latency, _judge_overload, _judge_start, _judge_memory):
+            goals += judge(records, model)
+    return goals
+
+
+# --- tables ---
+
+
+def _tabulate_forms(records: Records, models: Sequence[str]) -> Table:
+    rows = []
+    for model in models:
+        names = records.contenders(model, "forms")
+        best = records.best(model, "forms", names, "rate")
+        most = records.median(model, "forms", best, "rate") if best else None
+        for name in names:
+            rate = records.median(model, "forms", name, "rate")
+            alone = records.median(model, "forms alone", name, "p50")
+            rows.append([model, name, _number(rate), _ratio(rate, most), _milliseconds(alone)])
+        rows += [
+            [model, name, "", "", _milliseconds(records.median(model, "forms alone", name, "p50"))]
+            for name in records.contenders(model, "forms alone")
+            if name not in names
+        ]
+    columns = ("model", "form", "pictures/s, all cores", "to the best", "one picture, one core, ms")
+    return Table("Forms of the raw loop: decoding, preprocessing, network, top 5 (calibration)", columns, rows)
+
+
+def _tabulate_peers(records: Records, models: Sequence[str]) -> Table:
+    rows = [
+        [model, name, _number(records.median(model, "peers", name, "rate"))]
+        for model in models
+        for name in records.contenders(model, "peers")
+    ]
+    return Table("LitServe's settings (calibration)", ("model", "settings", "pictures/s"), rows)
+
+
+def _tabulate_saturation(records: Records, models: Sequence[str]) -> Table:
+    rows = []
+    for model in models:
+        raw = find_raw(records, model)
+        rows += [
+            [
+                model,
+                one.contender,
+                _number(one.median("rate")),
+                _spread(records.ratio(model, "saturation", one.contender, raw, "rate") if raw else None),
+                _spread(records.ratio(model, "saturation", "server", one.contender, "rate")),
+                _milliseconds(one.median("p50")),
+                _cores(one),
+                _agreement(one),
+            ]
+            for one in records.views(model, "saturation")
+        ]
+    columns = (
+        *("model", "who", "pictures/s", "to the raw loop", "server to it", "p50 ms"),
+        *(_CORES, "top classes as eager's"),
+    )
+    return Table("Saturated: 32 connections, or all cores for the raw loop", columns, rows)
+
+
+def _tabulate_latency(records: Records, models: Sequence[str]) -> Table:
+    rows = []
+    for model in models:
+        raw = _find_raw_alone(records, model)
+        rows += [
+            [
+                model,
+                one.contender,
+                _milliseconds(one.median("p50")),
+                _spread(records.difference(model, "latency", one.contender, raw, "p50"))
+                if one.contender != raw
+                else "",
+                _milliseconds(one.median("p99")),
+                _number(one.median("rate")),
+                _cores(one),
+            ]
+            for one in records.views(model, "latency")
+        ]
+    columns = ("model", "who", "p50 ms", "over raw, ms", "p99 ms", "pictures/s", _CORES)
+    return Table("One client, one connection; the raw loop with one process of one thread", columns, rows)
+
+
+def _tabulate_load(records: Records, models: Sequence[str]) -> Table:
+    rows = [
+        [
+            model,
+            one.contender,
+            _number(one.median("offered")),
+            _number(one.median("rate")),
+            _milliseconds(one.median("p50")),
+            _milliseconds(one.median("p99")),
+            _spread(_tail(records, model, one.contender)),
+            _percent(one.median("refused_share")),
+            _milliseconds(one.median("late_p99")),
+            _cores(one),
+        ]
+        for model in models
+        for one in records.views(model, "load")
+    ]
+    columns = (
+        *("model", "requests come", "offered/s", "answered/s", "p50 ms", "p99 ms", "p99 / p50"),
+        *("refused", "client late, p99 ms", _CORES),
+    )
+    return Table("At 80 % of the saturated rate; latencies count from when a request was due", columns, rows)
+
+
+def _tabulate_overload(records: Records, models: Sequence[str]) -> Table:
+    rows = [
+        [
+            model,
+            _number(records.median(model, "overload", "peak", "rate")),
+            _number(one.median("offered")),
+            _number(one.median("rate")),
+            _spread(records.ratio(model, "overload", "overload", "peak", "rate")),
+            _percent(one.median("refused_share")),
+            _percent(one.median("retry_after_share")),
+            _milliseconds(one.median("refused_p50")),
+            " / ".join(_number(one.median(figure)) for figure in ("other_codes", "broken")),
+            " / ".join(_number(one.median(figure)) for figure in ("rss_before", "rss_most", "rss_after")),
+            _cores(one),
+        ]
+        for model in models
+        for one in records.views(model, "overload")
+        if one.contender == "overload"
+    ]
+    columns = (
+        *("model", "peak/s", "offered/s", "accepted/s", "to the peak", "429", "with Retry-After", "429 p50 ms"),
+        *("other codes / broken", "RSS MB before / most / after", _CORES),
+    )
+    return Table("Overload: four times the peak, whatever comes back", columns, rows)
+
+
+def _tabulate_start(records: Records, models: Sequence[str]) -> Table:
+    rows = [
+        [
+            model,
+            one.contender,
+            _seconds(one.median("seconds")),
+            _spread(records.ratio(model, "start", READY, one.contender, "seconds")) if one.contender != READY else "",
+            _seconds(one.median("compiled_seconds")),
+        ]
+        for model in models
+        for one in records.views(model, "start")
+    ]
+    return Table("Start", ("model", "what", "seconds", "server ready to it", "compiled form after, s"), rows)
+
+
+def _tabulate_memory(records: Records, models: Sequence[str]) -> Table:
+    rows = [
+        [
+            model,
+            _number(one.median("workers")),
+            _number(one.median("processes")),
+            _number(one.median("pss")),
+            _number(_allow_memory(one, "pss")),
+            _number(one.median("rss")),
+            _number(_allow_memory(one, "rss")),
+        ]
+        for model in models
+        for one in records.views(model, "memory")
+    ]
+    columns = ("model", "workers", "processes", "PSS MB", "PSS allowed", "sum of RSS MB", "RSS allowed")
+    return Table("Memory of all processes, after load, in the compiled form", columns, rows)
+
+
+# --- goals ---
+
+
+def _judge_throughput(records: Records, model: str) -> list[Goal]:
+    goals = []
+    raw = find_raw(records, model)
+    wanted = SATURATED_GOALS.get(model, SATURATED_GOAL)
+    if raw and (ratio := records.ratio(model, "saturation", "server", raw, "rate")):
+        what = f"saturated, to the raw loop ({raw.removeprefix('raw ')})"
+        goals.append(Goal(model, what, f">= {wanted:.2f}", _spread(ratio), ratio.median >= wanted))
+    for peer, factor in PEER_GOALS.items():
+        if ratio := records.ratio(model, "saturation", "server", peer, "rate"):
+            goals.append(
+                Goal(model, f"saturated, to {peer}", f">= {factor:.2f}", _spread(ratio), ratio.median >= factor)
+            )
+    return goals
+
+
+def _judge_answers(records: Records, model: str) -> list[Goal]:
+    shares = [
+        (one.figures["same_top"], one.figures["pictures"])
+        for one in records.all
+        if one.model == model and one.contender in ("server", "evenly", "at random", "peak", "overload")
+        if "same_top" in one.figures
+    ]
+    if not shares:
+        return []
+    same, pictures = (sum(column) for column in zip(*shares, strict=True))
+    seen = f"{same:.0f} of {pictures:.0f}"
+    return [Goal(model, "pictures whose top class is the eager network's", "all", seen, same == pictures)]
+
+
+def _judge_latency(records: Records, model: str) -> list[Goal]:
+    goals = []
+    raw = _find_raw_alone(records, model)
+    if raw and (over := records.difference(model, "latency", "server", raw, "p50")):
+        wanted, held = f"<= {LATENCY_GOAL_MS:.0f} ms", over.median <= LATENCY_GOAL_MS
+        goals.append(Goal(model, "one client, p50 over raw", wanted, f"{_spread(over)} ms", held))
+    if tail := _tail(records, model, "evenly"):
+        held = tail.median <= TAIL_GOAL
+        goals.append(Goal(model, "p99 / p50 at 80 % load", f"<= {TAIL_GOAL:.0f}", _spread(tail), held))
+    return goals
+
+
+def _judge_overload(records: Records, model: str) -> list[Goal]:
+    ratio = records.ratio(model, "overload", "overload", "peak", "rate")
+    if ratio is None:
+        return []
+    figures = [one.figures for one in records.all if (one.model, one.contender) == (model, "overload")]
+    clean = all(not one["other_codes"] and not one["broken"] and one["retry_after_share"] == 1 for one in figures)
+    seen = (
+        f"{sum(one['other_codes'] for one in figures):.0f} others, {sum(one['broken'] for one in figures):.0f} broken"
+    )
+    return [
+        Goal(model, "overload, to the peak", f">= {OVERLOAD_GOAL}", _spread(ratio), ratio.median >= OVERLOAD_GOAL),
+        Goal(model, "overload: nothing but 200, and 429 with Retry-After", "always", seen, clean),
+    ]
+
+
+def _judge_start(records: Records, model: str) -> list[Goal]:
+    ratio = records.ratio(model, "start", READY, REFERENCE, "seconds")
+    if ratio is None:
+        return []
+    return [Goal(model, f"ready, to `{REFERENCE}`", f"<= {START_GOAL}", _spread(ratio), ratio.median <= START_GOAL)]
+
+
+def _judge_memory(records: Records, model: str) -> list[Goal]:
+    goals = []
+    for one in records.views(model, "memory"):
+        for figure, title in (("pss", "PSS"), ("rss", "sum of RSS")):
+            held, allowed = one.median(figure), _allow_memory(one, figure)
+            if held is not None and allowed is not None:
+                what = f"memory of {one.contender}, {title}"
+                goals.append(Goal(model, what, f"<= {allowed:.0f} MB", f"{held:.0f} MB", held <= allowed))
+    return goals
+
+
+def _allow_memory(one: View, figure: str) -> float | None:
+    """What so many workers may hold, by what a single one holds; None for the single one itself."""
+    single = one.records.median(one.model, one.section, "1 workers", figure)
+    workers = one.median("workers")
+    if single is None or workers is None or workers == 1:
+        return None
+    return MEMORY_FACTOR * single + MEMORY_MB_EACH * workers
+
+
+def _tail(records: Records, model: str, name: str) -> Spread | None:
+    p50, p99 = (records.values(model, "load", name, figure) for figure in ("p50", "p99"))
+    return Spread.of([high / low for low, high in zip(p50, p99, strict=True)]) if p50 else None
+
+
+# --- texts ---
+
+
+def _agreement(one: View) -> str:
+    same, pictures, differences = (
+        one.records.values(one.model, one.section, one.contender, figure)
+        for figure in ("same_top", "pictures", "largest_difference")
+    )
+    return f"{sum(same):.0f} of {sum(pictures):.0f}, within {max(differences):.4f}" if same else ""
+
+
+def _optional(text: Callable[[float], str]) -> Callable[[float | None], str]:
+    return lambda value: "" if value is None else text(value)
+
+
+_number = _optional(lambda value: f"{value:,.0f}" if value == int(value) or value >= 100 else f"{value:.3g}")
+_milliseconds = _optional(lambda value: f"{value:.2f}" if value < 10 else f"{value:.1f}")
+_seconds = _optional(lambda value: f"{value:.2f}")
+_percent = _optional(lambda value: f"{value:.0%}")
+
+
+def _ratio(value: float | None, to: float | None) -> str:
+    return "" if value is None or not to else f"{value / to:.2f}"
+
+
+def _cores(one: View) -> str:
+    shares = (one.median(figure) for figure in ("cpu", "client_cpu", "others_cpu"))
+    return " / ".join("-" if share is None else f"{share:.2f}" for share in shares)
+
+
+def _spread(spread: Spread | None) -> str:
+    return "" if spread is None else f"{spread.median:.2f} ({spread.least:.2f} to {spread.most:.2f})"

@@ -1,0 +1,137 @@
+"""What is measured with: artifacts, compiled packages, requests, the peer's environment. Made once, then cached."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.server import forms, pictures
+from bench.server.processes import BenchError
+from cluster import commands, folders, locks, settings
+from cluster.progress import step
+from cluster.settings import Paths
+
+MODELS = ("lite0", "mobilenet_v3_small", "resnet50")
+_SOURCES = ("networks.py", "preprocessing.py", "pictures.py")
+_PACKAGES = ("torch", "torchvision", "efficientnet-lite-pytorch", "numpy", "simplejpeg", "pillow")
+_COMPILE_SECONDS = 900
+
+
+@dataclass(frozen=True)
+class Workpiece:
+    """One model, ready to be measured."""
+
+    model: str
+    artifact: Path
+    packages: Mapping[int, Path]  # by batch
+    jpegs: list[Path]
+    bodies: list[Path]
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """The bench's folder in the cache."""
+
+    paths: Paths
+
+    @property
+    def folder(self) -> Path:
+        return self.paths.cache / "bench"
+
+    def log(self, name: str) -> Path:
+        return self.paths.log(f"bench-{name}")
+
+    def prepare(self, model: str, device: str) -> Workpiece:
+        """Makes what is not there yet; raises ClusterError where that fails."""
+        with locks.exclusive(self.paths.locks / "bench"):
+            jpegs, bodies = pictures.write(self.folder / "pictures")
+            artifact = self._make_artifact(model, jpegs)
+            packages = {
+                batch: self._compile(model, artifact, batch, device) for batch in forms.list_package_batches(device)
+            }
+        return Workpiece(model, artifact, packages, jpegs, bodies)
+
+    def _make_artifact(self, model: str, jpegs: list[Path]) -> Path:
+        if model == "lite0":
+            script = settings.REPOSITORY / "examples" / "photos" / "make_artifacts.py"
+            output = self.paths.cache / "artifacts"
+            self._run([sys.executable, str(script), "--output", str(output)], "artifacts")
+            return output / "1"
+        folder = self.folder / f"{model}-{make_key(os.environ.get('ATEN_CPU_CAPABILITY', ''))}"
+        if not folder.exists():
+            with step(f"making {model}'s artifact"), folders.fresh(self.folder / f".{model}") as fresh:
+                made = fresh / "made"
+                self._run(_network_command("artifact", model, str(made), *map(str, jpegs)), f"artifact-{model}")
+                made.rename(folder)
+        return folder
+
+    def _compile(self, model: str, artifact: Path, batch: int, device: str) -> Path:
+        folder = self.folder / f"{model}-packages-{make_key(read_cpu() + device)}"
+        target = folder / f"aoti b{batch}.pt2"
+        if not target.exists():
+            with step(f"compiling {model} for batches of {batch}"), folders.fresh(self.folder / f".{model}") as fresh:
+                made = fresh / "made.pt2"
+                command = _network_command("package", model, str(artifact), str(batch), device, str(made))
+                self._run(command, f"package-{model}-{batch}", {"TORCHINDUCTOR_CACHE_DIR": str(fresh / "inductor")})
+                folder.mkdir(exist_ok=True)
+                made.rename(target)
+        return target
+
+    def _run(self, argv: list[str], log: str, more: Mapping[str, str] | None = None) -> None:
+        environment = make_environment(more or {})
+        commands.run(argv, log=self.log(log), env=environment, cwd=settings.REPOSITORY, timeout=_COMPILE_SECONDS)
+
+    def peer_python(self) -> Path:
+        """The Python of LitServe's own environment, made of requirements/bench.txt; raises BenchError without uv."""
+        requirements = settings.REPOSITORY / "requirements" / "bench.txt"
+        folder = self.folder / f"peer-{hashlib.sha256(requirements.read_bytes()).hexdigest()[:12]}"
+        python = folder / "bin" / "python"
+        with locks.exclusive(self.paths.locks / "bench"):
+            if not (folder / "installed").exists():
+                uv = settings.REPOSITORY / ".uv" / "bin" / "uv"
+                if not uv.exists():
+                    raise BenchError(f"{uv} is not there: `make .uv/installed` makes it")
+                with step("installing LitServe into an environment of its own"):
+                    create = [str(uv), "venv", "--quiet", "--allow-existing", "--python", sys.executable, str(folder)]
+                    commands.run(create, log=self.log("peer"))
+                    sync = [str(uv), "pip", "sync", "--quiet", "--python", str(python), "--require-hashes"]
+                    commands.run([*sync, str(requirements)], log=self.log("peer"), timeout=_COMPILE_SECONDS)
+                    (folder / "installed").touch()
+        return python
+
+
+def make_key(more: str) -> str:
+    """Twelve hexadecimal digits over the code and the packages that decide what is made."""
+    digest = hashlib.sha256(more.encode())
+    for name in _SOURCES:
+        digest.update((Path(__file__).parent / name).read_bytes())
+    digest.update(repr([(name, importlib.metadata.version(name)) for name in _PACKAGES]).encode())
+    return digest.hexdigest()[:12]
+
+
+def read_cpu(text: str | None = None) -> str:
+    """The processor's name and features: a compiled package is for this kind alone."""
+    found = Path("/proc/cpuinfo").read_text() if text is None else text
+    return "\n".join(
+        match[1] for name in ("model name", "flags") if (match := re.search(rf"^{name}\s*: (.*)$", found, re.M))
+    )
+
+
+def make_environment(more: Mapping[str, str]) -> dict[str, str]:
+    """The caller's environment, with nothing in it that sets up a server or torch's threads."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("PIERHEAD_", "OMP_", "MKL_", "KMP_", "OTEL_", "LITSERVE_"))
+    }
+    return kept | {"PYTHONPATH": str(settings.REPOSITORY), **more}
+
+
+def _network_command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "bench.server.networks", *arguments]
