@@ -42,27 +42,38 @@ def run_worker(connection: socket.socket, model: Model, contract: Contract) -> N
 
 def run_pipelined_worker(connection: socket.socket, model: Model, contract: Contract) -> None:
     """The same, for a device beside the CPU: while it computes one batch, the CPU prepares the next."""
-    with ThreadPoolExecutor(cpu_count()) as preparing, ThreadPoolExecutor(1) as computing:
-        before: Future[None] | None = None
+
+    def compute(calls: list[Call], prepared: list[Future[Attempt]]) -> None:
+        try:
+            for reply in answer(calls, [future.result() for future in prepared], model, contract):
+                connection.sendall(pack(reply))
+        except BaseException:
+            # Whoever waits for calls below shall not wait for one more to hear of it.
+            connection.shutdown(socket.SHUT_RD)
+            raise
+
+    before: Future[None] | None = None
+    with (
+        contextlib.suppress(BrokenPipeError, ConnectionResetError),
+        ThreadPoolExecutor(cpu_count()) as preparing,
+        ThreadPoolExecutor(1) as computing,
+    ):
         for calls in _receive(connection):
             prepared = [preparing.submit(prepare, call, model, contract) for call in calls]
             wait(prepared)
             if before:
                 before.result()
-
-            def compute(calls: list[Call] = calls, prepared: list[Future[Attempt]] = prepared) -> None:
-                for reply in answer(calls, [future.result() for future in prepared], model, contract):
-                    connection.sendall(pack(reply))
-
-            before = computing.submit(compute)
+            before = computing.submit(compute, calls, prepared)
+        if before:
+            before.result()
 
 
 def _receive(connection: socket.socket) -> Iterator[list[Call]]:
     connection.sendall(pack(HELLO))
-    stream = connection.makefile("rb")
     decoder = msgspec.msgpack.Decoder(list[Call])
-    while (calls := read(stream, decoder)) is not None:
-        yield calls
+    with connection.makefile("rb") as stream:
+        while (calls := read(stream, decoder)) is not None:
+            yield calls
 
 
 @dataclass(frozen=True)
