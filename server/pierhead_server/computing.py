@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
+from torch import AcceleratorError
+
 from pierhead_server.errors import ApiError, InstanceError
 from pierhead_server.protocol import Request, Result
 from pierhead_server.tensors import ValueTensorError
@@ -86,11 +88,16 @@ def compute(
 
 
 def _try_all(forward: Forward[R], rows: Sequence[R]) -> Outputs | None:
-    """What the model gives for all rows; None where it raises, and so for somebody's row."""
+    """What the model gives for all rows; None where it raises, and so for somebody's row.
+
+    Raises AcceleratorError: a GPU that failed once fails at everything, until another process takes it.
+    """
     if not rows:
         return None
     try:
         return forward(rows)
+    except AcceleratorError:
+        raise
     except Exception:  # the model is a stranger's program and may raise anything on its input
         logger.warning("the model raised on a batch of %d: each request is tried by itself", len(rows), exc_info=True)
         return None
@@ -109,14 +116,18 @@ def _finish(
 
 
 def _one_by_one(request: Prepared[R, P], forward: Forward[R]) -> Outputs:
-    """After the batch raised. Raises InstanceError for the row that does it."""
+    """After the batch raised. Raises InstanceError for the row that does it, and AcceleratorError."""
     for index, row in enumerate(request.rows):
         try:
             forward([row])
+        except AcceleratorError:
+            raise
         except Exception as error:  # as above
             raise InstanceError(index, "", f"the model raised {describe(error)}") from error
     try:
         return forward(request.rows)
+    except AcceleratorError:
+        raise
     except Exception as error:  # as above; none of the rows by itself
         raise InstanceError(0, "", f"the model raised {describe(error)} on these instances together") from error
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import pytest
+import torch
 from pierhead_server.computing import compute, describe, prepare_rows
 from pierhead_server.errors import ApiError, InstanceError, InternalError, InvalidArgumentError
 from pierhead_server.protocol import Request
@@ -122,6 +123,19 @@ def test_rows_that_only_together_are_too_much_are_told_so():
     small, large = run([prepare(1, 2), prepare(1, 2, 3)], model)
     assert small.predictions() == [2, 4]
     assert str(large) == "instances[0]: the model raised RuntimeError: too many on these instances together"
+
+
+@pytest.mark.parametrize("rows_at_once", [4, 1, 3])  # the batch, one row of it, one request of it
+def test_gpu_that_failed_is_nobodys_request(rows_at_once):
+    """The worker ends, and another one takes the GPU: in this process every later request would fail too."""
+
+    def fail(rows):
+        if len(rows) == rows_at_once:
+            return torch.AcceleratorError("CUDA error: device-side assert triggered")
+        return ValueError("bad") if len(rows) == 4 else None
+
+    with pytest.raises(torch.AcceleratorError):
+        run([prepare(1, 2, 3), prepare(4)], Doubling(fail))
 
 
 def test_answer_that_cannot_be_shaped_is_its_requests_alone():
