@@ -219,7 +219,7 @@ def main(control: socket.socket) -> None:
         return
     configure_logging(level=command.log_level, json=command.log_json)
     compiled_dir = Path(command.compiled_dir) if command.compiled_dir else None
-    options = LoadOptions(command.max_image_pixels, command.allow_code, compiled_dir)
+    options = LoadOptions(command.max_image_pixels, command.allow_code, compiled_dir, command.device)
     try:
         loaded = load_model(read_artifact(Path(command.folder)), options)
     except StartupError as error:

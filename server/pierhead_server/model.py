@@ -63,6 +63,7 @@ class LoadOptions:
     max_image_pixels: int
     allow_code: bool = False
     compiled_dir: Path | None = None  # the cache of compiled forms; None: nothing is compiled
+    device: str = "cpu"  # the compiled form is a CPU's: for a GPU none is made or taken
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,8 @@ def _load_classifier(
     )
     quick = EagerRunner(ClassifierModule(network, preprocessing, config.activation, config.precision))
     model = classify(quick)
-    if options.compiled_dir is None or isinstance(config, TorchScriptProgram):  # which torch cannot export
+    # A TorchScript program cannot be exported.
+    if options.compiled_dir is None or options.device != "cpu" or isinstance(config, TorchScriptProgram):
         return Loaded(model)
     return Loaded(model, Order(quick, preprocessing.crop, options.compiled_dir / key))
 
@@ -138,6 +140,8 @@ def _resolve_metadata(
 
 def _entries(artifact: Artifact, options: LoadOptions, key: str) -> Iterator[Path]:
     """Where a compiled form lies: in the node's cache, or beside the artifact if that may bring code."""
+    if options.device != "cpu":
+        return
     places = [options.compiled_dir] if options.compiled_dir else []
     if options.allow_code:
         places.append(artifact.folder / COMPILED_FOLDER)

@@ -332,11 +332,13 @@ def test_torchscript_classifier_is_served_and_never_compiled(tmp_path):
     assert confidences(prediction) == pytest.approx({"green": 1.0, "red": 0.2, "blue": 0.0})
 
 
-@pytest.mark.parametrize("compiled", [True, False])
-def test_classifier_orders_its_compiled_form_where_it_may(torchvision_folder, tmp_path, compiled):
-    options = LoadOptions(10**6, compiled_dir=tmp_path if compiled else None)
+@pytest.mark.parametrize(
+    ("device", "cached", "ordered"), [("cpu", True, True), ("cpu", False, False), ("cuda", True, False)]
+)
+def test_classifier_orders_its_compiled_form_where_it_may(torchvision_folder, tmp_path, device, cached, ordered):
+    options = LoadOptions(10**6, compiled_dir=tmp_path if cached else None, device=device)
     order = load_model(read_artifact(torchvision_folder), options).order
-    assert (order is not None) == compiled
+    assert (order is not None) == ordered
     if order:
         assert order.entry.parent == tmp_path
         assert order.side == SIDE
