@@ -23,7 +23,7 @@ from pathlib import Path
 
 import msgspec
 
-from bench.server.processes import busy_seconds, cpu_seconds
+from bench.server.processes import busy_seconds, cpu_seconds, family
 from bench.server.stats import percentile
 
 _SEND_BUFFER = 512 * 1024  # a request goes to the kernel in one call
@@ -45,7 +45,7 @@ class Job(msgspec.Struct, frozen=True):
     rate: float | None = None  # requests a second of an open loop
     poisson: bool = False  # at random times, as many callers who know nothing of each other send; or evenly
     wait_seconds: float = 30.0  # for what is unanswered at the end
-    server_pids: list[int] = []
+    server_pid: int = 0  # its family's CPU time is counted
 
 
 class Outcome(msgspec.Struct):
@@ -81,9 +81,10 @@ class _Connection:
 class _Cpu:
     """CPU seconds of us, the server and the whole machine."""
 
-    def __init__(self, server_pids: list[int]) -> None:
+    def __init__(self, server_pid: int) -> None:
         self.at = time.perf_counter()
-        self.client, self.server, self.machine = time.process_time(), cpu_seconds(server_pids), busy_seconds()
+        self.client, self.machine = time.process_time(), busy_seconds()
+        self.server = cpu_seconds(family(server_pid)) if server_pid else 0.0
 
 
 class Client:
@@ -136,7 +137,7 @@ class Client:
                 select.select([self._epoll], [], [], wait)
             self._handle_events()
         self._due = _put_back(upcoming, self._due)
-        return _Cpu(self._job.server_pids)
+        return _Cpu(self._job.server_pid)
 
     def _wait_for_answers(self) -> None:
         deadline = time.perf_counter() + self._job.wait_seconds

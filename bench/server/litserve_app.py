@@ -107,7 +107,7 @@ class CompiledClassifier(_Classifier):
 
     def load(self) -> None:
         self.packages = {
-            batch: torch._inductor.aoti_load_package(file)
+            batch: torch._inductor.aoti_load_package(file, run_single_threaded=True)
             for batch, file in self.plan.packages.items()
             if batch in (1, self.plan.batch)
         }

@@ -18,7 +18,7 @@ from bench.server.client import Job, Outcome
 from bench.server.forms import Report
 from bench.server.peers import Peer, PeerPlan
 from bench.server.pierhead import PATH, Plan, Server, start_server
-from bench.server.processes import BenchError
+from bench.server.processes import BenchError, Program
 from bench.server.raw import RawLoop, start_raw_loop
 from bench.server.report import READY, REFERENCE
 from bench.server.stats import Records
@@ -99,7 +99,7 @@ class Bench:
             rivals = self._start_peers(stack, piece, right) if wanted.peer and "saturation" in wanted.sections else []
             server = stack.enter_context(start_server(self.workshop, Plan(piece.artifact, code=wanted.code)))
             self._wait_for_server(piece.model, server)
-            ours = _Target(piece, server.port, PATH, server.program.pids, right)
+            ours = _Target(piece, server.port, PATH, server.program, right)
             if "saturation" in wanted.sections:
                 contenders = [Contender(f"raw {form}", partial(raw.run, form, wanted.seconds)) for form in finalists]
                 contenders.append(Contender("server", partial(ours.saturate, wanted.seconds)))
@@ -138,6 +138,9 @@ class Bench:
             compiled = server.wait_compiled()
         if compiled is None:
             self.notes.append(f"{model}: this server does not tell its form; it was measured as it was")
+        with step(f"{model}: the server has nothing left to do"):
+            idle = server.wait_quiet()
+        self.notes.append(f"{model}: the idle server takes {idle:.3f} cores")
 
     # --- calibration ---
 
@@ -168,7 +171,7 @@ class Bench:
                     own = tried.enter_context(contextlib.ExitStack())
                     with step(f"{piece.model}: {name} starts with {plan.settings}"):
                         peer = own.enter_context(peers.start_peer(self.workshop, plan))
-                    target = _Target(piece, peer.port, peers.PATH, peer.program.pids, right)
+                    target = _Target(piece, peer.port, peers.PATH, peer.program, right)
                     label = f"{name}: {plan.settings}"
                     run = partial(_saturate_awake, peer, target, self.wanted.calibration_seconds)
                     started[label] = (plan, peer, own)
@@ -180,7 +183,7 @@ class Bench:
                 plan, peer, own = started[best]
                 self.notes.append(f"{piece.model}: {name} ran with {plan.settings}")
                 stack.push(own.pop_all())
-            target = _Target(piece, peer.port, peers.PATH, peer.program.pids, right)
+            target = _Target(piece, peer.port, peers.PATH, peer.program, right)
             chosen.append(Contender(name, partial(_saturate_awake, peer, target, self.wanted.seconds)))
         return chosen
 
@@ -204,7 +207,8 @@ class Bench:
         with start_server(self.workshop, Plan(piece.artifact, workers, self.wanted.code)) as server:
             server.wait_ready()
             server.wait_compiled()
-            target = _Target(piece, server.port, PATH, server.program.pids)
+            server.wait_quiet()
+            target = _Target(piece, server.port, PATH, server.program)
             target.saturate(self.wanted.seconds)
             held = processes.memory(server.program.pids)
             for one in held:
@@ -231,7 +235,7 @@ class _Target:
     piece: Workpiece
     port: int
     path: str
-    pids: list[int]
+    program: Program
     right: Report | None = None  # what it must answer
 
     def saturate(self, seconds: float, connections: int = CONNECTIONS) -> Figures:
@@ -247,11 +251,12 @@ class _Target:
 
     def overload(self, seconds: float, rate: float) -> Figures:
         """An open loop at a rate that it cannot; megabytes of resident memory before, at most meanwhile, and after."""
-        before = processes.rss(self.pids)
-        with _watch_memory(self.pids) as seen:
+        pids = self.program.pids
+        before = processes.rss(pids)
+        with _watch_memory(pids) as seen:
             outcome = self._attack(seconds, rate=rate, connections=_MOST_CONNECTIONS)
         figures = load.compute_figures(outcome) | load.compute_refusals(outcome) | self._compare(outcome)
-        after = processes.rss(self.pids)
+        after = processes.rss(pids)
         return figures | {"rss_before": before / 1e6, "rss_most": max(seen) / 1e6, "rss_after": after / 1e6}
 
     def _attack(self, seconds: float, *, connections: int, rate: float | None = None, poisson: bool = False) -> Outcome:
@@ -264,7 +269,7 @@ class _Target:
             connections=connections,
             rate=rate,
             poisson=poisson,
-            server_pids=self.pids,
+            server_pid=self.program.process.pid,
         )
         return load.attack(job)
 

@@ -11,13 +11,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.server.processes import Program, running, wait_until
+from bench.server.processes import BenchError, Program, cpu_seconds, running, wait_until
 from bench.server.workshop import Workshop, make_environment
 from cluster import settings
 
 PATH = "/v1/projects/bench/locations/local/endpoints/bench:predict"
 READY_SECONDS = 180.0
 COMPILED_SECONDS = 900.0
+_QUIET_CORES = 0.05
+_IDLE_SECONDS = 1.0
 _LISTENING = re.compile(r"listening on 127\.0\.0\.1:(\d+)")
 _FORM = re.compile(r'^pierhead_model_info\{[^}]*\bform="([^"]*)"[^}]*\} 1(?:\.0)?$', re.M)
 
@@ -51,6 +53,21 @@ class Server:
             return None
         wait_until("the server has the compiled form", lambda: self.form() == "compiled", COMPILED_SECONDS)
         return time.perf_counter() - self.begun
+
+    def wait_quiet(self) -> float:
+        """Returns once nobody of the server's family computes any more; how many cores it takes even so."""
+        deadline = time.monotonic() + COMPILED_SECONDS
+        while (share := self._measure_idle()) > _QUIET_CORES:
+            if time.monotonic() > deadline:
+                raise BenchError(f"the idle server takes {share:.2f} cores")
+        return share
+
+    def _measure_idle(self) -> float:
+        self.program.check_alive()
+        before, begin = cpu_seconds(self.program.pids), time.monotonic()
+        time.sleep(_IDLE_SECONDS)
+        # Of a process that ended meanwhile the time is gone, too: then this one second says nothing.
+        return abs(cpu_seconds(self.program.pids) - before) / (time.monotonic() - begin)
 
     def form(self) -> str | None:
         """The form that the model is computed in, as the server's metrics tell it."""
@@ -96,6 +113,7 @@ def start_server(workshop: Workshop, plan: Plan) -> Iterator[Server]:
         "PIERHEAD_HOST": "127.0.0.1",
         "PIERHEAD_PORT": "0",
         "PIERHEAD_DRAIN_SECONDS": "0",
+        "PIERHEAD_COMPILED_DIR": str(workshop.folder / "compiled"),
     }
     if plan.workers is not None:
         environment["PIERHEAD_WORKERS"] = str(plan.workers)

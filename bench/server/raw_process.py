@@ -42,7 +42,8 @@ def make_network(form: str, setting: Setting) -> Network:
     """The network in one of the forms that PyTorch offers."""
     if form.startswith("aoti"):
         package = setting.packages[parse_batch(form)]
-        return torch._inductor.aoti_load_package(str(package))
+        # The caller is one thread: no lock, no copies of what the runs share.
+        return torch._inductor.aoti_load_package(str(package), run_single_threaded=True)
     classifier = load_classifier(setting.model, setting.artifact).to(setting.device)
     if form.startswith("eager"):
         return classifier
