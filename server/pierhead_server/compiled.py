@@ -73,11 +73,30 @@ class _Package:
 
     def __init__(self, path: Path) -> None:
         run_single_threaded, runners, device = True, 1, -1
-        self._loader = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", run_single_threaded, runners, device)
+        # It unpacks the package and removes that at its end, which a process that is killed never comes to. What is
+        # loaded stays when its file is gone.
+        with tempfile.TemporaryDirectory(prefix="pierhead-") as folder, _variable("TMPDIR", folder):
+            self._loader = torch._C._aoti.AOTIModelPackageLoader(
+                str(path), "model", run_single_threaded, runners, device
+            )
 
     def __call__(self, pictures: torch.Tensor) -> torch.Tensor:
         computed: torch.Tensor = self._loader.boxed_run([pictures])[0]
         return computed
+
+
+@contextmanager
+def _variable(name: str, value: str) -> Iterator[None]:
+    """This process's environment with another value meanwhile."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 class CompiledRunner:
@@ -110,7 +129,7 @@ def load(entry: Path, *, side: int) -> CompiledRunner:
         runner = CompiledRunner(entry)
         expected = np.load(entry / "check.npy", allow_pickle=False)
         given = runner(synthetic_pictures(len(expected), side))
-    except (OSError, RuntimeError, ValueError, AttributeError, msgspec.MsgspecError) as error:
+    except (OSError, EOFError, RuntimeError, ValueError, AttributeError, msgspec.MsgspecError) as error:
         raise CompileError(f"the compiled form in {entry} cannot be used: {error}") from error
     check(given, expected)
     return runner
@@ -141,14 +160,29 @@ def make(order: Order) -> None:
     try:
         order.entry.parent.mkdir(parents=True, exist_ok=True)
         with _locked(order.entry.with_suffix(".lock")):
-            if order.entry.exists():
+            if order.entry.exists() and _is_sound(order):
                 return
             # Made beside it and renamed when whole: half an entry never looks like one.
-            with tempfile.TemporaryDirectory(dir=order.entry.parent, prefix="making-") as folder:
-                _compile_into(Path(folder) / "entry", order)
-                (Path(folder) / "entry").rename(order.entry)
+            making = order.entry.with_suffix(".making")
+            shutil.rmtree(making, ignore_errors=True)  # of a process that was killed
+            try:
+                _compile_into(making, order)
+                making.rename(order.entry)
+            finally:
+                shutil.rmtree(making, ignore_errors=True)
     except OSError as error:
         raise CompileError(f"the compiled form cannot be kept in {order.entry.parent}: {error}") from error
+
+
+def _is_sound(order: Order) -> bool:
+    """Whether the entry can be used; one that is spoilt is removed."""
+    try:
+        load(order.entry, side=order.side)
+    except CompileError as error:
+        logger.warning("%s: it is made anew", error)
+        shutil.rmtree(order.entry)
+        return False
+    return True
 
 
 @contextmanager
