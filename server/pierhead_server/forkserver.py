@@ -76,7 +76,7 @@ class ForkServer:
                     if worker == command.worker:
                         signal.pidfd_send_signal(descriptor, signal.SIGKILL)
             case None:
-                self._end_compiler()
+                self._end_children()
                 return False
         return True
 
@@ -162,11 +162,13 @@ class ForkServer:
         _settle_memory()
         send(self._control, Formed(model.form, model.batch))
 
-    def _end_compiler(self) -> None:
+    def _end_children(self) -> None:
+        """A worker ends when its connection does, unless it is caught in the model."""
         for number, pid in self._children.values():
             if number == _COMPILER:
-                with contextlib.suppress(ProcessLookupError):
+                with contextlib.suppress(ProcessLookupError):  # it has no group of its own yet
                     os.killpg(pid, signal.SIGKILL)
+            os.kill(pid, signal.SIGKILL)
 
 
 def _settle_memory() -> None:

@@ -260,8 +260,11 @@ class Workers:
         logger.info("worker %d is ready", worker.number)
         if leaving := self._leaving.pop(worker.number, None):
             leaving.leave()
-        self._metrics.workers.set(sum(worker.ready for worker in self._workers.values()))
+        self._count_workers()
         self._dispatch()
+
+    def _count_workers(self) -> None:
+        self._metrics.workers.set(sum(worker.ready for worker in self._workers.values()))
 
     def on_reply(self, worker: Worker, batch: Batch, job: Job, reply: Reply) -> None:
         """A worker has answered one call."""
@@ -337,10 +340,11 @@ class Workers:
                         await self._replace(event)
         finally:
             self._server = None
-            for worker in self._workers.values():
-                self._give_back(worker, "its parent died")
+            # None of them is to blame: they are computed anew, unless the server ends.
+            self._put_back([job for worker in self._workers.values() for job in worker.take_back()])
             self._workers.clear()
             self._leaving.clear()
+            self._count_workers()
 
     def _take_form(self, form: str, batch: int) -> None:
         self._policy = self._pool.policy(batch)
@@ -368,8 +372,10 @@ class Workers:
 
     async def _replace(self, death: Died) -> None:
         worker = self._workers.pop(death.worker, None)
+        self._count_workers()
         if worker is None or (worker.leaving and not worker.in_hand):
             return  # it was sent away
+        leaving = self._leaving.pop(death.worker, None)
         self._deaths += 1
         logger.error("worker %d died: %s", death.worker, death.how)
         self._metrics.restarts.inc()
@@ -380,18 +386,28 @@ class Workers:
             self.not_ready = f"the model's process died ({death.how}) and is starting anew"
         if self._deaths > 1:
             await asyncio.sleep(FIRST_BACKOFF_SECONDS * 2 ** (self._deaths - 2))
-        if worker not in self._leaving.values():
-            await self._start_worker(self._next_number(), worker.place)
+        if worker.leaving or worker in self._leaving.values():
+            return  # another one takes its place already
+        number = self._next_number()
+        if leaving:
+            self._leaving[number] = leaving
+        await self._start_worker(number, worker.place)
 
     def _give_back(self, worker: Worker, how: str) -> None:
         """What a dead worker held: a call that was alone with it fails, others are computed anew, each alone."""
-        jobs = [job for job in worker.take_back() if not job.future.done()]
+        jobs = worker.take_back()
         if len(jobs) == 1:
             _fail(jobs[0], InternalError(f"the model's process died of this request ({how})"))
-            return
-        for job in reversed(jobs):
-            job.alone = True
-            self._waiting.appendleft(job)
+        else:
+            for job in jobs:
+                job.alone = True
+            self._put_back(jobs)
+        self._dispatch()
+
+    def _put_back(self, jobs: list[Job]) -> None:
+        """Before all that wait, the first to come first."""
+        waiting = (job for job in jobs if not job.future.done())
+        self._waiting.extendleft(sorted(waiting, key=lambda job: job.arrived, reverse=True))
 
     def _fail_waiting(self) -> None:
         while self._waiting:
