@@ -1,42 +1,125 @@
-"""What a model process may do, good and bad, without a model: the bytes of the first picture say what."""
+"""Fork servers without a model, good and bad: they speak as the real one does, and a call's body says what to do.
 
+The obedient one is the real fork server, whose forks answer calls without torch.
+"""
+
+import contextlib
 import os
 import signal
+import socket
+import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
-from pierhead_server.errors import ArtifactInvalidError, InvalidArgumentError
-from pierhead_server.workers import Answer, Loaded, receive, send
+import msgspec
+from pierhead_server.control import Failed, Formed, Load, Ready, receive_command, send
+from pierhead_server.forkserver import ForkServer
+from pierhead_server.messages import Call, Reply, pack, read
+from pierhead_server.signature import Signature
 
-DIE, REFUSE, WAIT_FOR = b"die", b"refuse", b"wait for "
-
-
-def obedient(connection):
-    """Loads at once, then does what it is told."""
-    stream = connection.makefile("rb")
-    receive(stream)
-    send(connection, Loaded())
-    while request := receive(stream):
-        send(connection, _obey(request.pictures[0].data))
+DIE, REFUSE, WAIT_FOR, LEAVE = b"die", b"refuse", b"wait for ", b"leave"
+SIGNATURE = Signature((), ())
 
 
-def _obey(told):
-    if told == DIE:
-        os.kill(os.getpid(), signal.SIGKILL)
-    if told == REFUSE:
-        return InvalidArgumentError("instances[0].content: refused")
-    while told.startswith(WAIT_FOR) and not Path(os.fsdecode(told.removeprefix(WAIT_FOR))).exists():
+class Obedient(ForkServer):
+    """Ready at once, with `batch`; faster, with batches of FORMED_BATCH, when `form_when` is there.
+
+    Its workers do what each call's body says, and answer with their pid and the form they were forked with.
+    """
+
+    FORMED_BATCH = 3
+
+    def __init__(self, control: socket.socket, load: Load, batch: int, form_when: Path | None) -> None:
+        model = SimpleNamespace(form="quick", batch=batch, signature=SIGNATURE)
+        super().__init__(control, SimpleNamespace(model=model, order=form_when), load)
+        self._form_when = form_when
+
+    def _compile(self):
+        wait_for(self._form_when)
+
+    def _take_compiled_form(self):
+        model = self._loaded.model
+        model.form, model.batch = "compiled", self.FORMED_BATCH
+        send(self._control, Formed(model.form, model.batch))
+
+    def _work(self, connection, place):
+        connection.sendall(pack(Reply(200, b"")))
+        stream, decoder = connection.makefile("rb"), msgspec.msgpack.Decoder(list[Call])
+        while (calls := read(stream, decoder)) is not None:
+            for reply in [self._obey_call(call, len(calls)) for call in calls]:
+                connection.sendall(pack(reply))
+
+    def _obey_call(self, call, beside):
+        told = call.body
+        if told == DIE:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if told == LEAVE:
+            sys.exit(3)
+        if told == REFUSE:
+            return Reply(400, b"refused")
+        if told.startswith(WAIT_FOR):
+            wait_for(Path(os.fsdecode(told.removeprefix(WAIT_FOR))))
+        answer = {"pid": os.getpid(), "form": self._loaded.model.form, "beside": beside}
+        return Reply(200, msgspec.json.encode(answer))
+
+
+def wait_for(path):
+    while not path.exists():
         time.sleep(0.005)
-    return Answer([[(os.getpid(), 1.0)]], 0.0)
 
 
-def misfit(connection):
+def obedient(control, load, batch="1", form_when=""):
+    Obedient(control, load, int(batch), Path(form_when) if form_when else None).run()
+
+
+def bad_form(control, load, marker):
+    """Its faster form dies as soon as it is forked, so often as `marker` has lines left."""
+
+    class Bad(Obedient):
+        def _work(self, connection, place):
+            if self._loaded.model.form == "compiled" and (left := Path(marker).read_text()):
+                Path(marker).write_text(left[1:])
+                os.kill(os.getpid(), signal.SIGKILL)
+            super()._work(connection, place)
+
+    Bad(control, load, 1, Path(f"{marker}.form")).run()
+
+
+def misfit(control, load):
     """Finds the artifact wrong."""
-    receive(connection.makefile("rb"))
-    send(connection, ArtifactInvalidError("weights: do not fit"))
+    send(control, Failed("ArtifactInvalid", "weights: do not fit"))
 
 
-def dies_loading(connection):
+def dies_loading(control, load):
     """Is killed while it loads, as for want of memory."""
-    receive(connection.makefile("rb"))
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def dies_when_ready(control, load):
+    """Is killed as soon as it has loaded, time and again."""
+    send(control, Ready("quick", 1, SIGNATURE))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def ignores_its_end(control, load):
+    """Does not leave when the listener closes the connection."""
+    send(control, Ready("quick", 1, SIGNATURE))
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    while True:
+        with contextlib.suppress(Exception):
+            receive_command(control)
+        time.sleep(0.05)
+
+
+def main():
+    name, *arguments, descriptor = sys.argv[1:]
+    control = socket.socket(fileno=int(descriptor))
+    command, _ = receive_command(control)
+    if isinstance(command, Load):
+        globals()[name](control, command, *arguments)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,29 +1,35 @@
-"""The model process: fed, refused, killed, started anew. The process is real, the model is not."""
+"""The model's processes: fed, refused, killed, exchanged, started anew. The processes are real, the model is not."""
 
 import asyncio
 import contextlib
 import os
 import signal
+import sys
+from collections import Counter
+from pathlib import Path
 
+import msgspec
 import pytest
 from pierhead_server import workers as workers_module
-from pierhead_server.artifact import Artifact, read_artifact
+from pierhead_server.control import Load
 from pierhead_server.errors import (
     ArtifactInvalidError,
     ArtifactNotFoundError,
+    DeadlineExceededError,
     InternalError,
-    InvalidArgumentError,
     ModelProcessDiedError,
     QueueFullError,
     UnavailableError,
 )
+from pierhead_server.messages import Call
 from pierhead_server.metrics import Metrics
-from pierhead_server.protocol import Parameters, Picture, PredictRequest, ServedModel
-from pierhead_server.workers import Workers, thread_count
+from pierhead_server.protocol import Limits, ServedModel
+from pierhead_server.workers import RESTARTS, Pool, Workers
 
-from tests.unit.server.model_processes import DIE, REFUSE, WAIT_FOR, dies_loading, misfit, obedient
+from tests.unit.server.model_processes import DIE, LEAVE, REFUSE, SIGNATURE, WAIT_FOR, Obedient
 
 DEADLINE_SECONDS = 30
+SERVED = ServedModel("photos-1", "photos", "Photos", "1")
 
 
 @pytest.fixture(autouse=True)
@@ -31,32 +37,82 @@ def quick_back_off(monkeypatch):
     monkeypatch.setattr(workers_module, "FIRST_BACKOFF_SECONDS", 0.01)
 
 
+def make_load(folder):
+    return Load(str(folder), SERVED, Limits(128), max_image_pixels=10**6)
+
+
+class Watched(Workers):
+    """Workers, and what their metrics say."""
+
+    def __init__(self, *command, workers=1, queue_size=16, answer_seconds=DEADLINE_SECONDS, device="cpu"):
+        self.metrics = Metrics(SERVED)
+        pool = Pool(workers, queue_size, answer_seconds, device)
+        process = (sys.executable, "-m", "tests.unit.server.model_processes", *map(str, command or ("obedient",)))
+        super().__init__(pool, self.metrics, process)
+
+    def metric(self, name):
+        lines = [line.rpartition(" ") for line in self.metrics.expose().decode().splitlines()]
+        return next(float(value) for key, _, value in lines if key == name)
+
+    @property
+    def fork_server(self):
+        """Its pid."""
+        return self._server._process.pid
+
+    @property
+    def length(self):
+        """How many calls wait."""
+        return len(self._waiting)
+
+    @property
+    def batches(self):
+        """How many calls are in each batch in each worker's hands."""
+        return [[len(batch.jobs) for batch in worker.in_hand] for worker in self._workers.values()]
+
+    def ask(self, told=b"answer"):
+        return self.submit(Call("raw", told))
+
+    def block(self, gate):
+        """A call that is computed until the file `gate` is there."""
+        return self.ask(WAIT_FOR + os.fsencode(gate))
+
+
 @pytest.fixture
-def artifact(torchvision_folder) -> Artifact:
-    return read_artifact(torchvision_folder)
+def gate(tmp_path):
+    return tmp_path / "gate"
 
 
-def make_workers(process_main=obedient, queue_size=8):
-    metrics = Metrics(ServedModel("photos-1", "photos", "Photos", "1"))
-    return Workers(queue_size=queue_size, max_image_pixels=10**6, metrics=metrics, process_main=process_main)
+def read(reply):
+    return msgspec.json.decode(reply.body)
 
 
-def request(told=b"answer"):
-    return PredictRequest((Picture(told, "content"),), Parameters())
+async def pids(futures):
+    return [read(reply)["pid"] for reply in await asyncio.gather(*futures)]
 
 
 async def until(condition):
     async with asyncio.timeout(DEADLINE_SECONDS):
         while not condition():  # noqa: ASYNC110 - it is a process that changes it
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(0.002)
+
+
+def is_alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    # A process whose parent is gone may be a zombie until init has looked.
+    with contextlib.suppress(FileNotFoundError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
 
 
 @contextlib.asynccontextmanager
-async def running(workers, artifact):
-    """Workers with their model loaded."""
-    task = asyncio.create_task(workers.run(lambda: artifact))
+async def running(workers):
+    """Workers with their model loaded and all of them warm."""
+    task = asyncio.create_task(workers.run(lambda: Path("/"), make_load))
     try:
-        await until(lambda: not workers.not_ready)
+        await until(lambda: task.done() or workers.metric("pierhead_workers") == workers._pool.workers)
         async with asyncio.timeout(DEADLINE_SECONDS):
             yield task
     finally:
@@ -64,153 +120,498 @@ async def running(workers, artifact):
         await asyncio.wait({task})
 
 
-async def test_requests_are_answered_in_turn(artifact):
-    workers = make_workers()
-    async with running(workers, artifact):
-        answers = await asyncio.gather(*(workers.submit(request()) for _ in range(5)))
-    assert len({ranking[0][0] for (ranking,) in answers}) == 1  # by one process, whose pid it is
+# Answers
 
 
-async def test_a_refused_request_fails_alone(artifact):
-    workers = make_workers()
-    async with running(workers, artifact):
-        good, bad, after = (workers.submit(request(told)) for told in (b"answer", REFUSE, b"answer"))
-        with pytest.raises(InvalidArgumentError, match="refused"):
-            await bad
-        assert await good
-        assert await after
+async def test_calls_are_answered_in_turn():
+    async with running(workers := Watched()):
+        order = []
+        futures = [workers.ask() for _ in range(10)]
+        for number, future in enumerate(futures):
+            future.add_done_callback(lambda _, number=number: order.append(number))
+        assert len(set(await pids(futures))) == 1
+        assert order == list(range(10))
 
 
-async def test_queue_is_bounded(artifact, tmp_path):
-    workers = make_workers(queue_size=2)
-    gate = tmp_path / "gate"
-    async with running(workers, artifact):
-        computing = workers.submit(request(WAIT_FOR + os.fsencode(gate)))
-        await until(lambda: not workers._queue.qsize())
-        waiting = [workers.submit(request()) for _ in range(2)]
-        with pytest.raises(QueueFullError, match="2 requests are waiting"):
-            workers.submit(request())
+async def test_idle_workers_share_what_comes(gate):
+    async with running(workers := Watched(workers=3)):
+        futures = [workers.block(gate) for _ in range(3)]
+        assert workers.batches == [[1], [1], [1]]
+        assert workers.length == 0
         gate.touch()
-        assert await asyncio.gather(computing, *waiting)
-        assert await workers.submit(request())
+        assert len(set(await pids(futures))) == 3
 
 
-async def test_request_whose_caller_has_gone_is_dropped(artifact, tmp_path):
-    workers = make_workers()
-    gate = tmp_path / "gate"
-    async with running(workers, artifact):
-        computing = workers.submit(request(WAIT_FOR + os.fsencode(gate)))
-        gone = workers.submit(request(DIE))  # would kill the process if it were given to it
-        after = workers.submit(request())
+async def test_a_refused_call_fails_alone():
+    async with running(workers := Watched()):
+        good, bad, after = await asyncio.gather(*(workers.ask(told) for told in (b"answer", REFUSE, b"answer")))
+        assert (good.code, bad.code, bad.body, after.code) == (200, 400, b"refused", 200)
+
+
+async def test_large_calls_and_replies_pass_whole():
+    async with running(workers := Watched()):
+        futures = [workers.ask(b"x" * size) for size in (10**7, 0, 10**6)]
+        assert len(await pids(futures)) == 3
+
+
+async def test_reply_says_how_long_its_call_waited_and_in_what_batch(gate):
+    async with running(workers := Watched()):
+        first, second = workers.block(gate), workers.ask()
+        await asyncio.sleep(0)
+        gate.touch()
+        first, second = await first, await second
+        assert (first.batch, second.batch) == (1, 1)
+        assert second.queue_seconds > first.queue_seconds >= 0
+
+
+# The queue
+
+
+async def test_queue_is_bounded(gate):
+    async with running(workers := Watched(queue_size=2)):
+        computing = workers.block(gate)
+        waiting = [workers.ask() for _ in range(2)]
+        with pytest.raises(QueueFullError, match="2 requests are waiting"):
+            workers.check_capacity()
+        with pytest.raises(QueueFullError, match="2 requests are waiting"):
+            workers.ask()
+        assert workers.metric("pierhead_queue_length") == 2
+        gate.touch()
+        assert len(await pids([computing, *waiting])) == 3
+        assert await workers.ask()
+
+
+async def test_call_whose_caller_has_gone_is_dropped(gate):
+    async with running(workers := Watched()):
+        computing = workers.block(gate)
+        gone = workers.ask(DIE)  # would kill the worker if it were given to it
+        after = workers.ask()
         gone.cancel()
         gate.touch()
-        assert await computing == await after
+        assert len(set(await pids([computing, after]))) == 1
 
 
-async def test_caller_that_goes_meanwhile_harms_nobody(artifact, tmp_path):
-    workers = make_workers()
-    gate = tmp_path / "gate"
-    async with running(workers, artifact):
-        computing = workers.submit(request(WAIT_FOR + os.fsencode(gate)))
-        await until(lambda: not workers._queue.qsize())
+async def test_callers_that_are_all_gone_leave_an_idle_worker(gate):
+    async with running(workers := Watched()):
+        computing = workers.block(gate)
+        gone = [workers.ask(DIE) for _ in range(5)]
+        for future in gone:
+            future.cancel()
+        gate.touch()
+        await computing
+        assert workers.length == 0
+        assert await workers.ask()
+
+
+async def test_caller_that_goes_meanwhile_harms_nobody(gate):
+    async with running(workers := Watched()):
+        computing = workers.block(gate)
         computing.cancel()
         gate.touch()
-        assert await workers.submit(request())
+        assert await workers.ask()
 
 
-async def test_death_fails_one_request_and_is_survived(artifact):
-    workers = make_workers()
-    async with running(workers, artifact):
-        before, fatal, after = (workers.submit(request(told)) for told in (b"answer", DIE, b"answer"))
+# Batches
+
+
+async def test_full_batches_form_of_what_came_meanwhile(gate):
+    async with running(workers := Watched("obedient", 4)):
+        first = workers.block(gate)
+        futures = [workers.ask() for _ in range(10)]
+        gate.touch()
+        await first
+        # On a CPU a batch that is not full gains nothing.
+        assert [read(reply)["beside"] for reply in await asyncio.gather(*futures)] == [4] * 8 + [1] * 2
+
+
+async def test_idle_worker_gets_a_call_at_once(gate):
+    async with running(workers := Watched("obedient", 4, workers=2)):
+        blocked = workers.block(gate)
+        assert read(await workers.ask())["beside"] == 1
+        gate.touch()
+        await blocked
+
+
+async def test_gpu_gets_the_next_batch_while_it_computes(gate):
+    async with running(workers := Watched("obedient", 4, device="cuda")):
+        first = workers.block(gate)
+        assert workers.batches == [[1]]
+        second = [workers.ask() for _ in range(4)]
+        assert workers.batches == [[1, 4]]  # a full batch goes at once
+        third = [workers.ask() for _ in range(2)]
+        assert workers.batches == [[1, 4]]  # it holds two
+        gate.touch()
+        await first
+        assert {read(reply)["beside"] for reply in await asyncio.gather(*second)} == {4}
+        assert {read(reply)["beside"] for reply in await asyncio.gather(*third)} <= {1, 2}
+
+
+async def test_gpu_that_computes_gets_less_than_a_batch_after_a_while(gate):
+    async with running(workers := Watched("obedient", 4, device="cuda")):
+        first = workers.block(gate)
+        second = [workers.ask() for _ in range(2)]
+        assert workers.batches == [[1]]
+        await until(lambda: workers.batches == [[1, 2]])
+        gate.touch()
+        assert len(await pids([first, *second])) == 3
+
+
+# Deaths of workers
+
+
+async def test_death_fails_the_call_that_was_alone_and_is_survived():
+    async with running(workers := Watched()):
+        before, fatal, after = (workers.ask(told) for told in (b"answer", DIE, b"answer"))
         with pytest.raises(InternalError, match=r"died of this request \(SIGKILL: most likely out of memory"):
             await fatal
-        assert await before != await after  # another pid
+        first, second = await pids([before, after])
+        assert first != second
         assert workers.not_ready is None
+        assert workers.metric("pierhead_model_process_restarts_total") == 1
+        assert workers.metric("pierhead_workers") == 1
 
 
-async def test_idle_death_is_noticed(artifact):
-    workers = make_workers()
-    async with running(workers, artifact):
-        (((pid, _),),) = await workers.submit(request())
+async def test_worker_that_leaves_by_itself_is_told_by_its_code():
+    async with running(workers := Watched()):
+        with pytest.raises(InternalError, match=r"died of this request \(exit code 1\)"):
+            await workers.ask(LEAVE)
+        assert await workers.ask()
+
+
+async def test_other_workers_go_on_while_one_is_replaced(monkeypatch):
+    async with running(workers := Watched(workers=2)):
+        go_on = hold_starts(workers, monkeypatch)
+        with pytest.raises(InternalError):
+            await workers.ask(DIE)
+        assert len(set(await pids([workers.ask() for _ in range(5)]))) == 1
+        assert workers.not_ready is None
+        assert workers.metric("pierhead_workers") == 1
+        go_on.set()
+        await until(lambda: workers.metric("pierhead_workers") == 2)
+
+
+async def test_who_was_beside_the_culprit_is_computed_anew_and_it_fails_alone(gate):
+    async with running(workers := Watched("obedient", 4)):
+        first = workers.block(gate)
+        futures = [workers.ask(told) for told in (b"1", b"2", DIE, b"4")]
+        after = workers.ask()
+        assert workers.batches == [[1]]
+        gate.touch()
+        await first
+        results = await asyncio.gather(*futures, after, return_exceptions=True)
+        assert isinstance(results[2], InternalError)
+        assert [read(results[place])["beside"] for place in (0, 1, 3, 4)] == [1, 1, 1, 1]
+        # Once in the batch, and once alone.
+        assert workers.metric("pierhead_model_process_restarts_total") == 2
+
+
+async def test_batch_of_a_killed_worker_goes_to_an_idle_one_at_once(tmp_path, monkeypatch):
+    gates = [tmp_path / name for name in ("first", "second", "third")]
+    async with running(workers := Watched("obedient", 2, workers=2)):
+        hold_starts(workers, monkeypatch)
+        one, other = (workers.block(path) for path in gates[:2])
+        pair = [workers.block(gates[2]), workers.ask()]
+        gates[0].touch()
+        (killed,) = await pids([one])
+        assert workers.batches == [[2], [1]]
+        gates[1].touch()
+        (left,) = await pids([other])
+        os.kill(killed, signal.SIGKILL)
+        gates[2].touch()
+        replies = [read(reply) for reply in await asyncio.gather(*pair)]
+        assert [(reply["pid"], reply["beside"]) for reply in replies] == [(left, 1)] * 2
+
+
+def hold_starts(workers, monkeypatch):
+    """No worker is started from now on, until the event that this returns is set."""
+    start, go_on = workers._start_worker, asyncio.Event()
+
+    async def wait_and_start(*arguments):
+        await go_on.wait()
+        await start(*arguments)
+
+    monkeypatch.setattr(workers, "_start_worker", wait_and_start)
+    return go_on
+
+
+async def test_gpus_second_batch_is_innocent_of_its_worker_s_death(gate):
+    async with running(workers := Watched("obedient", 1, device="cuda")):
+        (pid,) = await pids([workers.ask()])
+        first, second = workers.block(gate), workers.ask()
+        assert workers.batches == [[1, 1]]
+        os.kill(pid, signal.SIGKILL)
+        gate.touch()
+        assert len(await pids([first, second])) == 2
+
+
+async def test_caller_that_left_a_batch_is_no_proof_of_the_other_s_guilt(gate):
+    async with running(workers := Watched("obedient", 2)):
+        first = workers.block(gate)
+        second_gate = gate.with_name("second")
+        gone, innocent = workers.block(second_gate), workers.ask()
+        gate.touch()
+        (pid,) = await pids([first])
+        await until(lambda: workers.batches == [[2]])
+        gone.cancel()
+        os.kill(pid, signal.SIGKILL)
+        assert read(await innocent)["pid"] != pid
+
+
+async def test_idle_death_is_noticed(monkeypatch):
+    async with running(workers := Watched()):
+        (pid,) = await pids([workers.ask()])
+        go_on = hold_starts(workers, monkeypatch)
         os.kill(pid, signal.SIGSEGV)
         await until(lambda: workers.not_ready)
         assert workers.not_ready == "the model's process died (SIGSEGV) and is starting anew"
-        (((another, _),),) = await workers.submit(request())
+        assert workers.metric("pierhead_workers") == 0
+        waiting = workers.ask()
+        go_on.set()
+        (another,) = await pids([waiting])
         assert another != pid
+        assert workers.not_ready is None
 
 
-async def test_deaths_in_a_row_end_it(artifact):
-    workers = make_workers()
-    async with running(workers, artifact) as task:
-        fatal = [workers.submit(request(DIE)) for _ in range(workers_module.RESTARTS + 1)]
-        waiting = workers.submit(request())
+async def test_deaths_in_a_row_end_it():
+    async with running(workers := Watched()) as task:
+        fatal = [workers.ask(DIE) for _ in range(RESTARTS + 1)]
+        waiting = workers.ask()
         with pytest.raises(ModelProcessDiedError, match="SIGKILL: most likely out of memory, 4 times in a row"):
             await task
         assert all(isinstance(job.exception(), InternalError) for job in fatal)
         with pytest.raises(UnavailableError, match="4 times in a row"):
             await waiting
         with pytest.raises(UnavailableError, match="4 times in a row"):
-            workers.submit(request())
+            workers.ask()
         assert workers.failure
 
 
-async def test_an_answer_between_deaths_starts_the_count_anew(artifact):
-    workers = make_workers()
-    async with running(workers, artifact):
-        for _ in range(workers_module.RESTARTS + 2):
-            fatal, good = workers.submit(request(DIE)), workers.submit(request())
+async def test_an_answer_between_deaths_starts_the_count_anew():
+    async with running(workers := Watched()):
+        for _ in range(RESTARTS + 2):
+            fatal, good = workers.ask(DIE), workers.ask()
             with pytest.raises(InternalError):
                 await fatal
             assert await good
 
 
-async def test_artifact_that_the_process_refuses_ends_it(artifact):
-    workers = make_workers(misfit)
+async def test_each_death_in_a_row_is_followed_by_a_longer_wait(monkeypatch):
+    waits = []
+
+    async def remember(seconds, sleep=asyncio.sleep):
+        if seconds >= 1:
+            waits.append(seconds)
+        else:
+            await sleep(seconds)
+
+    monkeypatch.setattr(workers_module, "FIRST_BACKOFF_SECONDS", 1.0)
+    async with running(workers := Watched()) as task:
+        monkeypatch.setattr(workers_module.asyncio, "sleep", remember)
+        fatal = [workers.ask(DIE) for _ in range(RESTARTS + 1)]
+        await asyncio.wait({task})
+        assert waits == [1.0, 2.0]  # none after the first, which may be a request's fault
+        assert all(future.done() for future in fatal)
+    assert isinstance(task.exception(), ModelProcessDiedError)
+
+
+# Deadlines
+
+
+async def test_worker_that_does_not_come_back_is_killed_and_replaced(gate):
+    async with running(workers := Watched(answer_seconds=0.3)):
+        (pid,) = await pids([workers.ask()])
+        stuck, waiting = workers.block(gate), workers.ask()
+        with pytest.raises(DeadlineExceededError, match=r"the model took more than 0\.3 s"):
+            await stuck
+        (another,) = await pids([waiting])
+        assert another != pid
+        await until(lambda: not is_alive(pid))
+
+
+async def test_deadline_of_one_batch_is_not_the_next_one_s(gate):
+    async with running(workers := Watched("obedient", 1, device="cuda", answer_seconds=0.3)):
+        stuck, innocent = workers.block(gate), workers.ask()
+        assert workers.batches == [[1, 1]]
+        with pytest.raises(DeadlineExceededError):
+            await stuck
+        assert await innocent
+
+
+async def test_time_in_the_queue_does_not_count(tmp_path):
+    gates = [tmp_path / str(number) for number in range(4)]
+    async with running(workers := Watched(answer_seconds=1.0)):
+        futures = [workers.block(path) for path in gates]
+        begun = asyncio.get_running_loop().time()
+        for path, future in zip(gates, futures, strict=True):
+            await asyncio.sleep(0.4)
+            path.touch()
+            await future
+        assert asyncio.get_running_loop().time() - begun > 1.0
+        assert workers.metric("pierhead_model_process_restarts_total") == 0
+
+
+# Deaths of the fork server
+
+
+async def test_fork_server_that_is_killed_comes_back_with_all_calls(gate):
+    async with running(workers := Watched(workers=2)):
+        parent = workers.fork_server
+        futures = [workers.block(gate) for _ in range(2)] + [workers.ask() for _ in range(3)]
+        os.kill(parent, signal.SIGKILL)
+        await until(lambda: workers.not_ready)
+        assert "SIGKILL: most likely out of memory" in workers.not_ready
+        gate.touch()
+        assert len(await pids(futures)) == 5
+        assert workers.fork_server != parent
+        await until(lambda: workers.metric("pierhead_workers") == 2)
+        assert workers.metric("pierhead_model_process_restarts_total") == 1
+
+
+async def test_workers_of_a_killed_fork_server_end(gate):
+    async with running(workers := Watched(workers=2)):
+        blocked = [workers.block(gate) for _ in range(2)]
+        gate.touch()
+        orphans = await pids(blocked)
+        os.kill(workers.fork_server, signal.SIGKILL)
+        await until(lambda: not any(map(is_alive, orphans)))
+
+
+async def test_fork_server_that_dies_again_and_again_ends_it():
+    workers = Watched("dies_when_ready")
+    with pytest.raises(ModelProcessDiedError, match="SIGKILL: most likely out of memory, 4 times in a row"):
+        await workers.run(lambda: Path("/"), make_load)
+    assert workers.failure
+    assert workers.metric("pierhead_model_process_restarts_total") == RESTARTS
+
+
+# The faster form
+
+
+async def test_workers_are_exchanged_for_the_faster_form_without_a_lost_call(tmp_path):
+    form_when = tmp_path / "form"
+    async with running(workers := Watched("obedient", 1, form_when, workers=2)):
+        answers, go_on = [], True
+
+        async def call():
+            while go_on:
+                answers.append(read(await workers.ask()))
+
+        callers = [asyncio.create_task(call()) for _ in range(4)]
+        await until(lambda: len(answers) > 20)
+        form_when.touch()
+        await until(lambda: sum(answer["form"] == "compiled" for answer in answers) > 20)
+        go_on = False
+        await asyncio.gather(*callers)
+        forms = [answer["form"] for answer in answers]
+        assert Counter(forms).keys() == {"quick", "compiled"}
+        assert len({answer["pid"] for answer in answers}) == 4
+        await until(lambda: workers.metric("pierhead_workers") == 2)
+        assert workers.metric("pierhead_model_process_restarts_total") == 0
+        assert workers._policy.size == Obedient.FORMED_BATCH
+        assert 'form="compiled"' in workers.metrics.expose().decode()
+
+
+async def test_worker_with_a_call_in_hand_goes_when_it_has_answered(tmp_path, gate):
+    form_when = tmp_path / "form"
+    async with running(workers := Watched("obedient", 1, form_when)):
+        blocked = workers.block(gate)
+        form_when.touch()
+        await until(lambda: len(workers.batches) == 2)
+        assert read(await workers.ask())["form"] == "compiled"  # while the old one computes
+        gate.touch()
+        answer = read(await blocked)
+        assert answer["form"] == "quick"
+        await until(lambda: not is_alive(answer["pid"]))
+        await until(lambda: len(workers.batches) == 1)
+
+
+async def test_leaving_worker_that_dies_is_not_replaced_again(tmp_path, gate):
+    form_when = tmp_path / "form"
+    async with running(workers := Watched("obedient", 1, form_when)):
+        (pid,) = await pids([workers.ask()])
+        blocked = workers.block(gate)
+        form_when.touch()
+        await until(lambda: any(worker.leaving for worker in workers._workers.values()))
+        os.kill(pid, signal.SIGKILL)
+        with pytest.raises(InternalError):
+            await blocked
+        assert read(await workers.ask())["form"] == "compiled"
+        assert len(workers.batches) == 1
+
+
+@pytest.mark.parametrize("deaths", [1, 2])
+async def test_old_worker_stays_until_one_takes_its_place(tmp_path, deaths):
+    marker, form_when = tmp_path / "marker", tmp_path / "marker.form"
+    marker.write_text("x" * deaths)
+    async with running(workers := Watched("bad_form", marker)):
+        form_when.touch()
+        while read(await workers.ask())["form"] == "quick":
+            assert workers.not_ready is None
+        await until(lambda: len(workers.batches) == 1)
+        assert not marker.read_text()
+
+
+# The start, and the end
+
+
+async def test_nothing_is_answered_before_the_model_is_loaded():
+    workers = Watched()
+    assert workers.not_ready == "the model is loading"
+    assert workers.signature is None
+    for refused in (workers.check_capacity, workers.ask):
+        with pytest.raises(UnavailableError, match="the model is loading"):
+            refused()
+    async with running(workers):
+        assert workers.not_ready is None
+        assert workers.signature == SIGNATURE
+        assert workers.answer_seconds == DEADLINE_SECONDS
+
+
+async def test_artifact_that_the_process_refuses_ends_it():
+    workers = Watched("misfit")
     with pytest.raises(ArtifactInvalidError, match="weights: do not fit"):
-        await workers.run(lambda: artifact)
+        await workers.run(lambda: Path("/"), make_load)
     assert workers.failure == "weights: do not fit"
+    with pytest.raises(UnavailableError, match="weights: do not fit"):
+        workers.check_capacity()
 
 
-async def test_death_while_loading_ends_it(artifact):
+async def test_death_while_loading_ends_it():
     with pytest.raises(ModelProcessDiedError, match="SIGKILL: most likely out of memory, while loading the model"):
-        await make_workers(dies_loading).run(lambda: artifact)
+        await Watched("dies_loading").run(lambda: Path("/"), make_load)
 
 
 async def test_failed_fetch_ends_it():
     def fetch():
         raise ArtifactNotFoundError("nothing is there")
 
-    workers = make_workers()
-    with pytest.raises(UnavailableError, match="the model is loading"):
-        workers.submit(request())
+    workers = Watched()
     with pytest.raises(ArtifactNotFoundError):
-        await workers.run(fetch)
+        await workers.run(fetch, make_load)
+    assert workers.failure == "nothing is there"
 
 
-@pytest.mark.parametrize(
-    ("files", "cpus"),
-    [
-        ({"cpu.max": "max 100000\n"}, None),
-        ({"cpu.max": "250000 100000\n"}, 2),
-        ({"cpu.max": "50000 100000\n"}, 0),
-        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
-        ({"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3),
-        ({}, None),
-    ],
-)
-def test_cpu_limit_is_read_from_the_cgroup(files, cpus, tmp_path):
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(text)
-    assert workers_module._cpu_quota(tmp_path) == (workers_module.sys.maxsize if cpus is None else cpus)
+async def test_the_end_leaves_no_process_and_no_caller_behind(gate):
+    workers = Watched(workers=2)
+    async with running(workers) as task:
+        children = await pids([workers.ask() for _ in range(8)])
+        parent = workers.fork_server
+        held = [workers.block(gate) for _ in range(3)]
+        task.cancel()
+        for future in held:
+            with pytest.raises(UnavailableError, match="shutting down"):
+                await future
+    assert not is_alive(parent)
+    # They are caught in the model, and would compute until the gate is there.
+    await until(lambda: not any(map(is_alive, children)))
 
 
-@pytest.mark.parametrize(("variable", "threads"), [("3", 3), ("0", 1)])
-def test_omp_num_threads_is_obeyed(variable, threads, monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", variable)
-    assert thread_count() == threads
-
-
-def test_threads_are_no_more_than_the_cpus(monkeypatch):
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    assert 1 <= thread_count() <= len(os.sched_getaffinity(0))
+async def test_fork_server_that_does_not_go_is_killed(monkeypatch):
+    monkeypatch.setattr(workers_module, "_EXIT_SECONDS", 0.2)
+    workers = Watched("ignores_its_end")
+    task = asyncio.create_task(workers.run(lambda: Path("/"), make_load))
+    await until(lambda: workers.signature)
+    parent = workers.fork_server
+    task.cancel()
+    await asyncio.wait({task})
+    assert not is_alive(parent)
