@@ -7,14 +7,13 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.unit.server.pictures import write_exported_artifact, write_torchvision_artifact
+from tests.unit.server.pictures import write_exported_artifact, write_obedient_artifact, write_torchvision_artifact
 
 PREDICT = "/v1/projects/p/locations/l/endpoints/photos:predict"
 DEADLINE_SECONDS = 60
@@ -27,9 +26,13 @@ def torchvision_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def exported_folder(tmp_path_factory):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's, of its own exporter
-        return write_exported_artifact(tmp_path_factory.mktemp("exported"))
+    return write_exported_artifact(tmp_path_factory.mktemp("exported"))
+
+
+@pytest.fixture(scope="session")
+def obedient_folder(tmp_path_factory):
+    """A custom predictor whose instances say what its worker does."""
+    return write_obedient_artifact(tmp_path_factory.mktemp("obedient"))
 
 
 @dataclass
@@ -40,47 +43,114 @@ class Server:
     log: Path
     client: httpx.Client
 
+    @property
+    def address(self):
+        return str(self.client.base_url)
+
     def terminate(self):
         self.process.send_signal(signal.SIGTERM)
 
-    def wait_ready(self):
+    def wait_ready(self, workers=None):
+        """Until it is ready; with `workers`, until so many are warm."""
         wait_until(lambda: self.client.get("/readyz").status_code == httpx.codes.OK, self.process)
+        if workers is not None:
+            wait_until(lambda: self.metric("pierhead_workers") == workers, self.process)
 
-    def metric(self, name):
-        """The value of a metric's line, by its whole name and labels."""
-        lines = self.client.get("/metrics").text.splitlines()
-        return next((float(line.rpartition(" ")[2]) for line in lines if line.rpartition(" ")[0] == name), 0.0)
+    def metric(self, name, **labels):
+        """The sum of a metric's lines with these labels."""
+        total = 0.0
+        for line in self.client.get("/metrics").text.splitlines():
+            key, _, value = line.rpartition(" ")
+            if key.partition("{")[0] == name and all(f'{label}="{wanted}"' in key for label, wanted in labels.items()):
+                total += float(value)
+        return total
 
-    def model_process(self):
-        """The pid of the model's process."""
-        tasks = Path(f"/proc/{self.process.pid}/task").glob("*/children")
-        children = [int(pid) for task in tasks for pid in task.read_text().split()]
-        return next(
-            pid for pid in children if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
-        )
+    def form(self):
+        return next(form for form in ("quick", "compiled", "cuda") if self.metric("pierhead_model_info", form=form))
+
+    def fork_server(self):
+        """The pid of the process that holds the model."""
+        return next(pid for pid in children(self.process.pid) if "pierhead_server.forkserver" in command(pid))
+
+    def workers(self):
+        """The pids of those that compute."""
+        return sorted(pid for pid in children(self.fork_server()) if os.getpgid(pid) == os.getpgid(self.process.pid))
+
+    def family(self):
+        """The pids of all its processes."""
+        return [self.process.pid, *descendants(self.process.pid)]
+
+    @contextlib.contextmanager
+    def held(self):
+        """Its workers stand still meanwhile."""
+        workers = self.workers()
+        for pid in workers:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield workers
+        finally:
+            for pid in workers:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
 
 
-def wait_until(condition, process=None):
-    deadline = time.monotonic() + DEADLINE_SECONDS
+def children(pid):
+    return [int(child) for task in Path(f"/proc/{pid}/task").glob("*/children") for child in task.read_text().split()]
+
+
+def descendants(pid):
+    found = []
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for child in children(pid):
+            found += [child, *descendants(child)]
+    return found
+
+
+def command(pid):
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    return ""
+
+
+def is_alive(pid):
+    """Whether a process runs; a zombie does not."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+def wait_until(condition, process=None, seconds=DEADLINE_SECONDS):
+    deadline = time.monotonic() + seconds
     while not condition():
         assert process is None or process.poll() is None, "the server has ended"
         assert time.monotonic() < deadline, "waited too long"
         time.sleep(0.02)
 
 
+def make_environment(**settings):
+    """Without a compiled form and on a free port of the loopback interface, where `settings` say nothing else."""
+    given = {"HOST": "127.0.0.1", "PORT": 0, "DRAIN_SECONDS": 0, "COMPILE": "false"} | settings
+    return dict(os.environ) | {f"PIERHEAD_{name}": str(value) for name, value in given.items()}
+
+
 @contextlib.contextmanager
-def running_server(folder: Path, log: Path, **settings: object):
-    """Start the server on a free port of the loopback interface and wait until it listens."""
-    variables = {"ARTIFACT_URI": folder.as_uri(), "HOST": "127.0.0.1", "PORT": 0, "DRAIN_SECONDS": 0} | settings
-    environment = dict(os.environ) | {f"PIERHEAD_{name}": str(value) for name, value in variables.items()}
+def running_server(folder: Path, log: Path, *, path: str | None = None, **settings: object):
+    """Start the server, with another PATH if one is given, and wait until it listens."""
+    environment = make_environment(ARTIFACT_URI=folder.as_uri(), **settings)
+    if path is not None:
+        environment["PATH"] = path
     with log.open("wb") as file:
         process = subprocess.Popen([sys.executable, "-m", "pierhead_server"], env=environment, stderr=file)
     try:
-        listening = re.compile(r"listening on 127\.0\.0\.1:(\d+)")
-        wait_until(lambda: listening.search(log.read_text()), process)
-        address = f"http://127.0.0.1:{listening.search(log.read_text())[1]}"
-        with httpx.Client(base_url=address, timeout=DEADLINE_SECONDS) as client:
+        with httpx.Client(base_url=wait_listening(process, log), timeout=DEADLINE_SECONDS) as client:
             yield Server(process, log, client)
     finally:
         process.kill()
         process.wait()
+
+
+def wait_listening(process, log):
+    """The address that a server listens on, once it does."""
+    listening = re.compile(r"listening on 127\.0\.0\.1:(\d+)")
+    wait_until(lambda: listening.search(log.read_text()), process)
+    return f"http://127.0.0.1:{listening.search(log.read_text())[1]}"

@@ -1,8 +1,7 @@
-"""The real server over real HTTP, with a tiny real model in its process."""
+"""The real server over real HTTP, with tiny real models in its processes."""
 
 import asyncio
-import base64
-import contextlib
+import json
 import os
 import signal
 import socket
@@ -14,20 +13,37 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 from pierhead_server.app import Listener, create_app
 from pierhead_server.artifact import compute_digest, read_artifact
+from pierhead_server.control import Load
+from pierhead_server.devices import cpu_count
+from pierhead_server.errors import SettingsInvalidError
+from pierhead_server.logs import RequestLog
 from pierhead_server.metrics import Metrics
-from pierhead_server.model import load_classifier
-from pierhead_server.protocol import Parameters, Picture, PredictRequest, ServedModel
-from pierhead_server.serve import Server
+from pierhead_server.model import LoadOptions, load_model
+from pierhead_server.protocol import Limits, ServedModel
+from pierhead_server.serve import Server, make_load, make_pool
 from pierhead_server.settings import load_settings
-from pierhead_server.workers import Workers
+from pierhead_server.signature import Signature
+from pierhead_server.telemetry import Telemetry
+from pierhead_server.tracing import make_tracer
+from pierhead_server.workers import RESTARTS, Workers
 
-from tests.unit.server.conftest import PREDICT, running_server, wait_until
+from tests.unit.server.calls import in_base64, instances, pictures, predict
+from tests.unit.server.conftest import (
+    PREDICT,
+    children,
+    is_alive,
+    make_environment,
+    running_server,
+    wait_until,
+)
 from tests.unit.server.pictures import LABELS, encode, picture
 
 QUEUE_SIZE = 3
+WORKERS = 3
 MAX_BYTES = 1_000_000
 
 
@@ -40,6 +56,7 @@ def server(torchvision_folder, tmp_path_factory):
         "MODEL_VERSION_ID": "1",
         "ARTIFACT_DIGEST": compute_digest(torchvision_folder),
         "QUEUE_SIZE": QUEUE_SIZE,
+        "WORKERS": WORKERS,
         "MAX_REQUEST_BYTES": MAX_BYTES,
     }
     log = tmp_path_factory.mktemp("server") / "log"
@@ -47,19 +64,14 @@ def server(torchvision_folder, tmp_path_factory):
         answer = server.client.get("/readyz")
         assert (answer.status_code, answer.json()["error"]["message"]) == (503, "the model is loading")
         assert server.client.get("/healthz").status_code == 200
-        assert server.client.post(PREDICT, json=body(picture())).status_code == 503
-        server.wait_ready()
+        assert server.client.post(PREDICT, json=pictures(picture())).status_code == 503
+        server.wait_ready(WORKERS)
         yield server
 
 
-def body(*images, **parameters):
-    instances = [{"content": base64.b64encode(encode(image)).decode(), "mimeType": "image/png"} for image in images]
-    return {"instances": instances, "parameters": parameters}
-
-
 def test_answer_is_what_torch_computes(server, torchvision_folder):
-    pictures = [picture(seed=seed) for seed in range(3)]
-    answer = server.client.post(PREDICT, json=body(*pictures, maxPredictions=3.0))
+    body = pictures(*(picture(seed=seed) for seed in range(3)), maxPredictions=3.0)
+    answer = server.client.post(PREDICT, json=body)
     assert answer.status_code == 200
     said = answer.json()
     predictions = said.pop("predictions")
@@ -69,39 +81,73 @@ def test_answer_is_what_torch_computes(server, torchvision_folder):
         "modelDisplayName": "Photos",
         "modelVersionId": "1",
     }
-    classifier = load_classifier(read_artifact(torchvision_folder), threads=1, max_image_pixels=10**6)
-    asked = PredictRequest(tuple(Picture(encode(image), "content") for image in pictures), Parameters(0.0, 3))
-    for prediction, ranking in zip(predictions, classifier.predict(asked), strict=True):
-        assert prediction["ids"] == [str(index) for index, _ in ranking]
-        assert prediction["displayNames"] == [LABELS[index] for index, _ in ranking]
-        assert prediction["confidences"] == pytest.approx([confidence for _, confidence in ranking], abs=1e-5)
-        assert prediction["confidences"] == sorted(prediction["confidences"], reverse=True)
+    model = load_model(read_artifact(torchvision_folder), LoadOptions(max_image_pixels=10**6)).model
+    (expected,) = predict(model, body)
+    for given, wanted in zip(predictions, expected, strict=True):
+        assert given["ids"] == wanted["ids"]
+        assert given["displayNames"] == [LABELS[int(index)] for index in given["ids"]]
+        assert given["confidences"] == pytest.approx(wanted["confidences"], abs=1e-4)
+        assert given["confidences"] == sorted(given["confidences"], reverse=True)
 
 
-BAD_PICTURE = {"instances": [body(picture())["instances"][0], {"b64": base64.b64encode(b"none").decode()}]}
+def test_all_dialects_answer_the_same(server):
+    data, body = encode(picture()), pictures(picture())
+    ai_platform = "/v1/projects/p/models/photos"
+    (expected,) = server.client.post(PREDICT, json=body).json()["predictions"]
+    answers = [
+        server.client.post(PREDICT.replace(":predict", ":rawPredict"), json=body),
+        server.client.post(
+            PREDICT.replace(":predict", ":rawPredict"), content=data, headers={"Content-Type": "image/png"}
+        ),
+        server.client.post(f"{ai_platform}:predict", json=body),
+        server.client.post(f"{ai_platform}/versions/1:predict", json=instances({"b64": in_base64(data)})),
+        server.client.post("/v1/models/photos:predict", json=instances({"image": np.asarray(picture()).tolist()})),
+    ]
+    for answer in answers:
+        assert answer.status_code == 200
+        (prediction,) = answer.json()["predictions"]
+        assert prediction["ids"] == expected["ids"]
+        assert prediction["confidences"] == pytest.approx(expected["confidences"], abs=1e-4)
+    assert answers[0].headers["X-Vertex-AI-Deployed-Model-Id"] == "photos-1"
+
+
+def test_open_inference_protocol_answers_with_all_confidences(server):
+    metadata = server.client.get("/v2/models/photos").json()
+    assert metadata["inputs"] == [{"name": "image", "datatype": "BYTES", "shape": [-1]}]
+    assert metadata["outputs"] == [{"name": "confidences", "datatype": "FP32", "shape": [-1, len(LABELS)]}]
+    (expected,) = server.client.post(PREDICT, json=pictures(picture())).json()["predictions"]
+    data = encode(picture())
+    column = {"name": "image", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": len(data) + 4}}
+    head = json.dumps({"inputs": [column]}).encode()
+    answer = server.client.post(
+        "/v2/models/photos/infer",
+        content=head + len(data).to_bytes(4, "little") + data,
+        headers={"Inference-Header-Content-Length": str(len(head))},
+    )
+    assert answer.status_code == 200
+    (output,) = answer.json()["outputs"]
+    confidences = dict(zip(map(int, expected["ids"]), expected["confidences"], strict=True))
+    assert output["shape"] == [1, len(LABELS)]
+    assert dict(enumerate(output["data"])) == pytest.approx(confidences, abs=1e-4)
+
+
+def test_descriptions_answer(server):
+    for path in ("/healthz", "/readyz", "/v1/models/photos", "/v2", "/v2/health/live", "/v2/health/ready"):
+        assert server.client.get(path).status_code == 200
+    assert PREDICT.rpartition(":")[2] in server.client.get("/openapi.json").text
+
+
+GOOD = pictures(picture())["instances"][0]
+BAD_PICTURE = instances(GOOD, {"content": in_base64(b"none")})
 
 
 @pytest.mark.parametrize(
     ("method", "path", "content", "code", "status", "message"),
     [
         ("POST", PREDICT, b"{", 400, "INVALID_ARGUMENT", "the body is not valid JSON: "),
-        (
-            "POST",
-            PREDICT,
-            b'{"instances": [{"b64": "%"}]}',
-            400,
-            "INVALID_ARGUMENT",
-            "instances[0].b64: not valid base",
-        ),
-        ("POST", PREDICT, BAD_PICTURE, 400, "INVALID_ARGUMENT", "instances[1].b64: not a picture: send one of "),
-        (
-            "POST",
-            PREDICT,
-            b"x" * (MAX_BYTES + 1),
-            413,
-            "INVALID_ARGUMENT",
-            "the body is over 1000000 bytes: send fewer",
-        ),
+        ("POST", PREDICT, instances({"b64": "%"}), 400, "INVALID_ARGUMENT", "instances[0].b64: not valid base"),
+        ("POST", PREDICT, BAD_PICTURE, 400, "INVALID_ARGUMENT", "instances[1].content: not a picture: send one of "),
+        ("POST", PREDICT, b"x" * (MAX_BYTES + 1), 413, "INVALID_ARGUMENT", "the body is over 1000000 bytes: send"),
         ("GET", PREDICT, None, 405, "UNIMPLEMENTED", "Method Not Allowed"),
         ("POST", PREDICT.replace(":predict", ":explode"), b"{}", 404, "NOT_FOUND", "Not Found"),
         ("POST", PREDICT + "/", b"{}", 404, "NOT_FOUND", "Not Found"),
@@ -114,6 +160,13 @@ def test_error_is_googles(server, method, path, content, code, status, message):
     error = answer.json()["error"]
     assert (answer.status_code, error["code"], error["status"]) == (code, code, status)
     assert error["message"].startswith(message)
+
+
+def test_error_on_the_other_paths_is_its_message(server):
+    for path in ("/v1/projects/p/models/m:predict", "/v1/models/m:predict"):
+        answer = server.client.post(path, json=BAD_PICTURE)
+        assert answer.status_code == 400
+        assert answer.json()["error"].startswith("instances[1].content: not a picture: ")
 
 
 def test_body_over_the_limit_is_refused_before_it_is_read(server):
@@ -129,104 +182,222 @@ def test_chunked_body_over_the_limit_is_refused(server):
 
 
 def test_listener_holds_no_torch(server):
-    libraries = Path(f"/proc/{server.process.pid}/maps").read_text()
-    assert "libtorch" not in libraries
-    assert "libtorch" in Path(f"/proc/{server.model_process()}/maps").read_text()
+    assert "libtorch" not in Path(f"/proc/{server.process.pid}/maps").read_text()
+    assert "libtorch" in Path(f"/proc/{server.fork_server()}/maps").read_text()
+
+
+def test_each_process_computes_with_one_thread(server):
+    for pid in (server.fork_server(), *server.workers()):
+        assert len(list(Path(f"/proc/{pid}/task").iterdir())) == 1
 
 
 def test_metrics_count_requests_by_code(server):
-    name = 'pierhead_predict_requests_total{code="400",dialect="vertex"}'
-    before = server.metric(name)
+    before = server.metric("pierhead_predict_requests_total", code="400")
     server.client.post(PREDICT, json={})
-    assert server.metric(name) == before + 1
+    assert server.metric("pierhead_predict_requests_total", code="400") == before + 1
     assert server.metric("pierhead_predict_requests_in_flight") == 0
-    info = 'deployed_model_id="photos-1",model="projects/default/locations/local/models/photos",model_version_id="1"'
-    assert server.metric(f"pierhead_model_info{{{info}}}") == 1
+    labels = {"deployed_model_id": "photos-1", "model_version_id": "1", "form": "quick"}
+    assert server.metric("pierhead_model_info", **labels) == 1
+    assert server.metric("pierhead_workers") == WORKERS
 
 
 def test_overload_is_429_and_the_rest_is_answered(server):
-    asked = 10
-    with model_held(server), ThreadPoolExecutor(asked) as callers:
-        answers = [callers.submit(server.client.post, PREDICT, json=body(picture())) for _ in range(asked)]
-        wait_until(lambda: sum(answer.done() for answer in answers) >= asked - QUEUE_SIZE - 1)
-        refused = next(answer.result() for answer in answers if answer.done())
-        os.kill(server.model_process(), signal.SIGCONT)
+    room, asked = QUEUE_SIZE + WORKERS, 12
+    with ThreadPoolExecutor(asked) as callers:
+        with server.held():
+            answers = [callers.submit(server.client.post, PREDICT, json=pictures(picture())) for _ in range(asked)]
+            wait_until(lambda: sum(answer.done() for answer in answers) >= asked - room)
+            refused = [answer.result() for answer in answers if answer.done()]
         codes = [answer.result().status_code for answer in answers]
-    assert set(codes) == {200, 429}
-    assert QUEUE_SIZE <= codes.count(200) <= QUEUE_SIZE + 1
-    assert refused.headers["Retry-After"] == "1"
-    assert refused.json()["error"]["status"] == "RESOURCE_EXHAUSTED"
-
-
-@contextlib.contextmanager
-def model_held(server):
-    """The model's process stands still meanwhile."""
-    model = server.model_process()
-    os.kill(model, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(model, signal.SIGCONT)
+    assert (codes.count(200), codes.count(429)) == (room, asked - room)
+    assert refused[0].headers["Retry-After"] == "1"
+    assert refused[0].json()["error"]["status"] == "RESOURCE_EXHAUSTED"
 
 
 def test_caller_that_hangs_up_is_forgotten(server):
-    gone = server.metric('pierhead_predict_requests_total{code="499",dialect="vertex"}')
-    with model_held(server):
+    gone = server.metric("pierhead_predict_requests_total", code="499")
+    with server.held():
         with pytest.raises(httpx.ReadTimeout):
-            server.client.post(PREDICT, json=body(picture()), timeout=0.2)
-        wait_until(lambda: server.metric('pierhead_predict_requests_total{code="499",dialect="vertex"}') == gone + 1)
+            server.client.post(PREDICT, json=pictures(picture()), timeout=0.2)
+        wait_until(lambda: server.metric("pierhead_predict_requests_total", code="499") == gone + 1)
         assert server.client.get("/readyz").status_code == 200  # the listener answers whatever the model does
-    assert server.client.post(PREDICT, json=body(picture())).status_code == 200
+    assert server.client.post(PREDICT, json=pictures(picture())).status_code == 200
 
 
-def test_killed_model_process_is_replaced(server):
-    killed = server.model_process()
-    os.kill(killed, signal.SIGTERM)  # ignored: the listener alone decides
-    assert server.client.post(PREDICT, json=body(picture())).status_code == 200
-    os.kill(killed, signal.SIGKILL)
-    wait_until(lambda: server.client.get("/readyz").status_code == 503, server.process)
-    assert "SIGKILL: most likely out of memory" in server.client.get("/readyz").json()["error"]["message"]
-    # The request waits for the new process rather than failing.
-    assert server.client.post(PREDICT, json=body(picture())).status_code == 200
-    assert server.client.get("/healthz").status_code == 200
-    assert server.metric("pierhead_model_process_restarts_total") == 1
-    assert server.model_process() != killed
+def measure_memory(server):
+    """The memory that all its processes take, in MB; what several share is counted once."""
+    total = 0
+    for pid in server.family():
+        line = next(line for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines() if line[:4] == "Pss:")
+        total += int(line.split()[1]) / 1000
+    return total
 
 
-def test_sigterm_drains_without_a_failed_request(exported_folder, tmp_path):
-    with running_server(exported_folder, tmp_path / "log", DRAIN_SECONDS=600) as server:
+def ask_all(server, times):
+    """Enough at once that each worker computes."""
+    with ThreadPoolExecutor(WORKERS) as callers:
+        calls = [callers.submit(server.client.post, PREDICT, json=pictures(picture())) for _ in range(times)]
+        assert {call.result().status_code for call in calls} == {200}
+
+
+def test_workers_share_the_models_memory(server, torchvision_folder, tmp_path):
+    ask_all(server, 10 * WORKERS)
+    assert len(server.workers()) == WORKERS
+    with running_server(torchvision_folder, tmp_path / "log", WORKERS=1) as one:
+        one.wait_ready(1)
+        ask_all(one, 10)
+        assert len(one.workers()) == 1
+        assert measure_memory(server) <= 1.3 * measure_memory(one) + 150 * (WORKERS - 1)
+
+
+# Processes that die, with a predictor that does what its instances say
+
+
+@pytest.fixture(scope="module")
+def obedient(obedient_folder, tmp_path_factory):
+    log = tmp_path_factory.mktemp("obedient") / "log"
+    settings = {"ALLOW_CODE": "true", "WORKERS": 2, "PREDICT_TIMEOUT_SECONDS": 5}
+    with running_server(obedient_folder, log, **settings) as server:
+        server.wait_ready(2)
+        yield server
+
+
+def tell(server, told):
+    return server.client.post(PREDICT, json=instances(told))
+
+
+def test_killed_worker_is_replaced(obedient):
+    workers = obedient.workers()
+    os.kill(workers[0], signal.SIGTERM)  # ignored: the listener alone decides
+    assert tell(obedient, "pid").status_code == 200
+    assert obedient.workers() == workers
+    restarts = obedient.metric("pierhead_model_process_restarts_total")
+    os.kill(workers[0], signal.SIGKILL)
+    wait_until(lambda: obedient.metric("pierhead_model_process_restarts_total") == restarts + 1)
+    wait_until(lambda: obedient.metric("pierhead_workers") == 2)
+    assert obedient.workers()[0] == workers[1]
+    assert len(obedient.workers()) == 2
+    assert obedient.client.get("/healthz").status_code == 200
+
+
+def test_request_that_kills_its_worker_fails_alone(obedient, tmp_path):
+    with ThreadPoolExecutor(8) as callers:
+        waiting = callers.submit(tell, obedient, {"wait for": str(tmp_path / "gate")})
+        wait_until(lambda: obedient.metric("pierhead_predict_requests_in_flight") == 1)
+        fatal = callers.submit(tell, obedient, "die")
+        others = [callers.submit(tell, obedient, "pid") for _ in range(6)]
+        answer = fatal.result()
+        assert {other.result().status_code for other in others} == {200}
+        (tmp_path / "gate").touch()
+        assert waiting.result().status_code == 200
+    assert answer.status_code == 500
+    assert answer.json()["error"]["message"] == (
+        "the model's process died of this request (SIGKILL: most likely out of memory)"
+    )
+    wait_until(lambda: obedient.metric("pierhead_workers") == 2)
+
+
+def test_fork_server_that_is_killed_comes_back_without_a_failed_request(obedient, tmp_path):
+    parent, workers = obedient.fork_server(), obedient.workers()
+    with ThreadPoolExecutor(6) as callers:
+        computing = [callers.submit(tell, obedient, {"wait for": str(tmp_path / "gate")}) for _ in range(2)]
+        waiting = [callers.submit(tell, obedient, "pid") for _ in range(4)]
+        wait_until(lambda: obedient.metric("pierhead_queue_length") == 4)
+        os.kill(parent, signal.SIGKILL)
+        wait_until(lambda: obedient.client.get("/readyz").status_code == 503, obedient.process)
+        assert "SIGKILL: most likely out of memory" in obedient.client.get("/readyz").json()["error"]["message"]
+        assert obedient.client.get("/healthz").status_code == 200
+        (tmp_path / "gate").touch()
+        answers = [call.result() for call in (*computing, *waiting)]
+    assert {answer.status_code for answer in answers} == {200}
+    assert obedient.fork_server() != parent
+    assert not {pid for answer in answers for pid in answer.json()["predictions"]} & set(workers)
+    wait_until(lambda: not any(map(is_alive, workers)))
+    obedient.wait_ready(2)
+
+
+def test_model_that_does_not_come_back_is_504_and_replaced(obedient):
+    before = obedient.workers()
+    answer = tell(obedient, "hang")
+    assert answer.status_code == 504
+    assert answer.json()["error"] == {
+        "code": 504,
+        "message": "the model took more than 5 s",
+        "status": "DEADLINE_EXCEEDED",
+    }
+    wait_until(lambda: len(set(obedient.workers()) - set(before)) == 1)
+    wait_until(lambda: obedient.metric("pierhead_workers") == 2)
+    assert tell(obedient, "pid").status_code == 200
+
+
+def test_model_that_kills_its_worker_at_every_request_ends_the_server(obedient_folder, tmp_path):
+    termination_log = tmp_path / "termination-log"
+    termination_log.touch()
+    settings = {"ALLOW_CODE": "true", "WORKERS": 1, "TERMINATION_LOG": termination_log}
+    with running_server(obedient_folder, tmp_path / "log", **settings) as server:
         server.wait_ready()
-        address, hold, codes = str(server.client.base_url), threading.Event(), []
+        codes = [tell(server, "die").status_code for _ in range(RESTARTS + 1)]
+        assert codes == [500] * (RESTARTS + 1)
+        assert server.process.wait(timeout=30) == 1
+    line = "ModelProcessDied: SIGKILL: most likely out of memory, 4 times in a row\n"
+    assert termination_log.read_text() == line
+    assert line in (tmp_path / "log").read_text()
+
+
+def test_killed_listener_leaves_no_process_behind(exported_folder, tmp_path):
+    """Not the workers, one of which is caught in its model, nor the compiler with what it started."""
+    settings = {"COMPILE": "true", "COMPILED_DIR": tmp_path / "cache", "WORKERS": 2}
+    with running_server(exported_folder, tmp_path / "log", **settings) as server:
+        server.wait_ready(2)
+        wait_until(lambda: len(children(server.fork_server())) == 3, server.process)
+        family = server.family()
+        assert len(family) >= 5
+        with server.held():
+            server.process.kill()
+            wait_until(lambda: not any(map(is_alive, family)))
+
+
+# The end
+
+
+def test_drain_fails_no_request(torchvision_folder, tmp_path):
+    """Beside it: where there is no compiler, the log says so and the quick form stays."""
+    settings = {"DRAIN_SECONDS": 600, "WORKERS": 2, "COMPILE": "true", "COMPILED_DIR": tmp_path / "cache"}
+    log = tmp_path / "log"
+    with running_server(torchvision_folder, log, path=str(Path(sys.executable).parent), **settings) as server:
+        server.wait_ready(2)
+        address, hold, codes = server.address, threading.Event(), []
 
         def call():
             with httpx.Client(base_url=address, timeout=60) as client:
                 while not hold.is_set():
-                    codes.append(client.post(PREDICT, json=body(picture())).status_code)
+                    codes.append(client.post(PREDICT, json=pictures(picture())).status_code)
 
         callers = 4
         with ThreadPoolExecutor(callers) as threads:
             calls = [threads.submit(call) for _ in range(callers)]
             wait_until(lambda: len(codes) >= callers, server.process)
+            wait_until(lambda: "there is no C++ compiler (g++): the quick form stays" in log.read_text())
+            assert server.form() == "quick"
             server.terminate()
             wait_until(lambda: httpx.get(f"{address}/readyz").status_code == 503)
             so_far = len(codes)
             wait_until(lambda: len(codes) >= so_far + callers, server.process)  # it goes on accepting
             assert httpx.get(f"{address}/healthz").status_code == 200
-            answer = httpx.post(f"{address}{PREDICT}", json=body(picture()))
+            answer = httpx.post(f"{address}{PREDICT}", json=pictures(picture()))
             assert (answer.status_code, answer.headers["Connection"]) == (200, "close")
 
             # All callers' requests are in flight when the server stops accepting.
-            model = server.model_process()
-            os.kill(model, signal.SIGSTOP)
-            wait_until(lambda: server.metric("pierhead_predict_requests_in_flight") == callers)
-            hold.set()
-            server.terminate()  # a second time: enough of draining
-            wait_until(lambda: not accepts(server), server.process)
-            os.kill(model, signal.SIGCONT)
+            with server.held():
+                wait_until(lambda: server.metric("pierhead_predict_requests_in_flight") == callers)
+                hold.set()
+                server.terminate()  # a second time: enough of draining
+                wait_until(lambda: not accepts(server), server.process)
             for finished in calls:
                 finished.result()
         assert set(codes) == {200}
         assert server.process.wait(timeout=30) == 0
+    assert "Traceback" not in log.read_text()
 
 
 def accepts(server):
@@ -238,13 +409,14 @@ def accepts(server):
     return True
 
 
-async def test_drain_lasts_as_long_as_it_is_set(torchvision_folder, monkeypatch):
-    monkeypatch.setenv("PIERHEAD_ARTIFACT_URI", torchvision_folder.as_uri())
+async def test_drain_lasts_as_long_as_it_is_set(monkeypatch):
+    monkeypatch.setenv("PIERHEAD_ARTIFACT_URI", "file:///")
     served = ServedModel("", "", "", "")
     metrics = Metrics(served)
-    workers = Workers(queue_size=1, max_image_pixels=1, metrics=metrics)
-    workers.artifact, workers.not_ready = read_artifact(torchvision_folder), None  # as if it were loaded
-    listener = Listener(load_settings(), served, workers, metrics)
+    workers = Workers(make_pool(load_settings()), metrics)
+    workers.signature, workers.not_ready = Signature((), ()), None  # as if it were loaded
+    telemetry = Telemetry(metrics, make_tracer({}, {}), RequestLog(0.0))
+    listener = Listener(load_settings(), served, workers, telemetry)
     server = Server(create_app(listener), listener, drain_seconds=0.5)
     with socket.create_server(("127.0.0.1", 0)) as port:
         address = f"http://127.0.0.1:{port.getsockname()[1]}"
@@ -260,21 +432,23 @@ async def test_drain_lasts_as_long_as_it_is_set(torchvision_folder, monkeypatch)
 
 def test_sigterm_before_the_model_is_loaded_ends_at_once(exported_folder, tmp_path):
     with running_server(exported_folder, tmp_path / "log", DRAIN_SECONDS=600) as server:
+        family = server.family()
         server.terminate()
         assert server.process.wait(timeout=30) == 0
+    wait_until(lambda: not any(map(is_alive, family)))
+
+
+# The start
 
 
 def start(tmp_path, **settings):
     """Start with settings that cannot work: (exit code, the termination log, stderr)."""
     termination_log = tmp_path / "termination-log"
     termination_log.write_text("left by an earlier container, which was longer than what follows" * 5)
-    variables = {"HOST": "127.0.0.1", "PORT": 0, "TERMINATION_LOG": termination_log} | settings
-    environment = os.environ | {f"PIERHEAD_{name}": str(value) for name, value in variables.items()}
-    began = time.monotonic()
+    environment = make_environment(**({"TERMINATION_LOG": termination_log} | settings))
     ended = subprocess.run(
         [sys.executable, "-m", "pierhead_server"], env=environment, capture_output=True, text=True, timeout=60
     )
-    assert time.monotonic() - began < 30
     return ended.returncode, termination_log.read_text(), ended.stderr
 
 
@@ -283,11 +457,18 @@ def start(tmp_path, **settings):
     [
         ({"ARTIFACT_URI": "file:///no/such/folder"}, "ArtifactNotFound: file:///no/such/folder: no such folder\n"),
         ({"ARTIFACT_DIGEST": f"sha256:{'0' * 64}"}, "ArtifactInvalid: digest: the artifact is sha256:"),
+        ({}, "ArtifactInvalid: format: predictor is code: set allowCode: true"),
+        ({"WORKERS": "none"}, "SettingsInvalid: PIERHEAD_WORKERS: "),
+        ({"DEVICE": "cuda"}, "SettingsInvalid: PIERHEAD_DEVICE: cuda, but this machine shows no GPU\n"),
     ],
 )
-def test_what_cannot_be_served_is_told_and_ends_it(exported_folder, tmp_path, change, line):
-    code, told, stderr = start(tmp_path, **({"ARTIFACT_URI": exported_folder.as_uri()} | change))
+def test_what_cannot_be_served_is_told_and_ends_it(obedient_folder, tmp_path, monkeypatch, change, line):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    code, told, stderr = start(tmp_path, **({"ARTIFACT_URI": obedient_folder.as_uri()} | change))
     assert code == 1
+    if "WORKERS" in change:  # where the log is, is one of the settings
+        assert line in stderr
+        return
     assert told.startswith(line)
     assert told.count("\n") == 1
     assert told in stderr
@@ -299,3 +480,62 @@ def test_termination_log_is_never_created(tmp_path):
     assert code == 1
     assert "ArtifactNotFound" in stderr
     assert not (tmp_path / "none").exists()
+
+
+def test_taken_port_ends_it(obedient_folder, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        code, _, stderr = start(
+            tmp_path, ARTIFACT_URI=obedient_folder.as_uri(), PORT=taken.getsockname()[1], ALLOW_CODE="true"
+        )
+    assert code == 1
+    assert "Address already in use" in stderr
+
+
+@pytest.fixture
+def make_settings(monkeypatch):
+    monkeypatch.setenv("PIERHEAD_ARTIFACT_URI", "file:///models/photos")
+    return load_settings
+
+
+@pytest.mark.parametrize(
+    ("gpus", "given", "workers", "device"),
+    [
+        (0, {}, cpu_count(), "cpu"),
+        (0, {"workers": 7}, 7, "cpu"),
+        (2, {}, 2, "cuda"),
+        (2, {"workers": 1}, 1, "cuda"),
+        (2, {"device": "cpu"}, cpu_count(), "cpu"),
+        (1, {"device": "cuda"}, 1, "cuda"),
+    ],
+)
+def test_pool_is_as_large_as_the_machine(make_settings, monkeypatch, gpus, given, workers, device):
+    monkeypatch.setattr("pierhead_server.serve.count_gpus", lambda: gpus)
+    settings = make_settings(**given, queue_size=5, predict_timeout_seconds=2.5)
+    pool = make_pool(settings)
+    assert (pool.workers, pool.device, pool.queue_size, pool.answer_seconds) == (workers, device, 5, 2.5)
+    assert make_load(settings, Path("/")).device == device
+
+
+def test_gpu_that_is_not_there_is_told(make_settings, monkeypatch):
+    monkeypatch.setattr("pierhead_server.serve.count_gpus", lambda: 0)
+    with pytest.raises(SettingsInvalidError, match="PIERHEAD_DEVICE: cuda, but this machine shows no GPU"):
+        make_pool(make_settings(device="cuda"))
+
+
+def test_fork_server_is_told_what_the_settings_say(make_settings):
+    settings = make_settings(
+        deployed_model_id="photos-1", model="m", model_display_name="Photos", model_version_id="2", max_instances=3,
+        max_image_pixels=4, allow_code=True, compiled_dir="/cache", device="cpu", log_level="debug", log_format="text",
+    )  # fmt: skip
+    assert make_load(settings, Path("/folder")) == Load(
+        "/folder",
+        ServedModel("photos-1", "m", "Photos", "2"),
+        Limits(3),
+        max_image_pixels=4,
+        allow_code=True,
+        compiled_dir="/cache",
+        device="cpu",
+        log_level="debug",
+        log_json=False,
+    )
+    assert make_load(make_settings(compile=False), Path("/")).compiled_dir is None
