@@ -1,7 +1,7 @@
 """`python -m bench.server`: the model server's speed beside a raw PyTorch loop, and LitServe, in the same run.
 
 Contenders take turns, round by round, while all others wait; figures are medians over the rounds, ratios medians of the
-rounds' ratios. It takes about ten minutes a model on two cores, and three more with LitServe.
+rounds' ratios. It takes about eleven minutes a model on two cores, and seven more with LitServe.
 """
 
 from __future__ import annotations

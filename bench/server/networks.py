@@ -117,7 +117,7 @@ def _fit_head(network: nn.Module, pictures: Tensor) -> None:
 
 def compile_package(classifier: Classifier, batch: int, device: str, file: Path) -> None:
     """An AOTInductor package for exactly `batch` pictures on this very kind of machine."""
-    # The number of threads becomes part of the code: more than the raw loop's one, and its processes fight for the cores.
+    # The number of threads becomes part of the code; with more than one the raw loop's processes fight for the cores.
     torch.set_num_threads(1)
     example = make_example(batch).to(device)
     with torch.no_grad(), warnings.catch_warnings():

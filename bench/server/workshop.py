@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import os
 import re
+import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -63,7 +64,7 @@ class Workshop:
             output = self.paths.cache / "artifacts"
             self._run([sys.executable, str(script), "--output", str(output)], "artifacts")
             return output / "1"
-        folder = self.folder / f"{model}-{make_key(os.environ.get('ATEN_CPU_CAPABILITY', ''))}"
+        folder = self._choose_folder(f"{model}-artifact", make_key(""))
         if not folder.exists():
             with step(f"making {model}'s artifact"), folders.fresh(self.folder / f".{model}") as fresh:
                 made = fresh / "made"
@@ -72,7 +73,7 @@ class Workshop:
         return folder
 
     def _compile(self, model: str, artifact: Path, batch: int, device: str) -> Path:
-        folder = self.folder / f"{model}-packages-{make_key(read_cpu() + device)}"
+        folder = self._choose_folder(f"{model}-{device}", make_key(read_cpu()))
         target = folder / f"aoti b{batch}.pt2"
         if not target.exists():
             with step(f"compiling {model} for batches of {batch}"), folders.fresh(self.folder / f".{model}") as fresh:
@@ -83,6 +84,14 @@ class Workshop:
                 made.rename(target)
         return target
 
+    def _choose_folder(self, name: str, key: str) -> Path:
+        """The folder for what has this key; those of other keys are of other versions, and are removed."""
+        chosen = self.folder / f"{name}-{key}"
+        for old in self.folder.glob(f"{name}-*"):
+            if old != chosen:
+                shutil.rmtree(old)
+        return chosen
+
     def _run(self, argv: list[str], log: str, more: Mapping[str, str] | None = None) -> None:
         environment = make_environment(more or {})
         commands.run(argv, log=self.log(log), env=environment, cwd=settings.REPOSITORY, timeout=_COMPILE_SECONDS)
@@ -90,9 +99,9 @@ class Workshop:
     def peer_python(self) -> Path:
         """The Python of LitServe's own environment, made of requirements/bench.txt; raises BenchError without uv."""
         requirements = settings.REPOSITORY / "requirements" / "bench.txt"
-        folder = self.folder / f"peer-{hashlib.sha256(requirements.read_bytes()).hexdigest()[:12]}"
-        python = folder / "bin" / "python"
         with locks.exclusive(self.paths.locks / "bench"):
+            folder = self._choose_folder("peer", hashlib.sha256(requirements.read_bytes()).hexdigest()[:12])
+            python = folder / "bin" / "python"
             if not (folder / "installed").exists():
                 uv = settings.REPOSITORY / ".uv" / "bin" / "uv"
                 if not uv.exists():
