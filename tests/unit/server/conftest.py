@@ -6,14 +6,22 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.unit.server.pictures import write_exported_artifact, write_obedient_artifact, write_torchvision_artifact
+from tests.unit.server.calls import pictures
+from tests.unit.server.pictures import (
+    picture,
+    write_exported_artifact,
+    write_obedient_artifact,
+    write_torchvision_artifact,
+)
 
 PREDICT = "/v1/projects/p/locations/l/endpoints/photos:predict"
 DEADLINE_SECONDS = 60
@@ -33,6 +41,62 @@ def exported_folder(tmp_path_factory):
 def obedient_folder(tmp_path_factory):
     """A custom predictor whose instances say what its worker does."""
     return write_obedient_artifact(tmp_path_factory.mktemp("obedient"))
+
+
+@dataclass
+class Compilation:
+    """What two servers of one cache were seen to do while one of them compiled and clients went on."""
+
+    entry: Path  # in the cache
+    body: dict  # what clients asked
+    codes: list
+    quick: list  # predictions before
+    compiled: list  # and after
+    logs: list
+    workers: tuple  # the first server's, before and after
+
+
+@pytest.fixture(scope="session")
+def compilation(torchvision_folder, tmp_path_factory):
+    """The one compilation of all tests, of `torchvision_folder`: it takes a minute where others compute beside it."""
+    folder = tmp_path_factory.mktemp("compilation")
+    settings = {"COMPILE": "true", "COMPILED_DIR": folder / "cache", "WORKERS": 1}
+    logs, body, codes = [folder / "first", folder / "second"], pictures(picture(), picture(seed=1)), []
+    with (
+        running_server(torchvision_folder, logs[0], **settings) as first,
+        running_server(torchvision_folder, logs[1], **settings) as second,
+    ):
+        first.wait_ready(1)
+        before, quick = first.workers(), first.client.post(PREDICT, json=body).json()["predictions"]
+        with clients(first, body, codes):
+            wait_until(lambda: first.form() == second.form() == "compiled", first.process, seconds=300)
+            so_far = len(codes)
+            wait_until(lambda: len(codes) > so_far + 20, first.process)
+        wait_until(lambda: first.metric("pierhead_workers") == 1 and not set(before) & set(first.workers()))
+        compiled = first.client.post(PREDICT, json=body).json()["predictions"]
+        after = first.workers()
+    (entry,) = [path for path in (folder / "cache").iterdir() if path.is_dir()]
+    return Compilation(entry, body, codes, quick, compiled, [log.read_text() for log in logs], (before, after))
+
+
+@contextlib.contextmanager
+def clients(server, body, codes, count=2):
+    """They ask one request after another meanwhile; the answers' codes are noted."""
+    enough = threading.Event()
+
+    def ask():
+        with httpx.Client(base_url=server.address, timeout=DEADLINE_SECONDS) as client:
+            while not enough.is_set():
+                codes.append(client.post(PREDICT, json=body).status_code)
+
+    with ThreadPoolExecutor(count) as threads:
+        asking = [threads.submit(ask) for _ in range(count)]
+        try:
+            yield
+        finally:
+            enough.set()
+        for call in asking:
+            call.result()
 
 
 @dataclass
@@ -66,7 +130,9 @@ class Server:
         return total
 
     def form(self):
-        return next(form for form in ("quick", "compiled", "cuda") if self.metric("pierhead_model_info", form=form))
+        """What computes; None before there is a model."""
+        forms = ("quick", "compiled", "cuda")
+        return next((form for form in forms if self.metric("pierhead_model_info", form=form)), None)
 
     def fork_server(self):
         """The pid of the process that holds the model."""

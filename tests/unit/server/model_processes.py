@@ -44,11 +44,12 @@ class Obedient(ForkServer):
         send(self._control, Formed(model.form, model.batch))
 
     def _work(self, connection, place):
-        connection.sendall(pack(Reply(200, b"")))
-        stream, decoder = connection.makefile("rb"), msgspec.msgpack.Decoder(list[Call])
-        while (calls := read(stream, decoder)) is not None:
-            for reply in [self._obey_call(call, len(calls)) for call in calls]:
-                connection.sendall(pack(reply))
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError), connection.makefile("rb") as stream:
+            connection.sendall(pack(Reply(200, b"%d" % os.getpid())))  # hello
+            decoder = msgspec.msgpack.Decoder(list[Call])
+            while (calls := read(stream, decoder)) is not None:
+                for reply in [self._obey_call(call, len(calls)) for call in calls]:
+                    connection.sendall(pack(reply))
 
     def _obey_call(self, call, beside):
         told = call.body

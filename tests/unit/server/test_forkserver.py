@@ -1,0 +1,306 @@
+"""The process that forks: what it says of its children, what they inherit, and how it ends. It holds no model here."""
+
+import asyncio
+import contextlib
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+from pierhead_server import forkserver
+from pierhead_server.control import (
+    Died,
+    Failed,
+    Fork,
+    Formed,
+    FromForkServer,
+    Kill,
+    Load,
+    Ready,
+    describe_exit,
+    make_channel,
+    receive_command,
+    receive_event,
+    send,
+)
+from pierhead_server.errors import ArtifactInvalidError
+from pierhead_server.messages import Call, Reply, pack
+from pierhead_server.messages import read as read_message
+from pierhead_server.protocol import Limits, ServedModel
+from pierhead_server.signature import Signature, TensorSpec
+
+from tests.unit.server.conftest import children, is_alive, wait_until
+from tests.unit.server.model_processes import DIE, LEAVE, SIGNATURE, WAIT_FOR, Obedient
+
+DEADLINE_SECONDS = 30
+LOAD = Load("/", ServedModel("", "", "", ""), Limits(1), max_image_pixels=1)
+EVENT = msgspec.msgpack.Decoder(FromForkServer)
+REPLY = msgspec.msgpack.Decoder(Reply)
+
+
+# The channel
+
+
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        (0, "exit code 0"),
+        (3, "exit code 3"),
+        (-signal.SIGKILL, "SIGKILL: most likely out of memory"),
+        (-signal.SIGSEGV, "SIGSEGV"),
+        (-signal.SIGABRT, "SIGABRT"),
+    ],
+)
+def test_exit_is_described(code, text):
+    assert describe_exit(code) == text
+
+
+COMMANDS = [
+    Load("/f", ServedModel("a", "b", "c", "d"), Limits(3), 4, True, "/cache", "cuda"),
+    Fork(1, 2),
+    Kill(3),
+]
+EVENTS = [
+    Ready("quick", 4, Signature((TensorSpec("x", "float32", (-1, 3)),), ())),
+    Failed("ArtifactInvalid", "weights: do not fit"),
+    Formed("compiled", 1),
+    Died(1, "SIGKILL"),
+]
+
+
+@contextlib.contextmanager
+def channel():
+    one, other = make_channel()
+    with one, other:
+        yield one, other
+
+
+def test_commands_arrive_as_they_are_sent():
+    with channel() as (ours, theirs):
+        for command in COMMANDS:
+            send(ours, command)
+        assert [receive_command(theirs) for _ in COMMANDS] == [(command, []) for command in COMMANDS]
+
+
+async def test_events_arrive_as_they_are_sent():
+    with channel() as (ours, theirs):
+        ours.setblocking(False)
+        for event in EVENTS:
+            send(theirs, event)
+        assert [await receive_event(ours) for _ in EVENTS] == EVENTS
+        theirs.close()
+        assert await receive_event(ours) is None
+
+
+async def test_event_is_waited_for():
+    with channel() as (ours, theirs):
+        ours.setblocking(False)
+        waiting = asyncio.create_task(receive_event(ours))
+        await asyncio.sleep(0)
+        send(theirs, EVENTS[0])
+        assert await waiting == EVENTS[0]
+
+
+def test_descriptor_goes_along():
+    with channel() as (ours, theirs), contextlib.closing(os.fdopen(os.open("/dev/null", os.O_RDONLY))) as file:
+        send(ours, Fork(0, 0), [file.fileno()])
+        command, (descriptor,) = receive_command(theirs)
+        try:
+            assert command == Fork(0, 0)
+            assert os.path.samestat(os.fstat(descriptor), os.fstat(file.fileno()))
+        finally:
+            os.close(descriptor)
+
+
+def test_peer_that_is_gone_is_no_error_of_the_sender():
+    with channel() as (ours, theirs):
+        theirs.close()
+        send(ours, Kill(1))
+        assert receive_command(ours) == (None, [])
+
+
+# The process
+
+
+class Parent:
+    """A fork server that a test holds the control of."""
+
+    def __init__(self, *command):
+        self.control, theirs = make_channel()
+        self.control.settimeout(DEADLINE_SECONDS)
+        arguments = [sys.executable, "-m", "tests.unit.server.model_processes", *map(str, command)]
+        with theirs:
+            descriptor = theirs.fileno()
+            self.process = subprocess.Popen([*arguments, str(descriptor)], pass_fds=[descriptor])
+        send(self.control, LOAD)
+        self.ready = self.receive()
+
+    def receive(self):
+        return EVENT.decode(self.control.recv(65536))
+
+    def fork(self, number):
+        """A worker's connection, and its pid."""
+        ours, theirs = socket.socketpair()
+        ours.settimeout(DEADLINE_SECONDS)
+        with theirs:
+            send(self.control, Fork(number, 0), [theirs.fileno()])
+        return ours, int(read_reply(ours).body)
+
+    def end(self):
+        self.control.close()
+        self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture
+def start():
+    with contextlib.ExitStack() as stack:
+
+        def begin(*command):
+            parent = Parent(*command)
+            stack.callback(parent.end)
+            return parent
+
+        yield begin
+
+
+@pytest.fixture
+def parent(start):
+    return start("obedient")
+
+
+def tell(connection, told):
+    connection.sendall(pack([Call("raw", told)]))
+
+
+def read_reply(connection):
+    with connection.makefile("rb") as stream:
+        return read_message(stream, REPLY)
+
+
+def read_answer(connection):
+    return msgspec.json.decode(read_reply(connection).body)
+
+
+def test_it_says_what_it_loaded(parent):
+    assert parent.ready == Ready("quick", 1, SIGNATURE)
+
+
+def test_worker_answers_on_its_connection(parent):
+    connection, pid = parent.fork(7)
+    with connection:
+        tell(connection, b"")
+        assert read_answer(connection)["pid"] == pid
+
+
+@pytest.mark.parametrize(("told", "how"), [(DIE, "SIGKILL: most likely out of memory"), (LEAVE, "exit code 1")])
+def test_death_of_a_worker_is_told(parent, told, how):
+    connection, pid = parent.fork(7)
+    with connection:
+        tell(connection, told)
+        assert parent.receive() == Died(7, how)
+    assert not Path(f"/proc/{pid}").exists()  # no zombie is left
+
+
+def test_worker_ends_when_its_connection_does(parent):
+    first, second = parent.fork(0)[0], parent.fork(1)[0]
+    with second:
+        first.close()
+        assert parent.receive() == Died(0, "exit code 0")
+        tell(second, b"")
+        assert read_answer(second)
+
+
+def test_worker_that_is_stuck_is_killed_on_command(parent, tmp_path):
+    (stuck, _), (other, _) = parent.fork(0), parent.fork(1)
+    with stuck, other:
+        tell(stuck, WAIT_FOR + os.fsencode(tmp_path / "never"))
+        send(parent.control, Kill(5))  # is not there
+        send(parent.control, Kill(0))
+        assert parent.receive() == Died(0, "SIGKILL: most likely out of memory")
+        tell(other, b"")
+        assert read_answer(other)
+
+
+def test_end_of_the_listener_ends_all_children(start, tmp_path):
+    """One worker waits for calls, one is caught in its model, and a compiler is at work."""
+    parent = start("obedient", 1, tmp_path / "never")
+    (idle, _), (stuck, _) = parent.fork(0), parent.fork(1)
+    with idle, stuck:
+        tell(stuck, WAIT_FOR + os.fsencode(tmp_path / "never"))
+        wait_until(lambda: len(children(parent.process.pid)) == 3)
+        family = children(parent.process.pid)
+        parent.control.close()
+        assert parent.process.wait(DEADLINE_SECONDS) == 0
+        wait_until(lambda: not any(map(is_alive, family)))
+
+
+def test_children_do_not_keep_what_is_the_parents(start, tmp_path):
+    """Or the listener would not notice the parent's end, nor a worker the end of its connection."""
+    parent = start("obedient", 1, tmp_path / "never")
+    (first, one), (second, two) = parent.fork(0), parent.fork(1)
+    with first, second:
+        parent.process.kill()
+        assert parent.control.recv(1) == b""
+        assert is_alive(one)
+        assert is_alive(two)
+        first.close()
+        wait_until(lambda: not is_alive(one))
+        tell(second, b"")
+        assert read_answer(second)["pid"] == two
+
+
+def test_faster_form_is_told_and_given_to_who_comes_after(start, tmp_path):
+    parent = start("obedient", 2, tmp_path / "form")
+    assert parent.ready.batch == 2
+    with parent.fork(0)[0] as before:
+        assert not select.select([parent.control], [], [], 0)[0]
+        (tmp_path / "form").touch()
+        assert parent.receive() == Formed("compiled", Obedient.FORMED_BATCH)
+        with parent.fork(1)[0] as after:
+            for connection, form in ((before, "quick"), (after, "compiled")):
+                tell(connection, b"")
+                assert read_answer(connection)["form"] == form
+
+
+# `pierhead-server compile`
+
+
+@pytest.fixture
+def folder(tmp_path, exported_folder, monkeypatch):
+    monkeypatch.setattr(forkserver, "_import_torch", lambda: None)  # it is there, with this process's threads
+    folder = tmp_path / "artifact"
+    folder.mkdir()
+    for path in exported_folder.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    return folder
+
+
+def test_form_is_compiled_beside_the_model(folder, monkeypatch, capsys):
+    from pierhead_server import compiled
+
+    orders = []
+    monkeypatch.setattr(compiled, "make", orders.append)
+    forkserver.compile_beside(folder)
+    (order,) = orders
+    assert order.entry.parent == folder / "compiled"
+    assert f"compiled into {order.entry}" in capsys.readouterr().out
+
+
+def test_model_that_has_no_compiled_form_is_told(folder, capsys):
+    (folder / "model.yaml").write_text(
+        "{format: torch.export, program: model.pt2, inputs: [{name: x, shape: [3, 64, 64]}]}"
+    )
+    forkserver.compile_beside(folder)
+    assert capsys.readouterr().out == "nothing to do: the model is served in its quick form\n"
+
+
+def test_compiler_that_fails_is_an_error(folder, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(ArtifactInvalidError, match="there is no C"):
+        forkserver.compile_beside(folder)
