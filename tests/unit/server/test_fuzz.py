@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pierhead_server.artifact import read_artifact
@@ -25,6 +26,7 @@ SOUND += [encode(picture(40, 30).convert("CMYK"), "JPEG"), encode(picture(40, 30
 
 @pytest.fixture(scope="module")
 def model(exported_folder):
+    torch.set_num_threads(1)  # as in a worker: two wait for each other, spinning, on a busy machine
     return load_model(read_artifact(exported_folder), LoadOptions(max_image_pixels=10**6)).model
 
 
