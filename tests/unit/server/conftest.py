@@ -81,12 +81,12 @@ def compilation(torchvision_folder, tmp_path_factory):
 
 @contextlib.contextmanager
 def clients(server, body, codes, count=2):
-    """They ask one request after another meanwhile; the answers' codes are noted."""
+    """They ask one request after another meanwhile, leaving time for a compiler; the answers' codes are noted."""
     enough = threading.Event()
 
     def ask():
         with httpx.Client(base_url=server.address, timeout=DEADLINE_SECONDS) as client:
-            while not enough.is_set():
+            while not enough.wait(0.05):
                 codes.append(client.post(PREDICT, json=body).status_code)
 
     with ThreadPoolExecutor(count) as threads:

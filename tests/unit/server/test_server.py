@@ -350,6 +350,10 @@ def test_killed_listener_leaves_no_process_behind(exported_folder, tmp_path):
     with running_server(exported_folder, tmp_path / "log", **settings) as server:
         server.wait_ready(2)
         wait_until(lambda: len(children(server.fork_server())) == 3, server.process)
+        wait_until(lambda: len(server.workers()) == 2, server.process)  # the compiler has a group of its own
+        (compiler,) = set(children(server.fork_server())) - set(server.workers())
+        wait_until(lambda: Path(f"/proc/{compiler}/oom_score_adj").read_text() == "1000\n")
+        assert os.getpriority(os.PRIO_PROCESS, compiler) == 19  # those that serve come first
         family = server.family()
         assert len(family) >= 5
         with server.held():
