@@ -48,7 +48,7 @@ class Settings(BaseSettings):
 
     host: str = "0.0.0.0"  # noqa: S104 - a pod's server is there to be reached
     port: int = Field(default=8080, ge=0, le=65535)
-    drain_seconds: float = Field(default=5.0, ge=0)
+    drain_seconds: float = Field(default=5.0, ge=0, allow_inf_nan=False)
     termination_log: Path = TERMINATION_LOG
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -56,7 +56,7 @@ class Settings(BaseSettings):
     log_sample: float = Field(default=0.01, ge=0, le=1)  # of the requests, that get a line
 
     queue_size: int = Field(default=64, gt=0)
-    predict_timeout_seconds: float = Field(default=60.0, gt=0)
+    predict_timeout_seconds: float = Field(default=60.0, gt=0, allow_inf_nan=False)
     max_request_bytes: int = Field(default=10 * 1024 * 1024, gt=0)
     max_instances: int = Field(default=128, gt=0)
     max_image_pixels: int = Field(default=89_478_485, gt=0)  # Pillow's own limit: a quarter GiB as RGB

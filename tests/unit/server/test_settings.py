@@ -24,6 +24,63 @@ def environment(monkeypatch):
 def test_defaults_serve():
     settings = load_settings()
     assert (settings.port, settings.model_dir, settings.artifact_digest) == (8080, Path("/models"), None)
+    assert (settings.device, settings.workers, settings.compile, settings.allow_code) == ("auto", None, True, False)
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["gs://models/photos/1", "gs://models", "s3://models/photos", "az://models/photos", "file:///models/a%20folder"],
+)
+def test_artifact_may_lie_in_any_storage(environment, address):
+    environment.setenv("PIERHEAD_ARTIFACT_URI", address)
+    assert load_settings().artifact_uri == address
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "expected"),
+    [
+        ("ALLOW_CODE", "true", True),
+        ("ALLOW_CODE", "0", False),
+        ("COMPILE", "false", False),
+        ("DEVICE", "cuda", "cuda"),
+        ("WORKERS", "3", 3),
+        ("WORKERS", "", None),
+        ("COMPILED_DIR", "/cache", Path("/cache")),
+        ("PREDICT_TIMEOUT_SECONDS", "0.5", 0.5),
+        ("LOG_FORMAT", "text", "text"),
+    ],
+)
+def test_variable_sets_its_setting(environment, variable, value, expected):
+    environment.setenv(f"PIERHEAD_{variable}", value)
+    assert getattr(load_settings(), variable.lower()) == expected
+
+
+@pytest.mark.parametrize(
+    ("variables", "folder"),
+    [
+        ({"XDG_CACHE_HOME": "/caches"}, "/caches/pierhead/compiled"),
+        ({"XDG_CACHE_HOME": "", "HOME": "/home/me"}, "/home/me/.cache/pierhead/compiled"),
+        ({"XDG_CACHE_HOME": "/caches", "PIERHEAD_COMPILED_DIR": "/own"}, "/own"),
+    ],
+)
+def test_compiled_forms_are_kept_in_the_users_cache(environment, variables, folder):
+    for name, value in variables.items():
+        environment.setenv(name, value)
+    assert load_settings().compiled_dir == Path(folder)
+
+
+def test_what_is_given_goes_before_the_environment(environment):
+    environment.setenv("PIERHEAD_PORT", "1")
+    assert load_settings(port=2, artifact_uri="file:///models").port == 2
+    with pytest.raises(SettingsInvalidError, match=r"^PIERHEAD_PORT: "):
+        load_settings(port=70_000)
+
+
+def test_all_that_is_wrong_is_told_at_once(environment):
+    environment.delenv("PIERHEAD_ARTIFACT_URI")
+    environment.setenv("PIERHEAD_WORKERS", "0")
+    with pytest.raises(SettingsInvalidError, match=r"^PIERHEAD_ARTIFACT_URI: .*; PIERHEAD_WORKERS: "):
+        load_settings()
 
 
 @pytest.mark.parametrize(
@@ -51,6 +108,15 @@ def test_emulator_may_come_without_scheme(environment, given, address):
         ("PIERHEAD_PORT", "http"),
         ("PIERHEAD_QUEUE_SIZE", "0"),
         ("PIERHEAD_DRAIN_SECONDS", "-1"),
+        ("PIERHEAD_DRAIN_SECONDS", "inf"),
+        ("PIERHEAD_PREDICT_TIMEOUT_SECONDS", "0"),
+        ("PIERHEAD_PREDICT_TIMEOUT_SECONDS", "inf"),
+        ("PIERHEAD_PREDICT_TIMEOUT_SECONDS", "nan"),
+        ("PIERHEAD_WORKERS", "0"),
+        ("PIERHEAD_DEVICE", "tpu"),
+        ("PIERHEAD_ALLOW_CODE", "perhaps"),
+        ("PIERHEAD_LOG_FORMAT", "xml"),
+        ("PIERHEAD_LOG_SAMPLE", "1.1"),
     ],
 )
 def test_bad_variable_is_named(environment, variable, value):
