@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from pierhead_server.launch import launch
+
 if TYPE_CHECKING:
     from pierhead_server.errors import StartupError
 
@@ -22,7 +24,8 @@ def main() -> None:
     # A container's first process has no default for signals: before uvicorn's handler, SIGTERM would be lost.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     arguments = _parse_arguments()
-    # Imported here: `--help` needs none of it.
+    launched = launch() if arguments.command == "serve" else None
+    # Imported here, beside torch: `--help` needs none of it.
     from pierhead_server.errors import StartupError
     from pierhead_server.logs import configure_logging
     from pierhead_server.settings import TERMINATION_LOG, load_settings
@@ -36,11 +39,13 @@ def main() -> None:
             from pierhead_server.forkserver import compile_beside
 
             compile_beside(arguments.model)
-        else:
+        elif launched:
             from pierhead_server.serve import run
 
-            run(settings)
+            run(settings, launched)
     except StartupError as error:
+        if launched:
+            launched.process.kill()
         _fail(error, termination_log)
 
 

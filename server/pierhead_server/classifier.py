@@ -173,17 +173,17 @@ class ImageClassifier:
         assert isinstance(self.runner, EagerRunner)
         self.runner = make_cuda_runner(self.runner.module, device, self._preprocessing.crop)
 
-    def check(self) -> None:
-        """Run synthetic pictures, and check what the model makes of them. Raises ArtifactInvalidError."""
-        side = self._preprocessing.crop
-        for count in (1, 2):
-            check_outputs(self.runner, synthetic_pictures(count, side), len(self._labels))
-
     def warm_up(self) -> None:
         """Answer a picture as a client sends it, so that no client waits for what happens only once."""
         encoded = BytesIO()
         Image.fromarray(synthetic_pictures(1, 2 * self._preprocessing.resize)[0]).save(encoded, format="JPEG")
         self.compute([self.prepare(Request([encoded.getvalue()], {}))])
+
+
+def check_classes(runner: Runner, side: int, classes: int) -> None:
+    """Run synthetic pictures, and check what the model makes of them. Raises ArtifactInvalidError."""
+    for count in (1, 2):
+        check_outputs(runner, synthetic_pictures(count, side), classes)
 
 
 def check_outputs(runner: Runner, pictures: Sequence[Pixels], classes: int) -> Confidences:

@@ -78,11 +78,6 @@ _TO: msgspec.msgpack.Decoder[ToForkServer] = msgspec.msgpack.Decoder(ToForkServe
 _FROM: msgspec.msgpack.Decoder[FromForkServer] = msgspec.msgpack.Decoder(FromForkServer)
 
 
-def make_channel() -> tuple[socket.socket, socket.socket]:
-    """The listener's end and the fork server's; each send is one receive on the other side."""
-    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-
-
 def send(channel: socket.socket, message: ToForkServer | FromForkServer, descriptors: Sequence[int] = ()) -> None:
     """Send one message; a peer that is gone is its own news."""
     data = [msgspec.msgpack.encode(message)]

@@ -10,7 +10,7 @@ import torch
 
 from pierhead_server import compiled
 from pierhead_server.artifact import Artifact
-from pierhead_server.classifier import ClassifierModule, EagerRunner, ImageClassifier, Runner
+from pierhead_server.classifier import ClassifierModule, EagerRunner, ImageClassifier, Runner, check_classes
 from pierhead_server.compiled import CompileError, Order
 from pierhead_server.computing import Computed
 from pierhead_server.config import CustomPredictor, ExportedProgram, Preprocessing, TorchScriptProgram, TorchvisionModel
@@ -100,7 +100,6 @@ def _load_classifier(
 
     def classify(runner: Runner) -> ImageClassifier:
         model = ImageClassifier(runner, labels, preprocessing, max_image_pixels=options.max_image_pixels)
-        model.check()
         model.warm_up()
         return model
 
@@ -119,6 +118,7 @@ def _load_classifier(
         else load_program(artifact, config)
     )
     quick = EagerRunner(ClassifierModule(network, preprocessing, config.activation, config.precision))
+    check_classes(quick, preprocessing.crop, len(labels))
     model = classify(quick)
     # A TorchScript program cannot be exported.
     if options.compiled_dir is None or options.device != "cpu" or isinstance(config, TorchScriptProgram):

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import socket
+from itertools import chain
 from pathlib import Path
 from types import FrameType
 
@@ -16,6 +17,7 @@ from pierhead_server.control import Load
 from pierhead_server.devices import count_gpus, cpu_count
 from pierhead_server.errors import SettingsInvalidError
 from pierhead_server.fetch import fetch_artifact
+from pierhead_server.launch import Launched, launch
 from pierhead_server.logs import RequestLog
 from pierhead_server.metrics import Metrics
 from pierhead_server.protocol import Limits, ServedModel
@@ -77,13 +79,17 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
-async def serve(settings: Settings) -> None:
-    """Serve until SIGTERM. Raises StartupError when there is nothing (any more) to serve, OSError for a taken port."""
+async def serve(settings: Settings, launched: Launched) -> None:
+    """Serve until SIGTERM, with a fork server that was launched.
+
+    Raises StartupError when there is nothing (any more) to serve, OSError for a taken port.
+    """
     served = ServedModel(
         settings.deployed_model_id, settings.model, settings.model_display_name, settings.model_version_id
     )
     metrics = Metrics(served)
-    workers = Workers(make_pool(settings), metrics)
+    starts = chain((launched,), iter(launch, None))
+    workers = Workers(make_pool(settings), metrics, starts.__next__)
     telemetry = Telemetry(metrics, make_tracer(os.environ, _describe(served)), RequestLog(settings.log_sample))
     listener = Listener(settings, served, workers, telemetry)
     server = Server(create_app(listener), listener, drain_seconds=settings.drain_seconds)
@@ -153,7 +159,7 @@ def make_load(settings: Settings, folder: Path) -> Load:
     )
 
 
-def run(settings: Settings) -> None:
+def run(settings: Settings, launched: Launched) -> None:
     """`serve` in an event loop of its own."""
     with asyncio.Runner(loop_factory=uvicorn.Config("", log_config=None).get_loop_factory()) as runner:
-        runner.run(serve(settings))
+        runner.run(serve(settings, launched))

@@ -9,9 +9,9 @@ import asyncio
 import contextlib
 import logging
 import socket
-import sys
+import subprocess
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -30,6 +30,7 @@ from pierhead_server.errors import (
     UnavailableError,
     make_startup_error,
 )
+from pierhead_server.launch import Launched, launch
 from pierhead_server.messages import LENGTH_BYTES, Call, Reply, frame_length, unpack_length
 from pierhead_server.signature import Signature
 
@@ -42,8 +43,6 @@ RESTARTS = 3  # in a row, without an answer between
 FIRST_BACKOFF_SECONDS = 0.5  # doubled for each restart in a row
 _EXIT_SECONDS = 5.0  # for processes whose connection was closed
 _REPLY = msgspec.msgpack.Decoder(Reply)
-
-FORK_SERVER = (sys.executable, "-m", "pierhead_server.forkserver")
 
 
 @dataclass(eq=False)
@@ -173,10 +172,10 @@ class Worker(asyncio.Protocol):
 class Workers:
     """The queue of calls and the processes that answer them."""
 
-    def __init__(self, pool: Pool, metrics: "Metrics", command: Sequence[str] = FORK_SERVER) -> None:
+    def __init__(self, pool: Pool, metrics: "Metrics", start: Callable[[], Launched] = launch) -> None:
         self._pool = pool
         self._metrics = metrics
-        self._command = command
+        self._start = start
         self._waiting: deque[Job] = deque()
         self._workers: dict[int, Worker] = {}
         self._leaving: dict[int, Worker] = {}  # who goes when the worker of this number is there
@@ -297,7 +296,7 @@ class Workers:
             while True:
                 answered = self._answered
                 try:
-                    async with ForkServer.start(self._command) as server:
+                    async with ForkServer.run(self._start()) as server:
                         await self._serve(server, make_load(await fetched))
                 except ProcessDiedError as death:
                     deaths = deaths + 1 if self._answered == answered else 1
@@ -422,27 +421,20 @@ def _fail(job: Job, error: Exception) -> None:
 class ForkServer:
     """The process that holds the model, and this end of the channel to it."""
 
-    def __init__(self, process: asyncio.subprocess.Process, channel: socket.socket) -> None:
-        self._process = process
-        self._channel = channel
+    def __init__(self, launched: Launched) -> None:
+        self._process = launched.process
+        self._channel = launched.channel
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def start(cls, command: Sequence[str]) -> AsyncIterator["ForkServer"]:
-        """Start the process, which begins to import torch, and end it at the end."""
-        ours, theirs = control.make_channel()
-        ours.setblocking(False)
-        with ours:
-            with theirs:
-                process = await asyncio.create_subprocess_exec(
-                    *command, str(theirs.fileno()), pass_fds=[theirs.fileno()], stdin=asyncio.subprocess.DEVNULL
-                )
-            started = cls(process, ours)
-            try:
-                yield started
-            finally:
-                ours.close()  # it ends by itself, and with it its workers
-                await started._wait()
+    async def run(cls, launched: Launched) -> AsyncIterator["ForkServer"]:
+        """End it at the end."""
+        started = cls(launched)
+        try:
+            yield started
+        finally:
+            launched.channel.close()  # it ends by itself, and with it its workers
+            await started._end()
 
     def send(self, message: control.ToForkServer, *descriptors: int) -> None:
         """Send a command; a process that is gone is told by `events`."""
@@ -452,12 +444,12 @@ class ForkServer:
         """What it says. Raises ProcessDiedError when it is gone."""
         while (event := await control.receive_event(self._channel)) is not None:
             yield event
-        code = await asyncio.wait_for(self._process.wait(), _EXIT_SECONDS)
-        raise ProcessDiedError(control.describe_exit(code))
+        raise ProcessDiedError(control.describe_exit(await self._end()))
 
-    async def _wait(self) -> None:
+    async def _end(self) -> int:
+        """Its exit code; it is killed if it takes its time."""
         try:
-            await asyncio.wait_for(self._process.wait(), _EXIT_SECONDS)
-        except TimeoutError:
+            return await asyncio.to_thread(self._process.wait, _EXIT_SECONDS)
+        except subprocess.TimeoutExpired:
             self._process.kill()
-            await self._process.wait()
+            return await asyncio.to_thread(self._process.wait)

@@ -14,7 +14,7 @@ import torch
 from pierhead_server import compiled
 from pierhead_server.artifact import read_artifact
 from pierhead_server.classifier import EagerRunner, synthetic_pictures
-from pierhead_server.compiled import CompiledRunner, CompileError, Order, check, compute_key, load, make
+from pierhead_server.compiled import CompiledRunner, CompileError, Order, check, choose_batch, compute_key, load, make
 from pierhead_server.model import COMPILED_FOLDER, LoadOptions, load_model
 
 from tests.unit.server.calls import pictures, predict
@@ -62,6 +62,20 @@ def test_second_start_takes_it_at_once(compilation, torchvision_folder, tmp_path
         for one, other in zip(given, expected, strict=True):
             assert one == pytest.approx(other, abs=1e-4)
     assert "quick form" not in (tmp_path / "log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "best"),
+    [
+        ({1: 3.7, 4: 2.2, 8: 2.0}, 8),  # as mobilenet_v3_small was seen
+        ({1: 12.0, 4: 10.6, 8: 12.1}, 4),
+        ({1: 64.0, 4: 60.0, 8: 59.5}, 4),  # little more, and others wait for twice as many
+        ({1: 10.0, 4: 9.9, 8: 9.8}, 1),
+        ({1: 5.0}, 1),
+    ],
+)
+def test_larger_batch_is_chosen_only_where_it_pays(milliseconds, best):
+    assert choose_batch(milliseconds) == best
 
 
 def test_nothing_is_left_but_the_entry(compilation):

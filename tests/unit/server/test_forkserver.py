@@ -23,12 +23,12 @@ from pierhead_server.control import (
     Load,
     Ready,
     describe_exit,
-    make_channel,
     receive_command,
     receive_event,
     send,
 )
 from pierhead_server.errors import ArtifactInvalidError
+from pierhead_server.launch import make_channel
 from pierhead_server.messages import Call, Reply, pack
 from pierhead_server.messages import read as read_message
 from pierhead_server.protocol import Limits, ServedModel

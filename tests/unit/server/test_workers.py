@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -21,6 +22,7 @@ from pierhead_server.errors import (
     QueueFullError,
     UnavailableError,
 )
+from pierhead_server.launch import launch
 from pierhead_server.messages import Call
 from pierhead_server.metrics import Metrics
 from pierhead_server.protocol import Limits, ServedModel
@@ -48,7 +50,7 @@ class Watched(Workers):
         self.metrics = Metrics(SERVED)
         pool = Pool(workers, queue_size, answer_seconds, device)
         process = (sys.executable, "-m", "tests.unit.server.model_processes", *map(str, command or ("obedient",)))
-        super().__init__(pool, self.metrics, process)
+        super().__init__(pool, self.metrics, partial(launch, process))
 
     def metric(self, name):
         lines = [line.rpartition(" ") for line in self.metrics.expose().decode().splitlines()]
