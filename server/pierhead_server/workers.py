@@ -424,6 +424,7 @@ class ForkServer:
     def __init__(self, launched: Launched) -> None:
         self._process = launched.process
         self._channel = launched.channel
+        self._told = False  # anything
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -433,11 +434,14 @@ class ForkServer:
         try:
             yield started
         finally:
+            if not started._told:
+                launched.process.kill()  # it has nothing but imports, which take seconds
             launched.channel.close()  # it ends by itself, and with it its workers
             await started._end()
 
     def send(self, message: control.ToForkServer, *descriptors: int) -> None:
         """Send a command; a process that is gone is told by `events`."""
+        self._told = True
         control.send(self._channel, message, descriptors)
 
     async def events(self) -> AsyncIterator[control.FromForkServer]:
