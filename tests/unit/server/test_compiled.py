@@ -273,7 +273,9 @@ def test_what_does_not_fill_a_batch_goes_one_by_one(tmp_path, monkeypatch, batch
     assert (runner.batch, FakePackage.sizes) == (max(batches), sizes)
 
 
-# Making, with a compiler that copies what is there
+# Making, with a compiler that has nothing to do
+
+SIZES = [1, 4, 8]
 
 
 class Mean(torch.nn.Module):
@@ -300,35 +302,33 @@ def compiler(monkeypatch):
     return compiled_sizes
 
 
-def test_entry_is_made_whole(order, compiler, monkeypatch):
-    monkeypatch.setattr(compiled, "_measure", lambda _package, given: 9.0 / len(given))
+@pytest.mark.parametrize(
+    ("milliseconds", "batches"),
+    [({1: 9.0, 4: 2.0, 8: 1.0}, [1, 8]), ({1: 9.0, 4: 2.0, 8: 3.0}, [1, 4]), ({1: 9.0, 4: 9.0, 8: 9.0}, [1])],
+)
+def test_entry_is_made_whole_and_keeps_what_pays(order, compiler, monkeypatch, milliseconds, batches):
+    monkeypatch.setattr(compiled, "_measure", lambda _package, given: milliseconds[len(given)])
     make(order)
-    assert {path.name for path in order.entry.iterdir()} == {"batch-1.pt2", "batch-4.pt2", "check.npy", "form.json"}
+    packages = {f"batch-{batch}.pt2" for batch in batches}
+    assert {path.name for path in order.entry.iterdir()} == packages | {"check.npy", "form.json"}
     assert json.loads((order.entry / "form.json").read_text()) == {
-        "batches": [1, 4],
-        "milliseconds": {"1": 9.0, "4": 2.25},
+        "batches": batches,
+        "milliseconds": {str(batch): value for batch, value in milliseconds.items()},
     }
-    assert load(order.entry, side=SIDE).batch == 4
-
-
-def test_batch_that_does_not_pay_is_not_kept(order, compiler, monkeypatch):
-    monkeypatch.setattr(compiled, "_measure", lambda _package, given: 9.0 if len(given) == 1 else 8.9)
-    make(order)
-    assert {path.name for path in order.entry.iterdir()} == {"batch-1.pt2", "check.npy", "form.json"}
-    assert load(order.entry, side=SIDE).batch == 1
+    assert load(order.entry, side=SIDE).batch == max(batches)
 
 
 def test_what_is_there_is_not_made_again(order, compiler):
     make(order)
     make(order)
-    assert compiler == [1, 4]
+    assert compiler == SIZES
 
 
 def test_spoilt_entry_is_made_anew(order, compiler, caplog):
     make(order)
     (order.entry / "check.npy").unlink()
     make(order)
-    assert compiler == [1, 4, 1, 4]
+    assert compiler == SIZES * 2
     assert load(order.entry, side=SIDE)
     assert "it is made anew" in caplog.text
 
@@ -387,7 +387,7 @@ def test_second_maker_waits_for_the_first(order, compiler, monkeypatch):
         assert begun.wait(30)
     for maker in makers:
         maker.join(30)
-    assert compiler == [1, 4]
+    assert compiler == SIZES
 
 
 def test_compiler_that_is_not_there_is_told(order, monkeypatch):
