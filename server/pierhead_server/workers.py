@@ -92,6 +92,7 @@ class Worker(asyncio.Protocol):
         self.place = place
         self.ready = False
         self.leaving = False  # gets nothing more
+        self.late = False  # was killed for want of an answer
         self.in_hand: deque[Batch] = deque()  # the one that is computed first
         self._pool = pool
         self._transport: asyncio.Transport | None = None
@@ -279,6 +280,7 @@ class Workers:
 
     def on_deadline(self, worker: Worker) -> None:
         """A worker does not come back: it is killed, and with it whatever keeps it."""
+        worker.late = True
         for job in worker.in_hand[0].jobs:
             _fail(job, DeadlineExceededError(f"the model took more than {self._pool.answer_seconds:g} s"))
         if self._server:
@@ -375,15 +377,17 @@ class Workers:
         if worker is None or (worker.leaving and not worker.in_hand):
             return  # it was sent away
         leaving = self._leaving.pop(death.worker, None)
-        self._deaths += 1
-        logger.error("worker %d died: %s", death.worker, death.how)
+        how = f"no answer for {self._pool.answer_seconds:g} s" if worker.late else death.how
+        # What takes too long is the request's fault, and no reason to give up.
+        self._deaths += not worker.late
+        logger.error("worker %d died: %s", death.worker, how)
         self._metrics.restarts.inc()
-        self._give_back(worker, death.how)
+        self._give_back(worker, how)
         if self._deaths > RESTARTS:
-            raise ModelProcessDiedError(f"{death.how}, {self._deaths} times in a row")
+            raise ModelProcessDiedError(f"{how}, {self._deaths} times in a row")
         if not any(worker.ready for worker in self._workers.values()):
-            self.not_ready = f"the model's process died ({death.how}) and is starting anew"
-        if self._deaths > 1:
+            self.not_ready = f"the model's process died ({how}) and is starting anew"
+        if self._deaths > 1 and not worker.late:
             await asyncio.sleep(FIRST_BACKOFF_SECONDS * 2 ** (self._deaths - 2))
         if worker.leaving or worker in self._leaving.values():
             return  # another one takes its place already

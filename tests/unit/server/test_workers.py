@@ -430,6 +430,18 @@ async def test_worker_that_does_not_come_back_is_killed_and_replaced(gate):
         await until(lambda: not is_alive(pid))
 
 
+async def test_requests_that_take_too_long_never_end_the_server(gate, caplog):
+    async with running(workers := Watched(answer_seconds=0.1)) as task:
+        stuck = [workers.block(gate) for _ in range(RESTARTS + 2)]
+        results = await asyncio.gather(*stuck, return_exceptions=True)
+        assert all(isinstance(result, DeadlineExceededError) for result in results)
+        gate.touch()
+        assert await workers.ask()
+        assert not task.done()
+    assert "worker 0 died: no answer for 0.1 s" in caplog.text
+    assert "memory" not in caplog.text
+
+
 async def test_deadline_of_one_batch_is_not_the_next_one_s(gate):
     async with running(workers := Watched("obedient", 1, device="cuda", answer_seconds=0.3)):
         stuck, innocent = workers.block(gate), workers.ask()
