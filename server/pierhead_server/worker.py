@@ -36,8 +36,8 @@ def run_worker(connection: socket.socket, model: Model, contract: Contract) -> N
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it closed while this computed
         for calls in _receive(connection):
             prepared = [prepare(call, model, contract) for call in calls]
-            for reply in answer(calls, prepared, model, contract):
-                connection.sendall(pack(reply))
+            # Together: the listener is woken once.
+            connection.sendall(b"".join(map(pack, answer(calls, prepared, model, contract))))
 
 
 def run_pipelined_worker(connection: socket.socket, model: Model, contract: Contract) -> None:
@@ -45,8 +45,8 @@ def run_pipelined_worker(connection: socket.socket, model: Model, contract: Cont
 
     def compute(calls: list[Call], prepared: list[Future[Attempt]]) -> None:
         try:
-            for reply in answer(calls, [future.result() for future in prepared], model, contract):
-                connection.sendall(pack(reply))
+            replies = answer(calls, [future.result() for future in prepared], model, contract)
+            connection.sendall(b"".join(map(pack, replies)))
         except BaseException:
             # Whoever waits for calls below shall not wait for one more to hear of it.
             connection.shutdown(socket.SHUT_RD)
