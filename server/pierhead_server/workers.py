@@ -378,8 +378,10 @@ class Workers:
             return  # it was sent away
         leaving = self._leaving.pop(death.worker, None)
         how = f"no answer for {self._pool.answer_seconds:g} s" if worker.late else death.how
-        # What takes too long is the request's fault, and no reason to give up.
-        self._deaths += not worker.late
+        # No reason to give up are calls that take too long, nor a death that one of several calls is to blame for: each
+        # is alone the next time.
+        counts = not worker.late and sum(len(batch.jobs) for batch in worker.in_hand) <= 1
+        self._deaths += counts
         logger.error("worker %d died: %s", death.worker, how)
         self._metrics.restarts.inc()
         self._give_back(worker, how)
@@ -387,7 +389,7 @@ class Workers:
             raise ModelProcessDiedError(f"{how}, {self._deaths} times in a row")
         if not any(worker.ready for worker in self._workers.values()):
             self.not_ready = f"the model's process died ({how}) and is starting anew"
-        if self._deaths > 1 and not worker.late:
+        if self._deaths > 1 and counts:
             await asyncio.sleep(FIRST_BACKOFF_SECONDS * 2 ** (self._deaths - 2))
         if worker.leaving or worker in self._leaving.values():
             return  # another one takes its place already

@@ -6,12 +6,14 @@ import os
 import signal
 import sys
 from collections import Counter
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import msgspec
 import pytest
 from pierhead_server import workers as workers_module
+from pierhead_server.batching import BatchPolicy
 from pierhead_server.control import Load
 from pierhead_server.errors import (
     ArtifactInvalidError,
@@ -43,12 +45,27 @@ def make_load(folder):
     return Load(str(folder), SERVED, Limits(128), max_image_pixels=10**6)
 
 
-class Watched(Workers):
-    """Workers, and what their metrics say."""
+ONE_BY_ONE = BatchPolicy()  # each worker holds what it computes and no more
+GPU = BatchPolicy(partial=True, depth=2, delay=0.005)
 
-    def __init__(self, *command, workers=1, queue_size=16, answer_seconds=DEADLINE_SECONDS, device="cpu"):
+
+@dataclass(frozen=True)
+class FixedPool(Pool):
+    """Batches as a test wants them, whatever suits a CPU."""
+
+    how: BatchPolicy = ONE_BY_ONE
+
+    def policy(self, batch):
+        return replace(self.how, size=batch)
+
+
+class Watched(Workers):
+    """Workers, and what their metrics say. Without `how` their calls are batched as on a CPU."""
+
+    def __init__(self, *command, workers=1, queue_size=16, answer_seconds=DEADLINE_SECONDS, how=ONE_BY_ONE):
         self.metrics = Metrics(SERVED)
-        pool = Pool(workers, queue_size, answer_seconds, device)
+        given = (workers, queue_size, answer_seconds)
+        pool = FixedPool(*given, how=how) if how else Pool(*given)
         process = (sys.executable, "-m", "tests.unit.server.model_processes", *map(str, command or ("obedient",)))
         super().__init__(pool, self.metrics, partial(launch, process))
 
@@ -235,7 +252,7 @@ async def test_idle_worker_gets_a_call_at_once(gate):
 
 
 async def test_gpu_gets_the_next_batch_while_it_computes(gate):
-    async with running(workers := Watched("obedient", 4, device="cuda")):
+    async with running(workers := Watched("obedient", 4, how=GPU)):
         first = workers.block(gate)
         assert workers.batches == [[1]]
         second = [workers.ask() for _ in range(4)]
@@ -249,7 +266,7 @@ async def test_gpu_gets_the_next_batch_while_it_computes(gate):
 
 
 async def test_gpu_that_computes_gets_less_than_a_batch_after_a_while(gate):
-    async with running(workers := Watched("obedient", 4, device="cuda")):
+    async with running(workers := Watched("obedient", 4, how=GPU)):
         first = workers.block(gate)
         second = [workers.ask() for _ in range(2)]
         assert workers.batches == [[1]]
@@ -337,7 +354,7 @@ def hold_starts(workers, monkeypatch):
 
 
 async def test_gpus_second_batch_is_innocent_of_its_worker_s_death(gate):
-    async with running(workers := Watched("obedient", 1, device="cuda")):
+    async with running(workers := Watched("obedient", 1, how=GPU)):
         (pid,) = await pids([workers.ask()])
         first, second = workers.block(gate), workers.ask()
         assert workers.batches == [[1, 1]]
@@ -416,6 +433,28 @@ async def test_each_death_in_a_row_is_followed_by_a_longer_wait(monkeypatch):
     assert isinstance(task.exception(), ModelProcessDiedError)
 
 
+@pytest.mark.parametrize("how", [None, ONE_BY_ONE, GPU])
+@pytest.mark.parametrize("batch", [1, 4])
+async def test_whatever_happens_each_call_gets_its_own_outcome(how, batch, tmp_path):
+    """Calls that answer, are refused, take a while, are given up, or kill their worker, all at once."""
+    async with running(workers := Watched("obedient", batch, workers=2, queue_size=10**4, how=how)) as task:
+        told = [DIE if number % 41 == 3 else REFUSE if number % 7 == 0 else b"answer" for number in range(400)]
+        futures = [workers.ask(each) for each in told]
+        gone = [workers.ask(b"answer") for _ in range(50)]
+        for future in gone[::2]:
+            future.cancel()
+        results = await asyncio.gather(*futures, return_exceptions=True)
+        for each, result in zip(told, results, strict=True):
+            if each == DIE:
+                assert isinstance(result, InternalError)
+            else:
+                assert result.code == (400 if each == REFUSE else 200)
+        assert len(await pids(gone[1::2])) == 25
+        assert not task.done()
+        await until(lambda: workers.metric("pierhead_workers") == 2)
+        assert workers.batches == [[], []]
+
+
 # Deadlines
 
 
@@ -443,7 +482,7 @@ async def test_requests_that_take_too_long_never_end_the_server(gate, caplog):
 
 
 async def test_deadline_of_one_batch_is_not_the_next_one_s(gate):
-    async with running(workers := Watched("obedient", 1, device="cuda", answer_seconds=0.3)):
+    async with running(workers := Watched("obedient", 1, how=GPU, answer_seconds=0.3)):
         stuck, innocent = workers.block(gate), workers.ask()
         assert workers.batches == [[1, 1]]
         with pytest.raises(DeadlineExceededError):
