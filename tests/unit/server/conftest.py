@@ -69,7 +69,7 @@ def compilation(torchvision_folder, tmp_path_factory):
         first.wait_ready(1)
         before, quick = first.workers(), first.client.post(PREDICT, json=body).json()["predictions"]
         with clients(first, body, codes):
-            wait_until(lambda: first.form() == second.form() == "compiled", first.process, seconds=300)
+            wait_until(lambda: first.form() == second.form() == "compiled", first.process, seconds=600)
             so_far = len(codes)
             wait_until(lambda: len(codes) > so_far + 20, first.process)
         wait_until(lambda: first.metric("pierhead_workers") == 1 and not set(before) & set(first.workers()))
