@@ -58,7 +58,7 @@ class Preprocessing(_Strict):
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # of red, green, blue in 0..1
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
-    # Lets the JPEG decoder scale by 1/2, 1/4, 1/8 first: faster on large pictures, and a little other than full size.
+    # Lets the JPEG decoder scale by eighths first: faster on large pictures, and a little other than full size.
     scaled_decoding: bool = False
 
     @model_validator(mode="after")

@@ -115,6 +115,7 @@ class ForkServer:
             return
         import torch
 
+        torch.cuda.set_device(place)  # or pinned memory would open a context on the first GPU
         model.move(torch.device(self._load.device, place))
         run_pipelined_worker(connection, model, contract)
 
