@@ -5,6 +5,7 @@ is a fork away. It also makes the compiled form, in a child of low priority.
 """
 
 import contextlib
+import ctypes
 import gc
 import logging
 import os
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 _COMPILER = -1  # the number of the child that compiles
 _ANY_PIXELS = 2**31  # of pictures that nobody sends
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _NICE = 19  # those that serve come first
 
 # One worker computes on each CPU. Threads of several on the same CPU would wait for each other, spinning; and a process
@@ -101,6 +103,8 @@ class ForkServer:
 
     def _forget(self) -> None:
         """In a child: what belongs to the parent. Held open, the listener would not notice the parent's end."""
+        # A child that computes notices nothing: without its parent it is killed.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         self._selector.close()
         self._control.close()
         for descriptor in self._children:

@@ -241,18 +241,23 @@ def test_end_of_the_listener_ends_all_children(start, tmp_path):
 
 
 def test_children_do_not_keep_what_is_the_parents(start, tmp_path):
-    """Or the listener would not notice the parent's end, nor a worker the end of its connection."""
+    """Or a worker would not notice the end of its connection."""
     parent = start("obedient", 1, tmp_path / "never")
     (first, one), (second, two) = parent.fork(0), parent.fork(1)
     with first, second:
-        parent.process.kill()
-        assert parent.control.recv(1) == b""
-        assert is_alive(one)
-        assert is_alive(two)
         first.close()
         wait_until(lambda: not is_alive(one))
         tell(second, b"")
         assert read_answer(second)["pid"] == two
+
+
+def test_children_end_with_their_parent(start, tmp_path):
+    parent = start("obedient", 1, tmp_path / "never")
+    connection, child = parent.fork(0)
+    with connection:
+        parent.process.kill()
+        assert parent.control.recv(1) == b""
+        wait_until(lambda: not is_alive(child))
 
 
 def test_faster_form_is_told_and_given_to_who_comes_after(start, tmp_path):

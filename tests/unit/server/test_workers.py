@@ -529,6 +529,14 @@ async def test_workers_of_a_killed_fork_server_end(gate):
         await until(lambda: not any(map(is_alive, orphans)))
 
 
+async def test_worker_caught_in_the_model_ends_with_its_fork_server(gate):
+    async with running(workers := Watched(workers=1)):
+        (child,) = await pids([workers.ask()])
+        workers.block(gate)
+        os.kill(workers.fork_server, signal.SIGKILL)
+        await until(lambda: not is_alive(child))
+
+
 async def test_fork_server_that_dies_again_and_again_ends_it():
     workers = Watched("dies_when_ready")
     with pytest.raises(ModelProcessDiedError, match="SIGKILL: most likely out of memory, 4 times in a row"):
