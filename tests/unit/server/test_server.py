@@ -300,6 +300,8 @@ def test_fork_server_that_is_killed_comes_back_without_a_failed_request(obedient
     parent, workers = obedient.fork_server(), obedient.workers()
     with ThreadPoolExecutor(6) as callers:
         computing = [callers.submit(tell, obedient, {"wait for": str(tmp_path / "gate")}) for _ in range(2)]
+        # Or one of those that follow is there first, and answered.
+        wait_until(lambda: obedient.metric("pierhead_predict_requests_in_flight") == 2)
         waiting = [callers.submit(tell, obedient, "pid") for _ in range(4)]
         wait_until(lambda: obedient.metric("pierhead_predict_requests_in_flight") == 6)
         os.kill(parent, signal.SIGKILL)
