@@ -83,6 +83,7 @@ class ForkServer:
         return True
 
     def _start(self, number: int, main: Callable[[], None]) -> None:
+        parent = os.getpid()
         pid = os.fork()
         if pid:
             descriptor = os.pidfd_open(pid)
@@ -91,7 +92,7 @@ class ForkServer:
             return
         code = 1
         try:
-            self._forget()
+            self._forget(parent)
             main()
             code = 0
         except BaseException:
@@ -101,10 +102,12 @@ class ForkServer:
             # Nothing of the parent's is to be flushed or cleaned up twice.
             os._exit(code)
 
-    def _forget(self) -> None:
+    def _forget(self, parent: int) -> None:
         """In a child: what belongs to the parent. Held open, the listener would not notice the parent's end."""
         # A child that computes notices nothing: without its parent it is killed.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it died before that
+            os._exit(1)
         self._selector.close()
         self._control.close()
         for descriptor in self._children:
