@@ -127,3 +127,18 @@ def make_startup_error(reason: str, message: str) -> StartupError:
     """The error that another process reported."""
     known = {family.reason: family for family in StartupError.__subclasses__()}
     return known[reason](message)
+
+
+_KINDS = {
+    bool: "a boolean",
+    dict: "an object",
+    list: "a list",
+    str: "a string",
+    bytes: "binary data",
+    type(None): "null",
+}
+
+
+def describe_kind(value: object) -> str:
+    """What JSON calls the type of a parsed value, for messages."""
+    return _KINDS.get(type(value), "a number")

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from pierhead_server.errors import InternalError, InvalidArgumentError, ValueTensorError
+from pierhead_server.errors import InternalError, InvalidArgumentError, ValueTensorError, describe_kind
 from pierhead_server.messages import Call, Reply
 from pierhead_server.protocol import (
     Limits,
@@ -25,7 +25,7 @@ from pierhead_server.protocol import (
     suggest,
 )
 from pierhead_server.signature import DATATYPES, Signature, TensorSpec
-from pierhead_server.tensors import Array, describe_kind, flatten, to_array
+from pierhead_server.tensors import Array, flatten, to_array
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 

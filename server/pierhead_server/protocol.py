@@ -24,6 +24,7 @@ from pierhead_server.errors import (
     QueueFullError,
     UnsupportedEncodingError,
     ValueTensorError,
+    describe_kind,
 )
 from pierhead_server.messages import Call, Dialect, Reply
 from pierhead_server.signature import Signature
@@ -114,7 +115,7 @@ def parse(call: Call, limits: Limits, signature: Signature | None = None) -> Req
         return Request((call.body,), {}, call.dialect)
     document = parse_json(call.body)
     if not isinstance(document, dict):
-        raise InvalidArgumentError(f'the body must be a JSON object with "instances", not {_kind(document)}')
+        raise InvalidArgumentError(f'the body must be a JSON object with "instances", not {describe_kind(document)}')
     instances = _check_instances(document.pop("instances", None), limits.max_instances)
     # To look through the body takes longer than through flat instances, and less long than through nested ones.
     if all(map(_is_flat, instances)) or b'"b64"' in call.body or b"\\" in call.body:  # an escape may hide the name
@@ -170,7 +171,7 @@ def _check_instances(instances: object, most: int) -> list[object]:
     if instances is None:
         raise InvalidArgumentError('instances: missing: send {"instances": [...]}')
     if not isinstance(instances, list):
-        raise InvalidArgumentError(f"instances: must be a list, not {_kind(instances)}")
+        raise InvalidArgumentError(f"instances: must be a list, not {describe_kind(instances)}")
     if not instances:
         raise InvalidArgumentError("instances: empty: give at least one instance")
     if len(instances) > most:
@@ -237,7 +238,7 @@ def _holds_object(values: list[Any]) -> bool:
 def decode_base64(value: object, field: str) -> bytes:
     """Standard base64, strictly; raises ValueTensorError."""
     if not isinstance(value, str):
-        raise ValueTensorError(field, f"must be a base64 string, not {_kind(value)}")
+        raise ValueTensorError(field, f"must be a base64 string, not {describe_kind(value)}")
     try:
         data: bytes = pybase64.b64decode(value, validate=True)
     except ValueError as error:
@@ -282,7 +283,7 @@ def parse_ranking_parameters(arguments: Mapping[str, object]) -> RankingParamete
     if parameters is None:
         return RankingParameters()
     if not isinstance(parameters, dict):
-        raise InvalidArgumentError(f"parameters: must be an object, not {_kind(parameters)}")
+        raise InvalidArgumentError(f"parameters: must be an object, not {describe_kind(parameters)}")
     _refuse_unknown("parameters.", parameters, ("confidenceThreshold", "maxPredictions"))
     threshold = parameters.get("confidenceThreshold")
     if threshold is None:
@@ -300,19 +301,6 @@ def parse_ranking_parameters(arguments: Mapping[str, object]) -> RankingParamete
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _kind(value: object) -> str:
-    """What JSON calls the type of a parsed value."""
-    names = {
-        bool: "a boolean",
-        dict: "an object",
-        list: "a list",
-        str: "a string",
-        bytes: "binary data",
-        type(None): "null",
-    }
-    return names.get(type(value), "a number")
 
 
 def shape_ranking(
@@ -348,7 +336,7 @@ def _read_picture_value(value: object) -> "bytes | npt.NDArray[np.uint8]":
     if isinstance(value, str):
         raise ValueTensorError("", f'must be a picture, not a string: is it base64? Send {{"b64": "{value[:8]}..."}}')
     if value is None or isinstance(value, bool | int | float):
-        raise ValueTensorError("", f"must be a picture, not {_kind(value)}: send {_PICTURE_FORMS}")
+        raise ValueTensorError("", f"must be a picture, not {describe_kind(value)}: send {_PICTURE_FORMS}")
     import numpy as np
 
     from pierhead_server.tensors import to_picture

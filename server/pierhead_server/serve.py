@@ -84,9 +84,7 @@ async def serve(settings: Settings, launched: Launched) -> None:
 
     Raises StartupError when there is nothing (any more) to serve, OSError for a taken port.
     """
-    served = ServedModel(
-        settings.deployed_model_id, settings.model, settings.model_display_name, settings.model_version_id
-    )
+    served = _make_served(settings)
     metrics = Metrics(served)
     starts = chain((launched,), iter(launch, None))
     workers = Workers(make_pool(settings), metrics, starts.__next__)
@@ -104,6 +102,12 @@ async def serve(settings: Settings, launched: Launched) -> None:
     telemetry.shutdown()
     if not model.cancelled():
         model.result()
+
+
+def _make_served(settings: Settings) -> ServedModel:
+    return ServedModel(
+        settings.deployed_model_id, settings.model, settings.model_display_name, settings.model_version_id
+    )
 
 
 def _describe(served: ServedModel) -> dict[str, str]:
@@ -146,9 +150,7 @@ def make_load(settings: Settings, folder: Path) -> Load:
     """What the fork server is told."""
     return Load(
         folder=str(folder),
-        served=ServedModel(
-            settings.deployed_model_id, settings.model, settings.model_display_name, settings.model_version_id
-        ),
+        served=_make_served(settings),
         limits=Limits(settings.max_instances),
         max_image_pixels=settings.max_image_pixels,
         allow_code=settings.allow_code,

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pierhead_server.errors import ValueTensorError as ValueTensorError
+from pierhead_server.errors import describe_kind
 from pierhead_server.signature import Signature as Signature
 from pierhead_server.signature import TensorSpec as TensorSpec
 
@@ -21,20 +22,6 @@ Array = npt.NDArray[Any]
 _PICTURE = TensorSpec("", "uint8", (-1, -1, 3))
 _MAX_RANK = 32
 _EXACT = 2.0**53  # up to here a float64 holds every whole number
-
-_KINDS = {
-    bool: "a boolean",
-    dict: "an object",
-    list: "a list",
-    str: "a string",
-    bytes: "binary data",
-    type(None): "null",
-}
-
-
-def describe_kind(value: object) -> str:
-    """What JSON calls the type of a parsed value."""
-    return _KINDS.get(type(value), "a number")
 
 
 def to_tensor(value: object, spec: TensorSpec) -> Array:
