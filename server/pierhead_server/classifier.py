@@ -206,11 +206,11 @@ def check_outputs(runner: Runner, pictures: Sequence[Pixels], classes: int) -> C
 
 def synthetic_pictures(count: int, side: int) -> list[Pixels]:
     """Pictures of soft colours, the same at every call and no two alike."""
-    rows, columns, channels = np.meshgrid(np.arange(side), np.arange(side), np.arange(3), indexing="ij")
+    rows, columns, channels = np.ogrid[:side, :side, :3]
     return [
-        np.ascontiguousarray(
-            127.5 + 127.5 * np.sin(rows * (number + 1) / 17 + columns / (number + 11) + channels * (number + 2))
-        ).astype(np.uint8)
+        (127.5 + 127.5 * np.sin(rows * (number + 1) / 17 + columns / (number + 11) + channels * (number + 2))).astype(
+            np.uint8
+        )
         for number in range(count)
     ]
 

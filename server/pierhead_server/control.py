@@ -25,6 +25,7 @@ class Load(msgspec.Struct, frozen=True, tag=True):
     allow_code: bool = False
     compiled_dir: str | None = None  # None: nothing is compiled
     device: str = "cpu"
+    workers: int = 1  # that will be forked
     log_level: str = "info"
     log_json: bool = True
 
@@ -33,7 +34,7 @@ class Fork(msgspec.Struct, frozen=True, tag=True):
     """To the fork server, with a descriptor: a worker shall answer on that connection."""
 
     worker: int
-    place: int  # which of the machine's GPUs it computes on
+    place: int  # which of the workers' GPUs or CPUs it computes on
 
 
 class Kill(msgspec.Struct, frozen=True, tag=True):

@@ -49,6 +49,7 @@ class Server(uvicorn.Server):
                 lifespan="off",
                 ws="none",
                 server_header=False,
+                proxy_headers=False,
                 timeout_keep_alive=_KEEP_ALIVE_SECONDS,
                 timeout_graceful_shutdown=_FINISH_SECONDS,
             )
@@ -148,6 +149,7 @@ def fetch(settings: Settings) -> Path:
 
 def make_load(settings: Settings, folder: Path) -> Load:
     """What the fork server is told."""
+    pool = make_pool(settings)
     return Load(
         folder=str(folder),
         served=_make_served(settings),
@@ -155,7 +157,8 @@ def make_load(settings: Settings, folder: Path) -> Load:
         max_image_pixels=settings.max_image_pixels,
         allow_code=settings.allow_code,
         compiled_dir=str(settings.compiled_dir) if settings.compile else None,
-        device=make_pool(settings).device,
+        device=pool.device,
+        workers=pool.workers,
         log_level=settings.log_level,
         log_json=settings.log_format == "json",
     )
