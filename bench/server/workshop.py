@@ -133,12 +133,12 @@ def read_cpu(text: str | None = None) -> str:
 
 
 def make_environment(more: Mapping[str, str]) -> dict[str, str]:
-    """The caller's environment, with nothing in it that sets up a server or torch's threads."""
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("PIERHEAD_", "OMP_", "MKL_", "KMP_", "OTEL_", "LITSERVE_"))
-    }
+    """The caller's environment, with nothing in it that sets up a server, torch's threads or Python's bytecode.
+
+    The images have their bytecode compiled; here it is kept by whoever imports first.
+    """
+    others = ("PIERHEAD_", "OMP_", "MKL_", "KMP_", "OTEL_", "LITSERVE_", "PYTHONDONTWRITEBYTECODE")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(others)}
     return kept | {"PYTHONPATH": str(settings.REPOSITORY), **more}
 
 

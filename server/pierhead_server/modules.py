@@ -1,13 +1,17 @@
 """Torch modules from an artifact's files. A pickle is never loaded without torch's own limits on what it may hold."""
 
 import difflib
+import importlib
 import json
 import os
+import sys
 import warnings
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from pierhead_server.artifact import Artifact
 from pierhead_server.config import ExportedProgram, Preprocessing, TorchScriptProgram, TorchvisionModel
@@ -15,6 +19,33 @@ from pierhead_server.errors import ArtifactInvalidError
 
 if TYPE_CHECKING:
     from torch.export.pt2_archive._package import PT2ArchiveReader
+
+
+def import_torchvision() -> Any:
+    """torchvision (0.29) without torch's compiler: to import that takes longer than torch, torchvision half a second.
+
+    Of the compiler, torchvision wants one function for its operators of detection, which a classifier never calls.
+    """
+    if "torchvision" in sys.modules or _COMPILER in sys.modules:
+        return importlib.import_module("torchvision")
+    compiler, functions = ModuleType(_COMPILER), ModuleType(f"{_COMPILER}.utils")
+    compiler.__path__ = []
+    functions.is_compile_supported = _is_compile_supported  # type: ignore[attr-defined]
+    stand_ins = {module.__name__: module for module in (compiler, functions)}
+    sys.modules.update(stand_ins)
+    try:
+        return importlib.import_module("torchvision")
+    finally:
+        for name in stand_ins:
+            del sys.modules[name]
+
+
+_COMPILER = "torch._dynamo"
+
+
+def _is_compile_supported(device_type: str) -> bool:
+    """The compiler's own answer, when somebody asks."""
+    return bool(importlib.import_module(f"{_COMPILER}.utils").is_compile_supported(device_type))
 
 
 def load_torchvision(artifact: Artifact, config: TorchvisionModel, classes: int) -> torch.nn.Module:
@@ -32,10 +63,8 @@ def load_torchvision(artifact: Artifact, config: TorchvisionModel, classes: int)
 
 
 def _check_architecture(architecture: str) -> None:
-    # Imported here: it takes as long as torch itself, and a program does without.
-    import torchvision
-
-    known = torchvision.models.list_models(module=torchvision.models)
+    models = import_torchvision().models
+    known = models.list_models(module=models)
     if architecture not in known:
         near = difflib.get_close_matches(architecture, known, n=1)
         fix = f"did you mean {near[0]}?" if near else "see torchvision's classification models"
@@ -43,21 +72,33 @@ def _check_architecture(architecture: str) -> None:
 
 
 def _build_torchvision(architecture: str, classes: int) -> torch.nn.Module:
-    """The architecture without weights."""
-    from torchvision.models import get_model
+    """The architecture, its weights' places empty."""
+    models = import_torchvision().models
+    with warnings.catch_warnings(), _Empty():
+        warnings.simplefilter("ignore")  # of how a network would be initialised, which this one is not
+        module: torch.nn.Module = models.get_model(architecture, weights=None, num_classes=classes)
+        return module
 
-    def build() -> torch.nn.Module:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of how a network would be initialised, which this one is not
-            module: torch.nn.Module = get_model(architecture, weights=None, num_classes=classes)
-            return module
 
-    try:
-        # Nothing is allocated or drawn at random there, which for large networks takes many seconds.
-        with torch.device("meta"):
-            return build()
-    except NotImplementedError:
-        return build()  # RegNet computes its widths with tensors
+class _Empty(TorchFunctionMode):
+    """Weights are neither allocated nor drawn at random, which for large networks takes many seconds.
+
+    What an architecture computes of its own (RegNet its widths, Swin its positions) is computed. On `meta` as a whole
+    it could not be, and torch's Python code for that imports the compiler.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Torch calls it in place of its functions."""
+        kwargs = kwargs or {}
+        if func is torch.Tensor.normal_:
+            return args[0]
+        if func is torch.nn.init.normal_:
+            return kwargs["tensor"]
+        if func is torch.empty:
+            kwargs = {**kwargs, "device": "meta"}
+        return func(*args, **kwargs)
 
 
 def _read_weights(path: Path) -> dict[str, torch.Tensor]:
@@ -87,10 +128,9 @@ def _is_zip(path: Path) -> bool:
 
 def read_metadata(name: str) -> tuple[tuple[str, ...], Preprocessing]:
     """The labels and the preprocessing of torchvision's weights of this name. Raises ArtifactInvalidError."""
-    from torchvision.models import get_weight
-
+    models = import_torchvision().models
     try:
-        weights = get_weight(name)
+        weights = models.get_weight(name)
         preset: Any = weights.transforms()
         labels = tuple(weights.meta["categories"])
         preprocessing = Preprocessing(

@@ -43,6 +43,27 @@ EVENT = msgspec.msgpack.Decoder(FromForkServer)
 REPLY = msgspec.msgpack.Decoder(Reply)
 
 
+# What a worker settles
+
+
+@pytest.mark.parametrize(
+    ("cpus", "workers", "place", "expected"),
+    [
+        ({0, 1}, 2, 0, {0}),
+        ({0, 1}, 2, 1, {1}),
+        ({3, 9, 17}, 3, 1, {9}),
+        ({0, 1}, 1, 0, None),  # another worker's neighbour is anybody's
+        ({0, 1}, 4, 3, None),
+    ],
+)
+def test_worker_stays_on_its_cpu_where_each_has_one(cpus, workers, place, expected, monkeypatch):
+    kept = []
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: cpus)
+    monkeypatch.setattr(os, "sched_setaffinity", lambda pid, chosen: kept.append((pid, chosen)))
+    forkserver.settle(place, workers)
+    assert kept == ([] if expected is None else [(0, expected)])
+
+
 # The channel
 
 
@@ -61,7 +82,7 @@ def test_exit_is_described(code, text):
 
 
 COMMANDS = [
-    Load("/f", ServedModel("a", "b", "c", "d"), Limits(3), 4, True, "/cache", "cuda"),
+    Load("/f", ServedModel("a", "b", "c", "d"), Limits(3), 4, True, "/cache", "cuda", 2),
     Fork(1, 2),
     Kill(3),
 ]

@@ -3,6 +3,8 @@
 import io
 import pickle
 import shutil
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -356,6 +358,25 @@ def test_predictor_is_refused_unless_code_is_allowed(tmp_path):
         load(tmp_path)
     assert not (tmp_path / "ran").exists()
     assert predict(load(tmp_path, LoadOptions(10**6, allow_code=True)), instances(1, "a")) == [[1, "a"]]
+
+
+def test_torchvision_is_imported_without_the_compiler():
+    """Which takes longer to import than torch, and is still there for who wants it."""
+    program = """if True:
+        import sys, torch
+        from pierhead_server.modules import import_torchvision, _build_torchvision
+        torchvision = import_torchvision()
+        for architecture in torchvision.models.list_models(module=torchvision.models):
+            _build_torchvision(architecture, 5)
+            assert "torch._dynamo" not in sys.modules, architecture
+        assert "torch._dynamo.utils" not in sys.modules
+        boxes = torch.tensor([[0.0, 0.0, 1.0, 1.0]])
+        assert torchvision.ops.roi_align(torch.ones(1, 1, 2, 2), [boxes], 1).item() == 1
+        assert torchvision.ops.roi_align.__globals__["is_compile_supported"]("cpu") in (False, True)
+        assert torch.compile(lambda x: x + 1, backend="eager")(torch.ones(1)).item() == 2
+        assert import_torchvision() is torchvision
+    """
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
 
 
 def test_architecture_that_computes_while_it_is_built_loads(tmp_path):

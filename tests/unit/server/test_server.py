@@ -540,6 +540,7 @@ def test_fork_server_is_told_what_the_settings_say(make_settings):
         allow_code=True,
         compiled_dir="/cache",
         device="cpu",
+        workers=make_pool(settings).workers,
         log_level="debug",
         log_json=False,
     )
