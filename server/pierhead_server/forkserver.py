@@ -207,6 +207,7 @@ def _import_torch() -> None:
     import torch
 
     torch.set_num_threads(1)
+    gc.freeze()  # a collection that looks at all of torch takes a tenth of a second
 
 
 def compile_beside(folder: Path) -> None:

@@ -41,6 +41,7 @@ logger = logging.getLogger(__name__)
 
 RESTARTS = 3  # in a row, without an answer between
 FIRST_BACKOFF_SECONDS = 0.5  # doubled for each restart in a row
+START_SECONDS = 120.0  # until a worker's first message; one on a GPU takes the model there first
 _EXIT_SECONDS = 5.0  # for processes whose connection was closed
 _REPLY = msgspec.msgpack.Decoder(Reply)
 
@@ -92,7 +93,7 @@ class Worker(asyncio.Protocol):
         self.place = place
         self.ready = False
         self.leaving = False  # gets nothing more
-        self.late = False  # was killed for want of an answer
+        self.late: float | None = None  # the seconds after which it was killed, for want of an answer
         self.in_hand: deque[Batch] = deque()  # the one that is computed first
         self._pool = pool
         self._transport: asyncio.Transport | None = None
@@ -102,6 +103,7 @@ class Worker(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Asyncio calls it."""
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by name
+        self._expect_message(START_SECONDS)
 
     def data_received(self, data: bytes) -> None:
         """Replies, whole or in pieces."""
@@ -117,6 +119,7 @@ class Worker(asyncio.Protocol):
     def _take(self, reply: Reply) -> None:
         if not self.ready:  # its first message says that it is warm
             self.ready = True
+            self._watch()
             self._pool.on_ready(self)
             return
         batch = self.in_hand[0]
@@ -140,9 +143,10 @@ class Worker(asyncio.Protocol):
             self._deadline.cancel()
             self._deadline = None
         if self.in_hand:
-            self._deadline = asyncio.get_running_loop().call_later(
-                self._pool.answer_seconds, self._pool.on_deadline, self
-            )
+            self._expect_message(self._pool.answer_seconds)
+
+    def _expect_message(self, seconds: float) -> None:
+        self._deadline = asyncio.get_running_loop().call_later(seconds, self._pool.on_deadline, self, seconds)
 
     def leave(self) -> None:
         """It ends when it has answered what it holds."""
@@ -278,11 +282,11 @@ class Workers:
         self._metrics.observe_reply(reply)
         self._dispatch()
 
-    def on_deadline(self, worker: Worker) -> None:
+    def on_deadline(self, worker: Worker, seconds: float) -> None:
         """A worker does not come back: it is killed, and with it whatever keeps it."""
-        worker.late = True
-        for job in worker.in_hand[0].jobs:
-            _fail(job, DeadlineExceededError(f"the model took more than {self._pool.answer_seconds:g} s"))
+        worker.late = seconds
+        for job in worker.in_hand[0].jobs if worker.in_hand else ():
+            _fail(job, DeadlineExceededError(f"the model took more than {seconds:g} s"))
         if self._server:
             self._server.send(Kill(worker.number))
 
@@ -377,7 +381,7 @@ class Workers:
         if worker is None or (worker.leaving and not worker.in_hand):
             return  # it was sent away
         leaving = self._leaving.pop(death.worker, None)
-        how = f"no answer for {self._pool.answer_seconds:g} s" if worker.late else death.how
+        how = f"no answer for {worker.late:g} s" if worker.late else death.how
         # No reason to give up are calls that take too long, nor a death that one of several calls is to blame for: each
         # is alone the next time.
         counts = not worker.late and sum(len(batch.jobs) for batch in worker.in_hand) <= 1

@@ -90,6 +90,19 @@ def bad_form(control, load, marker):
     Bad(control, load, 1, Path(f"{marker}.form")).run()
 
 
+def mute_at_first(control, load, marker):
+    """Its first worker says nothing, ever; `marker` tells that there was one."""
+
+    class Mute(Obedient):
+        def _work(self, connection, place):
+            if not Path(marker).exists():
+                Path(marker).touch()
+                wait_for(Path(f"{marker}.never"))
+            super()._work(connection, place)
+
+    Mute(control, load, 1, None).run()
+
+
 def misfit(control, load):
     """Finds the artifact wrong."""
     send(control, Failed("ArtifactInvalid", "weights: do not fit"))

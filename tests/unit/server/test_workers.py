@@ -469,6 +469,14 @@ async def test_worker_that_does_not_come_back_is_killed_and_replaced(gate):
         await until(lambda: not is_alive(pid))
 
 
+async def test_worker_that_never_says_a_word_is_killed_and_replaced(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("pierhead_server.workers.START_SECONDS", 0.5)
+    async with running(workers := Watched("mute_at_first", tmp_path / "marker")):
+        assert (tmp_path / "marker").exists()
+        assert await workers.ask()
+    assert "worker 0 died: no answer for 0.5 s" in caplog.text
+
+
 async def test_requests_that_take_too_long_never_end_the_server(gate, caplog):
     async with running(workers := Watched(answer_seconds=0.1)) as task:
         stuck = [workers.block(gate) for _ in range(RESTARTS + 2)]
