@@ -1,10 +1,10 @@
 """How an installation is set up: the one file that the chart writes and the operator reads at its start."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
 
 
@@ -26,20 +26,95 @@ class ServerSettings(_Settings):
         default_factory=dict,
         description="A Kubernetes volume source that all server pods of a namespace share, for compiled forms.",
     )
+    artifact_cache: dict[str, Any] = Field(
+        default_factory=dict,
+        description="A Kubernetes volume source that pods of a node share, for artifacts; else each pod has its own.",
+    )
+    artifact_cache_bytes: int | None = Field(
+        None, description="The most that the shared cache keeps beyond what is in use; all that fits if left out."
+    )
+    env_from: list[dict[str, Any]] = Field(
+        default_factory=list, description="Kubernetes EnvFromSources that every pod is given, such as storage's secrets."
+    )
+
+
+class MachineClass(_Settings):
+    """What a machineType or an acceleratorType of Vertex AI means on this cluster."""
+
+    resources: dict[str, dict[str, str]] = Field(
+        default_factory=dict, description="Requests and limits of a replica, instead of the server's own."
+    )
+    node_selector: dict[str, str] = Field(default_factory=dict, description="Labels of its nodes.")
+    tolerations: list[dict[str, Any]] = Field(default_factory=list, description="Taints of its nodes.")
+
+
+class AcceleratorClass(_Settings):
+    """An accelerator: the resource that a device plugin advertises, and where."""
+
+    resource: str = Field("nvidia.com/gpu", description="Such as nvidia.com/gpu, or nvidia.com/mig-1g.10gb.")
+    node_selector: dict[str, str] = Field(default_factory=dict, description="Labels of its nodes.")
+    tolerations: list[dict[str, Any]] = Field(default_factory=list, description="Taints of its nodes.")
+
+
+class MachineSettings(_Settings):
+    """The machines that DeployedModels may ask for, by Vertex AI's names."""
+
+    machine_types: dict[str, MachineClass] = Field(default_factory=dict)
+    accelerator_types: dict[str, AcceleratorClass] = Field(default_factory=dict)
+
+
+class RolloutSettings(_Settings):
+    """How pods are replaced."""
+
+    capacity_wait_seconds: int = Field(
+        120,
+        ge=0,
+        description="How long a new pod waits for room beside the old one, before the old one makes room for it.",
+    )
+
+
+class AutoscalingSettings(_Settings):
+    """The names under which the cluster's metrics adapter knows the metrics that are not Kubernetes' own."""
+
+    gpu_duty_cycle_metric: str = Field("DCGM_FI_DEV_GPU_UTIL", description="Of each pod: percent, 0 to 100.")
+    requests_in_flight_metric: str = Field("pierhead_in_flight_requests", description="Of each pod.")
 
 
 class GatewayReference(_Settings):
-    """The Gateway that routes attach to."""
+    """A Gateway that routes attach to."""
 
     namespace: str
     name: str
 
 
+class IstioSettings(_Settings):
+    """What VirtualServices are bound to."""
+
+    gateways: list[str] = Field(min_length=1, description="Istio Gateways as namespace/name, or mesh.")
+    hosts: list[str] = Field(default_factory=lambda: ["*"], min_length=1, description="Hosts of the Gateways.")
+
+
 class RoutingSettings(_Settings):
     """Who carries predictions to the pods."""
 
-    provider: Literal["none", "gateway-api"] = "none"
+    provider: Literal["none", "gateway-api", "istio"] = "none"
     gateway: GatewayReference | None = None
+    private_gateway: GatewayReference | None = Field(
+        None, description="For Endpoints of access Private: a Gateway that only the cluster reaches."
+    )
+    envoy_gateway: bool = Field(
+        False, description="Whether the Gateways are Envoy Gateway's, so that its policies carry an endpoint's limits."
+    )
+    istio: IstioSettings | None = None
+    private_istio: IstioSettings | None = Field(None, description="The same for Endpoints of access Private.")
+
+    @model_validator(mode="after")
+    def _check_provider(self) -> Self:
+        if self.provider == "gateway-api" and self.gateway is None:
+            raise ValueError("gateway: missing: the provider gateway-api needs one")
+        if self.provider == "istio" and self.istio is None:
+            raise ValueError("istio: missing: the provider istio needs it")
+        return self
 
 
 class OperatorSettings(_Settings):
@@ -48,6 +123,9 @@ class OperatorSettings(_Settings):
     location: str = Field("local", description="The location in the paths of predictions.")
     watch_namespaces: list[str] = Field(default_factory=list, description="The namespaces to look after; all if empty.")
     server: ServerSettings
+    machines: MachineSettings = MachineSettings()
+    rollout: RolloutSettings = RolloutSettings()
+    autoscaling: AutoscalingSettings = AutoscalingSettings()
     routing: RoutingSettings = RoutingSettings()
 
 

@@ -123,6 +123,29 @@ class Model(Resource):
 # --- Endpoint --------------------------------------------------------------------------------------------------------
 
 
+class Mirror(ApiObject):
+    """A copy of an endpoint's requests, to a DeployedModel whose answers nobody sees."""
+
+    deployed_model: Name = Field(description="The DeployedModel of this endpoint that gets the copies.")
+    percent: int = Field(100, ge=1, le=100, description="Percent of the requests that are copied.")
+
+
+class ClientConnectionConfig(ApiObject):
+    """How long a client may wait."""
+
+    inference_timeout: str = Field(
+        "60s",
+        max_length=8,
+        pattern=r"^[1-9][0-9]{0,3}s$",
+        description="After which a prediction that is not answered fails with 504.",
+        json_schema_extra=rule(("duration(self) <= duration('3600s')", "inferenceTimeout must be at most 3600s")),
+    )
+
+    @property
+    def inference_timeout_seconds(self) -> int:
+        return int(self.inference_timeout.removesuffix("s"))
+
+
 class EndpointSpec(ApiObject):
     """An address that clients predict against, and how its traffic is split."""
 
@@ -140,6 +163,20 @@ class EndpointSpec(ApiObject):
                 )
             ),
         },
+    )
+    access: Literal["Standard", "Private"] = Field(
+        "Standard", description="Whether clients outside the cluster reach it, or only those inside."
+    )
+    mirror: Mirror | None = Field(None, description="Where copies of the requests go, if anywhere.")
+    client_connection_config: ClientConnectionConfig = Field(
+        ClientConnectionConfig(), description="How long a client may wait."
+    )
+    max_request_bytes: int | None = Field(
+        None,
+        ge=1024,
+        le=1024**3,
+        description="The largest request that is taken; the server's default, 10 MiB, where left out.",
+        json_schema_extra={"format": "int64"},
     )
 
 
@@ -175,6 +212,10 @@ class Endpoint(Resource):
 # --- DeployedModel ---------------------------------------------------------------------------------------------------
 
 
+OpenObject = Annotated[dict[str, Any], Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})]
+LabelMap = Annotated[dict[str, Annotated[str, Field(max_length=63)]], Field(json_schema_extra={"maxProperties": 64})]
+
+
 class MachineSpec(ApiObject):
     """The machine that one replica needs."""
 
@@ -187,20 +228,42 @@ class MachineSpec(ApiObject):
         )
     )
 
+    machine_type: str | None = Field(
+        None,
+        max_length=63,
+        pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$",
+        description="A machine of the installation's list (the chart's machines.machineTypes), such as n1-standard-4.",
+    )
     accelerator_type: str | None = Field(
         None,
         max_length=63,
-        pattern=r"^NVIDIA_[A-Z0-9_]+$",
-        description="The accelerator, by Vertex AI's name, such as NVIDIA_L4; its resource is nvidia.com/gpu.",
+        pattern=r"^[A-Z][A-Z0-9_]*$",
+        description="An accelerator of the installation's list (machines.acceleratorTypes), such as NVIDIA_L4.",
     )
     accelerator_count: int | None = Field(None, ge=1, le=16, description="Accelerators for one replica.")
+    resource_claims: list[OpenObject] = Field(
+        default_factory=list,
+        max_length=8,
+        description="Devices by dynamic resource allocation: a pod's resourceClaims, all of them given to the server.",
+    )
 
 
 class AutoscalingMetricSpec(ApiObject):
     """A metric that replicas are added and removed by."""
 
-    metric_name: Literal["cpu/utilization"] = Field(description="The metric: percent of the requested CPU in use.")
-    target: int = Field(60, ge=1, le=100, description="The percentage that is aimed at.")
+    metric_name: Literal[
+        "cpu/utilization",
+        "gpu/dutyCycle",
+        "requests/inFlight",
+        "aiplatform.googleapis.com/prediction/online/cpu/utilization",
+        "aiplatform.googleapis.com/prediction/online/accelerator/duty_cycle",
+    ] = Field(
+        description=(
+            "The metric: percent of the requested CPU in use, percent of the time that the accelerators compute, or"
+            " the requests that one replica holds."
+        )
+    )
+    target: int = Field(60, ge=1, le=1000, description="What is aimed at, as a mean over the replicas.")
 
 
 _MAX_OVER_MIN = rule(
@@ -214,7 +277,13 @@ _MAX_OVER_MIN = rule(
 class Resources(ApiObject):
     """Between how many replicas a DeployedModel is scaled."""
 
-    min_replica_count: int = Field(1, ge=1, le=1000, description="Replicas that always run.")
+    min_replica_count: int = Field(
+        1,
+        ge=0,
+        le=1000,
+        description="Replicas that always run.",
+        json_schema_extra=rule(("self >= 1", "minReplicaCount must be at least 1: scaling to zero is not supported")),
+    )
     max_replica_count: int | None = Field(
         None, ge=1, le=1000, description="Replicas under load; minReplicaCount where left out."
     )
@@ -238,9 +307,32 @@ class DedicatedResources(Resources):
     machine_spec: MachineSpec = Field(MachineSpec(), description="The machine that one replica needs.")
     autoscaling_metric_specs: list[AutoscalingMetricSpec] = Field(
         default_factory=list,
-        max_length=1,
+        max_length=3,
         description="What replicas are scaled by; 60 % of the requested CPU where left out.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["metricName"]},
+    )
+
+
+class PodOverrides(ApiObject):
+    """What the pods of a DeployedModel have beside, or instead of, the installation's own."""
+
+    labels: LabelMap = Field(default_factory=dict, description="Labels beside Pierhead's own, which they cannot change.")
+    annotations: dict[str, str] = Field(
+        default_factory=dict, description="Annotations.", json_schema_extra={"maxProperties": 64}
+    )
+    env: list[OpenObject] = Field(
+        default_factory=list,
+        max_length=64,
+        description="Kubernetes EnvVars of the server; they count before the installation's.",
+    )
+    node_selector: LabelMap = Field(default_factory=dict, description="Labels of the nodes that they run on.")
+    tolerations: list[OpenObject] = Field(
+        default_factory=list, max_length=32, description="Taints of nodes that they tolerate."
+    )
+    affinity: OpenObject | None = Field(None, description="Kubernetes' affinity.")
+    priority_class_name: Name | None = Field(None, description="Their PriorityClass.")
+    image_pull_secrets: list[Name] = Field(
+        default_factory=list, max_length=8, description="Secrets of this namespace that images are pulled with."
     )
 
 
@@ -272,6 +364,10 @@ class DeployedModelSpec(ApiObject):
     automatic_resources: AutomaticResources | None = Field(
         None, description="Machines of the installation's choice; one replica where neither is given."
     )
+    service_account: Name | None = Field(
+        None, description="The ServiceAccount of the pods, such as one that storage knows by workload identity."
+    )
+    pod_overrides: PodOverrides = Field(PodOverrides(), description="What the pods have beside the installation's own.")
 
     @property
     def resources(self) -> Resources:
@@ -283,7 +379,10 @@ class DeployedModelStatus(Status):
     """What is known of a DeployedModel."""
 
     model_version: str = Field("", description="The version that runs, or is on its way.")
+    replicas: int = Field(0, description="Replicas that there are.")
+    ready_replicas: int = Field(0, description="Replicas that are ready.")
     available_replica_count: int = Field(0, description="Replicas that answer predictions.")
+    url: str = Field("", description="Where the pods answer inside the cluster, past the endpoint and its split.")
 
 
 class DeployedModel(Resource):
