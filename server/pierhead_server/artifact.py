@@ -17,6 +17,20 @@ from pierhead_server.config import (
 from pierhead_server.errors import ArtifactInvalidError
 
 PREDICTOR_FILE = "predictor.py"
+WARMUP_FILE = "warmup.json"
+MAX_WARMUP_BYTES = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A request that a model answers before any client's, and whenever it is probed."""
+
+    body: bytes  # as a client of Vertex AI sends it
+    source: str  # in a person's words
+
+    def explain(self, cause: str) -> str:
+        """Why a model that does not answer it cannot be served."""
+        return f"the model cannot answer {self.source}: {cause}"
 
 
 @dataclass(frozen=True)
@@ -27,6 +41,7 @@ class Artifact:
     config: ModelConfig
     # None where model.yaml has none: torchvision's metadata names the classes later, other programs have no classes.
     labels: tuple[str, ...] | None
+    sample: Sample | None = None  # its own, of warmup.json
 
 
 def compute_digest(folder: Path) -> str:
@@ -75,7 +90,16 @@ def read_artifact(folder: Path) -> Artifact:
         case CustomPredictor():
             if not (folder / PREDICTOR_FILE).is_file():
                 raise ArtifactInvalidError(f"{PREDICTOR_FILE}: missing: format predictor is a class Predictor in it")
-    return Artifact(folder, config, None if labels is None else _read_labels(folder, labels))
+    return Artifact(folder, config, None if labels is None else _read_labels(folder, labels), _read_sample(folder))
+
+
+def _read_sample(folder: Path) -> Sample | None:
+    path = folder / WARMUP_FILE
+    if not path.is_file():
+        return None
+    if path.stat().st_size > MAX_WARMUP_BYTES:
+        raise ArtifactInvalidError(f"{WARMUP_FILE}: larger than {MAX_WARMUP_BYTES} bytes: one small instance is enough")
+    return Sample(path.read_bytes(), WARMUP_FILE)
 
 
 def _check_file(folder: Path, field: str, name: str, suffixes: tuple[str, ...]) -> None:

@@ -1,5 +1,7 @@
 """The image classifier: pictures in, confidences out, in the form that computes fastest here."""
 
+import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,14 +13,19 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
+from pierhead_server.artifact import Sample
 from pierhead_server.computing import Computed, Prepared, compute, prepare_rows
 from pierhead_server.config import Preprocessing
 from pierhead_server.errors import ApiError, ArtifactInvalidError, InternalError
 from pierhead_server.images import BadPictureError, Pixels, fit, read_image
+from pierhead_server.messages import Call
 from pierhead_server.modules import first_line
 from pierhead_server.protocol import (
+    Limits,
     RankingParameters,
     Request,
+    encode_json,
+    parse,
     parse_ranking_parameters,
     read_picture,
     shape_ranking,
@@ -115,9 +122,16 @@ class ImageClassifier:
     """Answers requests of pictures; how it computes may be exchanged for a faster form."""
 
     def __init__(
-        self, runner: Runner, labels: Sequence[str], preprocessing: Preprocessing, *, max_image_pixels: int
+        self,
+        runner: Runner,
+        labels: Sequence[str],
+        preprocessing: Preprocessing,
+        *,
+        max_image_pixels: int,
+        sample: Sample | None = None,
     ) -> None:
         self.runner = runner
+        self._own_sample = sample
         self._labels = tuple(labels)
         self._preprocessing = preprocessing
         self._max_image_pixels = max_image_pixels
@@ -129,6 +143,16 @@ class ImageClassifier:
             inputs=(TensorSpec("image", "bytes", ()),),
             outputs=(TensorSpec("confidences", "float32", (len(self._labels),)),),
         )
+
+    @cached_property
+    def sample(self) -> Sample:
+        """The artifact's own, else a picture as a client sends it: a JPEG that has to be scaled."""
+        if self._own_sample:
+            return self._own_sample
+        side = min(2 * self._preprocessing.resize, math.isqrt(self._max_image_pixels))
+        encoded = BytesIO()
+        Image.fromarray(synthetic_pictures(1, side)[0]).save(encoded, format="JPEG")
+        return Sample(encode_json({"instances": [encoded.getvalue()]}), "a synthetic picture")
 
     @property
     def batch(self) -> int:
@@ -174,10 +198,15 @@ class ImageClassifier:
         self.runner = make_cuda_runner(self.runner.module, device, self._preprocessing.crop)
 
     def warm_up(self) -> None:
-        """Answer a picture as a client sends it, so that no client waits for what happens only once."""
-        encoded = BytesIO()
-        Image.fromarray(synthetic_pictures(1, 2 * self._preprocessing.resize)[0]).save(encoded, format="JPEG")
-        self.compute([self.prepare(Request([encoded.getvalue()], {}))])
+        """Answer the sample, so that no client waits for what happens only once. Raises ArtifactInvalidError."""
+        try:
+            # How many instances a client may send is the workers' business.
+            request = parse(Call("probe", self.sample.body), Limits(sys.maxsize), self.signature)
+            (computed,) = self.compute([self.prepare(request)])
+            if isinstance(computed.outcome, ApiError):
+                raise computed.outcome
+        except ApiError as error:
+            raise ArtifactInvalidError(self.sample.explain(str(error))) from None
 
 
 def check_classes(runner: Runner, side: int, classes: int) -> None:

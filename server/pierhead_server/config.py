@@ -181,8 +181,13 @@ def read_config(folder: Path) -> ModelConfig:
         raise ArtifactInvalidError(f"{MODEL_FILE}: missing: every artifact needs one")
     if path.stat().st_size > MAX_MODEL_FILE_BYTES:
         raise ArtifactInvalidError(f"{MODEL_FILE}: larger than {MAX_MODEL_FILE_BYTES} bytes: put labels into a file")
+    return parse_config(path.read_bytes())
+
+
+def parse_config(content: bytes) -> ModelConfig:
+    """Parse a model.yaml; raises ArtifactInvalidError that names the field and the fix."""
     try:
-        document = yaml.safe_load(path.read_bytes())
+        document = yaml.safe_load(content)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: of a date that is none
         raise ArtifactInvalidError(f"{MODEL_FILE}: not valid YAML: {' '.join(str(error).split())}") from None
     try:

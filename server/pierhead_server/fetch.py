@@ -22,7 +22,7 @@ from urllib.parse import unquote, urlsplit
 
 from pierhead_server.artifact import compute_digest, verify_digest
 from pierhead_server.cache import Cache, make_key
-from pierhead_server.config import MAX_MODEL_FILE_BYTES, MODEL_FILE, check_inside, read_config
+from pierhead_server.config import MAX_MODEL_FILE_BYTES, MODEL_FILE, check_inside, parse_config
 from pierhead_server.errors import (
     ArtifactInvalidError,
     ArtifactNotFoundError,
@@ -47,12 +47,12 @@ _MEGABYTE = 1_000_000
 
 
 def fetch_artifact(
-    uri: str, model_dir: Path, *, emulator: str | None, max_bytes: int | None, digest: str | None = None
+    uri: str, cache: Cache, *, emulator: str | None, max_bytes: int | None, digest: str | None = None
 ) -> Path:
     """Put the artifact on this machine's disk, with this digest where one is given, and return its folder.
 
-    `file://` is read where it is; everything else is copied into `model_dir`, where an earlier start's copy is taken
-    again if it is provably the same. Blocks: not for the event loop.
+    `file://` is read where it is; everything else is copied into the cache, where a copy that an earlier start or
+    another process made is taken if it is provably the same. Blocks: not for the event loop.
     Raises ArtifactNotFoundError, ArtifactInvalidError, ArtifactUnreachableError.
     """
     if uri.startswith("file://"):
@@ -66,11 +66,11 @@ def fetch_artifact(
     from obstore.exceptions import BaseError
 
     try:
-        return _Source(uri, _open_store(uri, emulator), max_bytes).fetch(Cache(model_dir), digest)
+        return _Source(uri, _open_store(uri, emulator), max_bytes).fetch(cache, digest)
     except BaseError as error:
         raise ArtifactUnreachableError(f"{uri}: {_first_line(error)}") from None
     except OSError as error:  # no space, or no right to write; or a file that vanished meanwhile
-        raise ArtifactUnreachableError(f"{uri}: copying it to {model_dir} failed: {_first_line(error)}") from None
+        raise ArtifactUnreachableError(f"{uri}: copying it to {cache.folder} failed: {_first_line(error)}") from None
 
 
 def _open_store(uri: str, emulator: str | None) -> "ObjectStore":
@@ -115,32 +115,34 @@ class _Source:
     def fetch(self, cache: Cache, digest: str | None) -> Path:
         """A whole copy of it."""
         if digest is not None:
+            # Before storage is asked for anything.
             copy = self._reuse(cache, _make_key(self.uri, [], digest), lambda copy: compute_digest(copy) == digest)
             if copy is not None:
                 return copy
-        incoming = cache.begin()
+        # Before all else: a missing or wrong model.yaml is known before gigabytes of weights are copied.
+        self._check_model_file()
+        listing = self._list()
+        key = _make_key(self.uri, listing, digest)
+        while (incoming := cache.begin(key)) is None:
+            copy = self._reuse(
+                cache, key, lambda copy: compute_digest(copy) == digest if digest else _has_sizes(copy, listing)
+            )
+            if copy is not None:
+                return copy
         try:
-            # First and alone: a missing or wrong model.yaml is known before gigabytes of weights are copied.
-            self._check_model_file(incoming)
-            listing = self._list()
-            key = _make_key(self.uri, listing, digest)
-            if digest is None:
-                copy = self._reuse(cache, key, lambda copy: _has_sizes(copy, listing))
-                if copy is not None:
-                    return copy
-            cache.remove_unused()
+            cache.make_room(sum(entry.size for entry in listing))
             _Download(self.store, incoming, listing).run()
             if digest is not None:
                 verify_digest(incoming, digest)
             elif listing != self._list():
                 raise ArtifactUnreachableError(f"{self.uri}: it changed while it was copied")
-            return cache.finish(incoming, key)
-        finally:
-            if incoming.exists():
-                cache.abandon(incoming)
+        except BaseException:
+            cache.abandon(incoming)
+            raise
+        return cache.finish(incoming)
 
     def _reuse(self, cache: Cache, key: str, is_sound: Callable[[Path], bool]) -> Path | None:
-        """The copy of an earlier start."""
+        """The copy of an earlier start, or of another process."""
         copy = cache.use(key)
         if copy is None:
             return None
@@ -148,10 +150,11 @@ class _Source:
             logger.warning("the copy in %s is spoilt: fetching %s again", copy, self.uri)
             cache.abandon(copy)
             return None
-        logger.info("%s did not change since it was copied: not fetched again", self.uri)
+        logger.info("%s did not change since it was copied to %s: not fetched again", self.uri, copy)
+        cache.make_room()
         return copy
 
-    def _check_model_file(self, folder: Path) -> None:
+    def _check_model_file(self) -> None:
         try:
             content = self.store.get(MODEL_FILE)
         except FileNotFoundError:
@@ -160,8 +163,7 @@ class _Source:
             raise ArtifactInvalidError(
                 f"{MODEL_FILE}: larger than {MAX_MODEL_FILE_BYTES} bytes: put labels into a file"
             )
-        (folder / MODEL_FILE).write_bytes(content.bytes())
-        read_config(folder)
+        parse_config(bytes(content.bytes()))
 
     def _missing_model_file(self) -> StartupError:
         from obstore.exceptions import BaseError
@@ -212,9 +214,17 @@ def _make_key(uri: str, listing: list[_Object], digest: str | None) -> str:
     if digest is not None:
         return make_key("sha256", digest.removeprefix("sha256:"))
     if not all(entry.tag for entry in listing):
-        return make_key("listing", secrets.token_hex(32))  # nothing tells one content from another: never taken again
-    told = [uri, *([entry.name, entry.size, entry.tag] for entry in listing)]
+        return make_key("once", secrets.token_hex(32))  # nothing tells one content from another: never taken again
+    told = [_read_boot(), uri, *([entry.name, entry.size, entry.tag] for entry in listing)]
     return make_key("listing", hashlib.sha256(json.dumps(told).encode()).hexdigest())
+
+
+def _read_boot() -> str:
+    """This start of the machine: of an earlier one, files may have their size and not yet their bytes."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:  # a sandbox without it, whose disks do not outlive it either
+        return ""
 
 
 def _has_sizes(copy: Path, listing: list[_Object]) -> bool:

@@ -5,7 +5,8 @@ from typing import BinaryIO, Literal, TypeVar
 
 import msgspec
 
-Dialect = Literal["vertex", "raw", "aiplatform", "kserve", "oip"]
+# `probe` asks for the model's own sample: its calls have no body.
+Dialect = Literal["vertex", "raw", "aiplatform", "kserve", "oip", "probe"]
 
 _LENGTH = struct.Struct("!Q")
 LENGTH_BYTES = _LENGTH.size

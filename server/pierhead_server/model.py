@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from pierhead_server import compiled
-from pierhead_server.artifact import Artifact
+from pierhead_server.artifact import Artifact, Sample
 from pierhead_server.classifier import ClassifierModule, EagerRunner, ImageClassifier, Runner, check_classes
 from pierhead_server.compiled import CompileError, Order
 from pierhead_server.computing import Computed
@@ -41,6 +41,11 @@ class Model(Protocol):
     @property
     def signature(self) -> Signature:
         """What it takes and gives."""
+        ...
+
+    @property
+    def sample(self) -> Sample | None:
+        """A request that it must be able to answer; None where nobody knows one."""
         ...
 
     def prepare(self, request: Request) -> Any:
@@ -75,7 +80,10 @@ class Loaded:
 
 
 def load_model(artifact: Artifact, options: LoadOptions) -> Loaded:
-    """Load, run on synthetic input, and check what comes. Raises ArtifactInvalidError that names field and fix."""
+    """Load, run on synthetic input, and check what comes. Raises ArtifactInvalidError that names field and fix.
+
+    Its sample is answered by each worker: a predictor's code may start threads, and who has any cannot be forked.
+    """
     config = artifact.config
     if isinstance(config, CustomPredictor):
         if not options.allow_code:
@@ -85,11 +93,14 @@ def load_model(artifact: Artifact, options: LoadOptions) -> Loaded:
         # Imported here: nothing else runs code of an artifact's.
         from pierhead_server.predictor import load_predictor
 
-        return Loaded(load_predictor(artifact.folder))
+        return Loaded(load_predictor(artifact.folder, artifact.sample))
     if config.labels is None and not isinstance(config, TorchvisionModel):
         module = load_program(artifact, config)
         assert config.inputs is not None
-        return Loaded(TensorProgram(module, config.inputs, config.outputs, max_image_pixels=options.max_image_pixels))
+        pixels = options.max_image_pixels
+        return Loaded(
+            TensorProgram(module, config.inputs, config.outputs, max_image_pixels=pixels, sample=artifact.sample)
+        )
     return _load_classifier(artifact, config, options)
 
 
@@ -99,7 +110,8 @@ def _load_classifier(
     labels, preprocessing = _resolve_metadata(artifact, config)
 
     def classify(runner: Runner) -> ImageClassifier:
-        model = ImageClassifier(runner, labels, preprocessing, max_image_pixels=options.max_image_pixels)
+        pixels = options.max_image_pixels
+        model = ImageClassifier(runner, labels, preprocessing, max_image_pixels=pixels, sample=artifact.sample)
         model.warm_up()
         return model
 

@@ -41,6 +41,7 @@ _ERRORS = {
     504: "The model took too long.",
 }
 _OF_A_PREDICTION = tuple(_ERRORS)
+_OF_A_PROBE = (400, 429, 500, 503, 504)
 
 
 def describe_api(version: str, *, max_instances: int) -> Schema:
@@ -189,6 +190,9 @@ def _predictions() -> Schema:
     for path in ("/v2/models/{model}/infer", "/v2/models/{model}/versions/{version}/infer"):
         item = _post(path, "The Open Inference Protocol's infer", infer_body, _answer(tensors), "PlainError")
         paths[path] = {**item, "parameters": [*_path_parameters(path), header_length]}
+    errors = {str(code): _error(code, "GoogleError") for code in _OF_A_PROBE}
+    probe = "A prediction of the model's own sample; a predictor without one answers none"
+    paths["/v1/probe"] = {"post": _operation(probe, {"200": _answer(plain), **errors})}
     return paths
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from pierhead_server.artifact import PREDICTOR_FILE
+from pierhead_server.artifact import PREDICTOR_FILE, Sample
 from pierhead_server.computing import Computed, describe
 from pierhead_server.errors import ApiError, ArtifactInvalidError, InternalError, InvalidArgumentError
 from pierhead_server.protocol import Request, encode_json
@@ -42,8 +42,8 @@ class Routine(Protocol):
         ...
 
 
-def load_predictor(folder: Path) -> "PredictorModel":
-    """Import the folder's `predictor.py` and call its `Predictor.from_path`.
+def load_predictor(folder: Path, sample: Sample | None = None) -> "PredictorModel":
+    """Import the folder's `predictor.py` and call its `Predictor.from_path`; `sample` is the artifact's.
 
     Raises ArtifactInvalidError for what is missing, or raises; the log has the whole traceback then.
     """
@@ -62,7 +62,7 @@ def load_predictor(folder: Path) -> "PredictorModel":
             f"{PREDICTOR_FILE}: Predictor.from_path gave a {type(routine).__name__}, "
             "which has no method predict(self, instances, **kwargs)"
         )
-    return PredictorModel(routine)
+    return PredictorModel(routine, sample)
 
 
 def _import(folder: Path) -> ModuleType:
@@ -169,8 +169,9 @@ class PredictorModel:
     # Empty: only the routine knows what it takes, so that the Open Inference Protocol's inputs may have any name.
     signature = Signature((), ())
 
-    def __init__(self, routine: Routine) -> None:
+    def __init__(self, routine: Routine, sample: Sample | None = None) -> None:
         self._routine = routine
+        self.sample = sample
 
     def prepare(self, request: Request) -> Request:
         """Nothing: instances are the routine's business."""
@@ -184,6 +185,8 @@ class PredictorModel:
         return [Computed(each) if isinstance(each, ApiError) else self._compute(each) for each in prepared]
 
     def _compute(self, request: Request) -> Computed:
+        if not request.instances:  # a probe, where nobody knows what the routine takes
+            return Computed(Predictions(()))
         start = time.perf_counter()
         outcome: Predictions | ApiError
         try:

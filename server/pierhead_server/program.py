@@ -2,19 +2,22 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
+from io import BytesIO
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 
+from pierhead_server.artifact import Sample
 from pierhead_server.computing import Computed, Prepared, compute, prepare_rows
 from pierhead_server.config import ImageInput, Input, TensorInput
 from pierhead_server.errors import ApiError, ArtifactInvalidError
 from pierhead_server.images import BadPictureError, fit, read_image
 from pierhead_server.modules import first_line
-from pierhead_server.protocol import Request, read_picture, refuse_arguments
+from pierhead_server.protocol import Request, encode_json, read_picture, refuse_arguments
 from pierhead_server.tensors import Signature, TensorSpec, ValueTensorError, to_tensor
 
 Array = npt.NDArray[Any]
@@ -46,9 +49,16 @@ class TensorProgram:
     form = "quick"
 
     def __init__(
-        self, module: torch.nn.Module, inputs: Sequence[Input], outputs: Sequence[str] | None, *, max_image_pixels: int
+        self,
+        module: torch.nn.Module,
+        inputs: Sequence[Input],
+        outputs: Sequence[str] | None,
+        *,
+        max_image_pixels: int,
+        sample: Sample | None = None,
     ) -> None:
         self._module = module
+        self._own_sample = sample
         self._device = torch.device("cpu")
         self._inputs = inputs
         self._outputs = outputs
@@ -56,6 +66,16 @@ class TensorProgram:
             entry.name: _make_reader(entry, max_image_pixels) for entry in inputs
         }
         self.signature = Signature(tuple(_describe_input(entry) for entry in inputs), self._probe())
+
+    @cached_property
+    def sample(self) -> Sample:
+        """The artifact's own, else zeros and black pictures."""
+        if self._own_sample:
+            return self._own_sample
+        values = {entry.name: _make_blank(entry) for entry in self._inputs}
+        # One input by itself: a client may give it without its name, which may be any.
+        instance = values if len(values) > 1 else next(iter(values.values()))
+        return Sample(encode_json({"instances": [instance]}), "a synthetic instance of zeros")
 
     def prepare(self, request: Request) -> Prepared[Row, None]:
         """Make the inputs' arrays. Raises InvalidArgumentError."""
@@ -185,6 +205,15 @@ def _zeros(entry: Input, count: int) -> Array:
         side = entry.preprocessing.crop
         return np.zeros((count, 3, side, side), dtype=np.float32)
     return np.zeros((count, *(1 if size == -1 else size for size in entry.shape)), dtype=entry.dtype)
+
+
+def _make_blank(entry: Input) -> Array | bytes:
+    """A value of this input, as a client gives it."""
+    if isinstance(entry, TensorInput):
+        return np.asarray(_zeros(entry, 1)[0])
+    encoded = BytesIO()
+    Image.new("RGB", (1, 1)).save(encoded, format="PNG")
+    return encoded.getvalue()
 
 
 def _to_numpy(tensor: torch.Tensor) -> Array:

@@ -450,6 +450,6 @@ def encode_error(dialect: Dialect, code: int, status: str, message: str) -> byte
     if len(message) > _MAX_MESSAGE:
         message = f"{message[:_MAX_MESSAGE]}..."
     message = message.encode("utf-8", "backslashreplace").decode("utf-8")
-    if dialect in ("vertex", "raw"):
+    if dialect in ("vertex", "raw", "probe"):
         return msgspec.json.encode({"error": {"code": code, "message": message, "status": status}})
     return msgspec.json.encode({"error": message})

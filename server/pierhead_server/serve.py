@@ -13,6 +13,7 @@ from starlette.applications import Starlette
 
 from pierhead_server.app import Listener, create_app
 from pierhead_server.artifact import read_artifact
+from pierhead_server.cache import Cache
 from pierhead_server.control import Load
 from pierhead_server.devices import count_gpus, cpu_count
 from pierhead_server.errors import SettingsInvalidError
@@ -138,7 +139,7 @@ def fetch(settings: Settings) -> Path:
     logger.info("fetching %s", settings.artifact_uri)
     folder = fetch_artifact(
         settings.artifact_uri,
-        settings.model_dir,
+        Cache(settings.model_dir, settings.model_cache_bytes),
         emulator=settings.storage_emulator_host,
         max_bytes=settings.max_artifact_bytes,
         digest=settings.artifact_digest,

@@ -29,6 +29,7 @@ class Settings(BaseSettings):
     artifact_uri: str = Field(pattern=r"^((gs|s3|az)://[^/]+(/.*)?|file:///.*)$")
     artifact_digest: str | None = Field(default=None, pattern=r"^sha256:[0-9a-f]{64}$")
     model_dir: Path = Path("/models")
+    model_cache_bytes: int | None = Field(default=None, ge=0)  # of copies there that nobody uses
     max_artifact_bytes: int | None = Field(default=None, gt=0)
     storage_emulator_host: Annotated[str, AfterValidator(_with_scheme)] | None = Field(
         default=None, validation_alias="STORAGE_EMULATOR_HOST"

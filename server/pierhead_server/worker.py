@@ -20,7 +20,7 @@ from pierhead_server.protocol import Limits, Request, ServedModel, parse, shape,
 
 logger = logging.getLogger(__name__)
 
-HELLO = Reply(200, b"")  # a worker's first message: it is warm
+HELLO = Reply(200, b"")  # a worker's first message: it is warm; with another code its body says why it never will be
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Contract:
 def run_worker(connection: socket.socket, model: Model, contract: Contract) -> None:
     """Answer batches of calls, one after another, until the listener closes the connection."""
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it closed while this computed
-        for calls in _receive(connection):
+        for calls in _receive(connection, warm_up(model, contract)):
             prepared = [prepare(call, model, contract) for call in calls]
             # Together: the listener is woken once.
             connection.sendall(b"".join(map(pack, answer(calls, prepared, model, contract))))
@@ -52,13 +52,14 @@ def run_pipelined_worker(connection: socket.socket, model: Model, contract: Cont
             connection.shutdown(socket.SHUT_RD)
             raise
 
+    first = warm_up(model, contract)
     before: Future[None] | None = None
     with (
         contextlib.suppress(BrokenPipeError, ConnectionResetError),
         ThreadPoolExecutor(cpu_count()) as preparing,
         ThreadPoolExecutor(1) as computing,
     ):
-        for calls in _receive(connection):
+        for calls in _receive(connection, first):
             prepared = [preparing.submit(prepare, call, model, contract) for call in calls]
             wait(prepared)
             if before:
@@ -68,8 +69,20 @@ def run_pipelined_worker(connection: socket.socket, model: Model, contract: Cont
             before.result()
 
 
-def _receive(connection: socket.socket) -> Iterator[list[Call]]:
-    connection.sendall(pack(HELLO))
+def warm_up(model: Model, contract: Contract) -> Reply:
+    """Answer the model's sample, as a client's call is answered, and give the worker's first message."""
+    if model.sample is None:
+        return HELLO
+    call = Call("probe", b"")
+    (reply,) = answer([call], [prepare(call, model, contract)], model, contract)
+    if reply.code == HELLO.code:
+        return HELLO
+    cause = msgspec.json.decode(reply.body)["error"]["message"]
+    return Reply(reply.code, model.sample.explain(cause).encode())
+
+
+def _receive(connection: socket.socket, first: Reply) -> Iterator[list[Call]]:
+    connection.sendall(pack(first))
     decoder = msgspec.msgpack.Decoder(list[Call])
     with connection.makefile("rb") as stream:
         while (calls := read(stream, decoder)) is not None:
@@ -90,11 +103,19 @@ def prepare(call: Call, model: Model, contract: Contract) -> Attempt:
     start = time.perf_counter()
     request = None
     try:
-        request = parse(call, contract.limits, model.signature)
+        request = _parse(call, model, contract)
         prepared = model.prepare(request)
     except ApiError as error:
         prepared = error
     return Attempt(request, prepared, time.perf_counter() - start)
+
+
+def _parse(call: Call, model: Model, contract: Contract) -> Request:
+    if call.dialect == "probe":
+        if model.sample is None:
+            return Request((), {}, call.dialect)
+        call = msgspec.structs.replace(call, body=model.sample.body)
+    return parse(call, contract.limits, model.signature)
 
 
 def answer(calls: Sequence[Call], attempts: Sequence[Attempt], model: Model, contract: Contract) -> list[Reply]:

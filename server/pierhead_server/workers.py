@@ -22,6 +22,7 @@ from pierhead_server import control
 from pierhead_server.batching import Backlog, BatchPolicy, decide_batch
 from pierhead_server.control import Died, Failed, Fork, Formed, Kill, Load, Ready
 from pierhead_server.errors import (
+    ArtifactInvalidError,
     DeadlineExceededError,
     InternalError,
     ModelProcessDiedError,
@@ -43,6 +44,7 @@ RESTARTS = 3  # in a row, without an answer between
 FIRST_BACKOFF_SECONDS = 0.5  # doubled for each restart in a row
 START_SECONDS = 120.0  # until a worker's first message; one on a GPU takes the model there first
 _EXIT_SECONDS = 5.0  # for processes whose connection was closed
+_OK = 200
 _REPLY = msgspec.msgpack.Decoder(Reply)
 
 
@@ -94,6 +96,7 @@ class Worker(asyncio.Protocol):
         self.ready = False
         self.leaving = False  # gets nothing more
         self.late: float | None = None  # the seconds after which it was killed, for want of an answer
+        self.refusal = ""  # why it will never be ready
         self.in_hand: deque[Batch] = deque()  # the one that is computed first
         self._pool = pool
         self._transport: asyncio.Transport | None = None
@@ -117,7 +120,11 @@ class Worker(asyncio.Protocol):
             self._take(reply)
 
     def _take(self, reply: Reply) -> None:
-        if not self.ready:  # its first message says that it is warm
+        if not self.ready:  # its first message says that it is warm, or why not
+            if reply.code != _OK:
+                self.refusal = reply.body.decode()
+                self.close()  # and with that it ends
+                return
             self.ready = True
             self._watch()
             self._pool.on_ready(self)
@@ -188,6 +195,7 @@ class Workers:
         self._server: ForkServer | None = None
         self._deaths = 0  # of workers in a row, without an answer between
         self._answered = 0
+        self._was_ready = False  # whether a worker ever was
         self._timer: asyncio.TimerHandle | None = None
         metrics.watch_queue(self._waiting.__len__)
         self.signature: Signature | None = None
@@ -260,6 +268,7 @@ class Workers:
 
     def on_ready(self, worker: Worker) -> None:
         """A worker is warm."""
+        self._was_ready = True
         self.not_ready = None
         logger.info("worker %d is ready", worker.number)
         if leaving := self._leaving.pop(worker.number, None):
@@ -381,7 +390,10 @@ class Workers:
         if worker is None or (worker.leaving and not worker.in_hand):
             return  # it was sent away
         leaving = self._leaving.pop(death.worker, None)
-        how = f"no answer for {worker.late:g} s" if worker.late else death.how
+        if worker.refusal and not self._was_ready:
+            raise ArtifactInvalidError(worker.refusal)
+        # Where others could answer the sample, what failed may be there again in a moment.
+        how = worker.refusal or (f"no answer for {worker.late:g} s" if worker.late else death.how)
         # No reason to give up are calls that take too long, nor a death that one of several calls is to blame for: each
         # is alone the next time.
         counts = not worker.late and sum(len(batch.jobs) for batch in worker.in_hand) <= 1

@@ -2,6 +2,7 @@
 
 import asyncio
 
+import msgspec
 import numpy as np
 from pierhead_server.errors import ApiError, InstanceError, ValueTensorError
 from pierhead_server.messages import Call, Reply
@@ -21,6 +22,7 @@ from pierhead_server.signature import Signature, TensorSpec
 LABELS = ("ant", "bee", "cat")
 CONFIDENCES = np.array([0.25, 0.625, 0.125], dtype=np.float32)
 SERVED = ServedModel("photos-2", "projects/default/locations/local/models/photos", "Photos", "2")
+SAMPLE = b'{"instances": [{"b64": "AAAA"}]}'
 SIGNATURE = Signature((TensorSpec("image", "bytes", ()),), (TensorSpec("confidences", "float32", (3,)),))
 
 
@@ -69,6 +71,8 @@ class FakeWorkers:
 
 def answer(call: Call) -> Reply:
     """As a worker answers."""
+    if call.dialect == "probe":
+        call = msgspec.structs.replace(call, body=SAMPLE)
     try:
         request = parse(call, Limits(max_instances=3), SIGNATURE)
         parameters = parse_ranking_parameters(request.arguments)

@@ -103,6 +103,21 @@ def mute_at_first(control, load, marker):
     Mute(control, load, 1, None).run()
 
 
+def refuses_its_sample(control, load, marker):
+    """Workers whose model does not answer its sample, so often as `marker` has lines left."""
+
+    class Refusing(Obedient):
+        def _work(self, connection, place):
+            if left := Path(marker).read_text():
+                Path(marker).write_text(left[1:])
+                connection.sendall(pack(Reply(400, b"the model cannot answer warmup.json: no")))
+                connection.recv(1)  # until the listener has closed it
+                return
+            super()._work(connection, place)
+
+    Refusing(control, load, 1, None).run()
+
+
 def misfit(control, load):
     """Finds the artifact wrong."""
     send(control, Failed("ArtifactInvalid", "weights: do not fit"))

@@ -18,7 +18,7 @@ from pierhead_server import VERSION
 from pierhead_server.app import Listener, create_app
 from pierhead_server.errors import InternalError, QueueFullError, UnavailableError
 from pierhead_server.logs import RequestLog
-from pierhead_server.messages import Reply
+from pierhead_server.messages import Call, Reply
 from pierhead_server.metrics import Metrics
 from pierhead_server.settings import load_settings
 from pierhead_server.telemetry import Telemetry
@@ -38,6 +38,7 @@ RAW = "/v1/projects/p/locations/l/endpoints/e:rawPredict"
 AI_PLATFORM = "/v1/projects/p/models/m:predict"
 KSERVE = "/v1/models/m:predict"
 OIP = "/v2/models/m/infer"
+PROBE = "/v1/probe"
 PATHS = {
     VERTEX: "vertex",
     "/v1/projects/example.com:p/locations/l/endpoints/123:predict": "vertex",
@@ -294,6 +295,47 @@ async def test_bug_tells_no_details(served, path):
     assert served.count(500) == 2
 
 
+ALL = {"ids": ["1", "0", "2"], "displayNames": ["bee", "ant", "cat"], "confidences": [0.625, 0.25, 0.125]}
+
+
+async def test_probe_is_a_call_without_a_body(served):
+    answer = await request_unread(served.app, PROBE, {"Content-Length": "10000", "Content-Encoding": "gzip"})
+    assert (answer.status_code, answer.json()) == (200, {"predictions": [ALL]})
+    assert served.workers.calls == [Call("probe", b"")]
+    assert 'pierhead_predict_requests_total{code="200",dialect="probe"} 1.0' in served.metrics.expose().decode()
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({"not_ready": "the model is loading"}, "the model is loading"),
+        ({"not_ready": "the model is loading", "failure": "no labels"}, "no labels"),
+        ({"refusal": UnavailableError("the model is loading")}, "the model is loading"),
+    ],
+)
+async def test_probe_does_not_wait_for_a_model_that_is_away(served, state, message):
+    for name, value in state.items():
+        setattr(served.workers, name, value)
+    answer = await served.client.post(PROBE)
+    assert (answer.status_code, answer.json()) == (
+        503,
+        {"error": {"code": 503, "message": message, "status": "UNAVAILABLE"}},
+    )
+    assert served.workers.calls == []
+
+
+async def test_error_of_a_probe_is_told_as_it_is(served):
+    served.workers.refusal = QueueFullError("64 requests are waiting")
+    answer = await served.client.post(PROBE)
+    assert (answer.status_code, answer.headers["Retry-After"]) == (429, "1")
+    served.workers.refusal, served.workers.held = None, True
+    answering = asyncio.create_task(served.client.post(PROBE))
+    await served.workers.called.wait()
+    served.workers.futures[0].set_exception(InternalError("the model's process died"))
+    answer = await answering
+    assert (answer.status_code, answer.json()["error"]["status"]) == (500, "INTERNAL")
+
+
 async def test_draining_server_closes_connections(served):
     assert "Connection" not in (await served.client.post(VERTEX, json=BODY)).headers
     served.listener.draining = True
@@ -399,6 +441,7 @@ async def test_metrics_are_prometheus(served):
         ("POST", "/v2/models/m", 405),
         ("DELETE", "/v2/models/m/ready", 405),
         ("POST", "/healthz", 405),
+        ("GET", "/v1/probe", 405),
     ],
 )
 async def test_no_such_route(served, method, path, code):

@@ -3,7 +3,7 @@
 import subprocess
 
 import pytest
-from pierhead_server.artifact import compute_digest, read_artifact, verify_digest
+from pierhead_server.artifact import MAX_WARMUP_BYTES, Sample, compute_digest, read_artifact, verify_digest
 from pierhead_server.config import MAX_MODEL_FILE_BYTES, Preprocessing
 from pierhead_server.errors import ArtifactInvalidError
 
@@ -136,6 +136,15 @@ def test_bad_labels_are_refused(folder, labels, message):
     with pytest.raises(ArtifactInvalidError) as caught:
         read_artifact(folder)
     assert str(caught.value) == message
+
+
+def test_own_sample_is_read(folder):
+    assert read_artifact(folder).sample is None
+    (folder / "warmup.json").write_bytes(b"x" * MAX_WARMUP_BYTES)
+    assert read_artifact(folder).sample == Sample(b"x" * MAX_WARMUP_BYTES, "warmup.json")
+    (folder / "warmup.json").write_bytes(b"x" * (MAX_WARMUP_BYTES + 1))
+    with pytest.raises(ArtifactInvalidError, match=r"^warmup\.json: larger than 1048576 bytes"):
+        read_artifact(folder)
 
 
 def test_missing_model_file_is_invalid(tmp_path):

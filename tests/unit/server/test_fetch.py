@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from pierhead_server import fetch as fetching
 from pierhead_server.artifact import compute_digest, read_artifact
+from pierhead_server.cache import Cache
 from pierhead_server.errors import ArtifactInvalidError, ArtifactNotFoundError, ArtifactUnreachableError
 from pierhead_server.fetch import fetch_artifact
 
@@ -39,8 +40,8 @@ def folder(tmp_path):
     return folder
 
 
-def fetch(uri, tmp_path, emulator=None, max_bytes=None, digest=None):
-    return fetch_artifact(uri, tmp_path / "models", emulator=emulator, max_bytes=max_bytes, digest=digest)
+def fetch(uri, tmp_path, emulator=None, **given):
+    return fetch_artifact(uri, Cache(tmp_path / "models"), **({"emulator": emulator, "max_bytes": None} | given))
 
 
 def test_folder_on_disk_is_read_in_place(folder, tmp_path):
@@ -262,6 +263,25 @@ def test_listing_without_tags_proves_nothing(objects, tmp_path):
         assert fetch(URI, tmp_path, bucket.address) != fetch(URI, tmp_path, bucket.address)
 
 
+def test_copy_that_nobody_can_take_again_is_removed(objects, tmp_path):
+    with running_bucket(objects) as bucket:
+        bucket.tagging = False
+        with start_fetching(tmp_path, bucket.address) as process:
+            read_copy(process)
+        copy = fetch(URI, tmp_path, bucket.address)
+    assert get_names(tmp_path / "models") == {".lock", copy.name}
+
+
+def test_copy_of_before_a_reboot_proves_nothing_without_a_digest(objects, tmp_path, monkeypatch):
+    with running_bucket(objects) as bucket:
+        digest = compute_digest(fetch(URI, tmp_path, bucket.address))
+        copies = [fetch(URI, tmp_path, bucket.address, digest=given) for given in (None, digest)]
+        monkeypatch.setattr(fetching, "_read_boot", lambda: "the next start")
+        again = [fetch(URI, tmp_path, bucket.address, digest=given) for given in (None, digest)]
+    assert again[0] != copies[0]
+    assert again[1] == copies[1]
+
+
 @pytest.mark.parametrize("with_digest", [False, True])
 def test_spoilt_copy_is_fetched_anew(objects, tmp_path, with_digest):
     with running_bucket(objects) as bucket:
@@ -275,33 +295,48 @@ def test_spoilt_copy_is_fetched_anew(objects, tmp_path, with_digest):
 FETCH = """
 import logging, re, sys
 from pathlib import Path
+from pierhead_server.cache import Cache
 from pierhead_server.fetch import fetch_artifact
 logging.basicConfig(level=logging.INFO)
-uri, models, address = sys.argv[1:]
+uri, models, address, keep = sys.argv[1:]
 import obstore.store
 def peak():  # in kB, of this program alone: getrusage counts what its parent was before exec
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 before = peak()
-print(fetch_artifact(uri, Path(models), emulator=address or None, max_bytes=None), flush=True)
+cache = Cache(Path(models), int(keep) if keep else None)
+print(fetch_artifact(uri, cache, emulator=address or None, max_bytes=None), flush=True)
 print(peak() - before, flush=True)
 sys.stdin.read()
 """
 
 
 @contextlib.contextmanager
-def start_fetching(tmp_path, address, uri=URI, **environment):
+def start_fetching(tmp_path, address, uri=URI, *, keep="", log=None, **environment):
     """`fetch_artifact` in a process that goes on living, and using the copy, until its stdin is closed."""
-    with subprocess.Popen(
-        [sys.executable, "-c", FETCH, uri, str(tmp_path / "models"), address],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=dict(os.environ) | environment,
-    ) as process:
+    with contextlib.ExitStack() as stack:
+        process = stack.enter_context(
+            subprocess.Popen(
+                [sys.executable, "-c", FETCH, uri, str(tmp_path / "models"), address, str(keep)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stack.enter_context(log.open("wb")) if log else None,
+                text=True,
+                env=dict(os.environ) | environment,
+            )
+        )
         try:
             yield process
         finally:
             process.kill()
+
+
+def read_copy(process):
+    """The folder that it uses now."""
+    return Path(process.stdout.readline().strip())
+
+
+def get_names(folder):
+    return {path.name for path in folder.iterdir()}
 
 
 def test_download_of_a_killed_process_is_removed(objects, tmp_path):
@@ -315,32 +350,69 @@ def test_download_of_a_killed_process_is_removed(objects, tmp_path):
         assert (left / "sub" / "b c.txt").stat().st_size == 3_000_000
         bucket.open.set()
         copy = fetch(URI, tmp_path, bucket.address)
-    assert {path.name for path in models.iterdir()} == {".lock", copy.name}
+    assert get_names(models) == {".lock", copy.name}
 
 
-def test_processes_on_one_folder_do_not_disturb_each_other(objects, tmp_path):
-    models = tmp_path / "models"
-    objects |= {name.replace("/1/", "/2/"): body for name, body in objects.items()}
+WAITS = "another process is copying the same artifact into "
+WEIGHTS = "photos/1/model.safetensors"
+
+
+def test_processes_at_once_fetch_once(objects, tmp_path):
     with running_bucket(objects) as bucket, contextlib.ExitStack() as stack:
         bucket.open.clear()
-        processes = [
-            stack.enter_context(start_fetching(tmp_path, bucket.address, uri))
-            for uri in ("gs://models/photos/1", "gs://models/photos/1", "gs://models/photos/2")
-        ]
-        for _ in processes:
-            assert bucket.stopped.acquire(timeout=DEADLINE_SECONDS)
+        first = stack.enter_context(start_fetching(tmp_path, bucket.address))
+        assert bucket.stopped.acquire(timeout=DEADLINE_SECONDS)
+        logs = [tmp_path / "log 1", tmp_path / "log 2"]
+        others = [stack.enter_context(start_fetching(tmp_path, bucket.address, log=log)) for log in logs]
+        for log, process in zip(logs, others, strict=True):
+            wait_until(lambda log=log: WAITS in log.read_text(), process)
         bucket.open.set()
-        copies = [Path(process.stdout.readline().strip()) for process in processes]
-        assert copies[0] == copies[1] != copies[2]
-        assert {path.name for path in models.iterdir()} == {".lock", copies[0].name, copies[2].name}
-        # Another start removes the copy that nobody uses any more, and only that.
-        processes.pop().communicate("")
-        objects["photos/3/model.yaml"] = MODEL_FILE
-        third = fetch("gs://models/photos/3", tmp_path, bucket.address)
-        assert {path.name for path in models.iterdir()} == {".lock", copies[0].name, third.name}
-        for process in processes:
-            process.communicate("")
-            assert process.returncode == 0
+        (copy,) = {read_copy(process) for process in (first, *others)}
+        assert bucket.names.count(WEIGHTS) == 1
+        assert all("not fetched again" in log.read_text() for log in logs)
+    assert get_names(tmp_path / "models") == {".lock", copy.name}
+
+
+def test_who_waits_for_a_process_that_is_killed_fetches_itself(objects, tmp_path):
+    with running_bucket(objects) as bucket:
+        bucket.open.clear()
+        log = tmp_path / "log"
+        with start_fetching(tmp_path, bucket.address) as killed:
+            assert bucket.stopped.acquire(timeout=DEADLINE_SECONDS)
+            with start_fetching(tmp_path, bucket.address, log=log) as waiting:
+                wait_until(lambda: WAITS in log.read_text(), waiting)
+                killed.kill()
+                bucket.open.set()
+                copy = read_copy(waiting)
+    assert (copy / "sub" / "b c.txt").read_bytes() == objects["photos/1/sub/b c.txt"]
+    assert get_names(tmp_path / "models") == {".lock", copy.name}
+
+
+def test_other_artifacts_are_not_waited_for(objects, tmp_path):
+    objects["photos/3/model.yaml"] = MODEL_FILE
+    with running_bucket(objects) as bucket:
+        bucket.open.clear()
+        with start_fetching(tmp_path, bucket.address):
+            assert bucket.stopped.acquire(timeout=DEADLINE_SECONDS)
+            copy = fetch("gs://models/photos/3", tmp_path, bucket.address)
+            assert len(get_names(tmp_path / "models")) == 3  # the lock, the copy, and what is on its way
+            bucket.open.set()
+    assert (copy / "model.yaml").read_bytes() == MODEL_FILE
+
+
+@pytest.mark.parametrize(("keep", "kept"), [(0, False), (10**9, True), ("", True)])
+def test_cleaning_spares_what_is_in_use(objects, tmp_path, keep, kept):
+    for number in (2, 3):
+        objects[f"photos/{number}/model.yaml"] = MODEL_FILE
+    models = tmp_path / "models"
+    with running_bucket(objects) as bucket, start_fetching(tmp_path, bucket.address) as using:
+        used = read_copy(using)
+        with start_fetching(tmp_path, bucket.address, "gs://models/photos/2") as ending:
+            ended = read_copy(ending)
+        for _ in range(2):  # a start that fetches, and one that has its copy already
+            with start_fetching(tmp_path, bucket.address, "gs://models/photos/3", keep=keep) as third:
+                copy = read_copy(third)
+            assert get_names(models) == {".lock", used.name, copy.name} | ({ended.name} if kept else set())
 
 
 def test_memory_is_bounded(objects, tmp_path):
@@ -380,7 +452,7 @@ def test_s3_is_read_with_the_environments_settings(objects, tmp_path):
             AWS_REGION="eu-west-1",
         ) as process,
     ):
-        copy = Path(process.stdout.readline().strip())
+        copy = read_copy(process)
         process.communicate("")
     assert read_artifact(copy).labels == ("ant", "bee")
 

@@ -1,6 +1,7 @@
 """Real, tiny models: loaded, refused, and predicting what torch itself predicts."""
 
 import io
+import json
 import pickle
 import shutil
 import subprocess
@@ -17,8 +18,9 @@ from pierhead_server.errors import ArtifactInvalidError
 from pierhead_server.model import LoadOptions, load_model
 from pierhead_server.protocol import Request
 from pierhead_server.tensors import Signature, TensorSpec
+from pierhead_server.worker import HELLO, warm_up
 
-from tests.unit.server.calls import ask, in_base64, instances, pictures, predict
+from tests.unit.server.calls import CONTRACT, ask, in_base64, instances, pictures, predict
 from tests.unit.server.pictures import LABELS, SIDE, encode, export_program, picture
 
 OPTIONS = LoadOptions(max_image_pixels=10**6)
@@ -523,6 +525,55 @@ def test_program_that_is_none_is_refused(exported_folder, copy):
     (folder / "model.pt2").write_bytes(b"no archive")
     with pytest.raises(ArtifactInvalidError, match=r"^program: model\.pt2 is no torch\.export program: "):
         load(folder)
+
+
+def test_model_that_gives_no_numbers_is_refused(torchvision_folder, copy):
+    from safetensors.torch import load_file, save_file
+
+    folder = copy(torchvision_folder)
+    weights = load_file(folder / "model.safetensors")
+    weights["classifier.3.bias"][0] = float("nan")
+    save_file(weights, folder / "model.safetensors")
+    with pytest.raises(ArtifactInvalidError) as caught:
+        load(folder)
+    cause = "the model gave confidences that are no numbers"
+    assert str(caught.value) == f"the model cannot answer a synthetic picture: {cause}"
+
+
+def test_probe_is_answered_with_a_synthetic_picture(classifier):
+    (reply,) = ask(classifier, b"", dialect="probe")
+    ((prediction,),) = json.loads(reply.body).values()
+    assert sorted(prediction["displayNames"]) == sorted(LABELS)
+
+
+def test_own_sample_is_answered_instead_of_a_synthetic_one(exported_folder, copy):
+    folder = copy(exported_folder)
+    body = pictures(picture(), picture(seed=1), maxPredictions=2)
+    (folder / "warmup.json").write_text(json.dumps(body))
+    model = load(folder)
+    (reply,) = ask(model, b"", dialect="probe")
+    assert json.loads(reply.body)["predictions"] == predict(model, body)[0]
+
+
+@pytest.mark.parametrize(
+    ("sample", "message"),
+    [
+        ('{"instances": ["x"]}', "instances[0]: must be a picture, not a string"),
+        ('{"instances": [{"b64": "AAAA"}]}', "instances[0]: not a picture"),
+        ('{"instances": []}', "instances: empty: give at least one instance"),
+        ("{", "the body is not valid JSON: "),
+    ],
+)
+def test_own_sample_that_cannot_be_answered_is_refused(exported_folder, copy, sample, message):
+    folder = copy(exported_folder)
+    (folder / "warmup.json").write_text(sample)
+    with pytest.raises(ArtifactInvalidError) as caught:
+        load(folder)
+    assert str(caught.value).startswith(f"the model cannot answer warmup.json: {message}")
+
+
+def test_synthetic_picture_is_within_the_limit(exported_folder):
+    assert warm_up(load(exported_folder, LoadOptions(max_image_pixels=SIDE**2)), CONTRACT) == HELLO
 
 
 def test_warm_up_leaves_no_warning(exported_folder):

@@ -9,11 +9,15 @@ import numpy as np
 import pytest
 import torch
 from pierhead_server import predictor
+from pierhead_server.artifact import Sample
 from pierhead_server.errors import ArtifactInvalidError, InternalError, InvalidArgumentError, QueueFullError
 from pierhead_server.messages import Call
 from pierhead_server.predictor import PredictorModel, load_predictor
 from pierhead_server.protocol import Limits, Request, ServedModel, parse, shape
+from pierhead_server.worker import HELLO, warm_up
 from sklearn.datasets import load_breast_cancer
+
+from tests.unit.server.calls import CONTRACT, ask
 
 EXAMPLES = Path(__file__).parents[3] / "examples" / "predictors"
 GOOD = """
@@ -196,6 +200,36 @@ def test_each_request_has_its_own_outcome(tmp_path, caplog):
     assert all(isinstance(outcomes[index], InvalidArgumentError) for index in (1, 3, 4))
     assert [each.instances for each in computed] == [1, 1, 0, 2, 1]
     assert "Traceback" in caplog.text
+
+
+def test_probe_without_a_sample_asks_the_routine_nothing():
+    model = returning("would be an error")
+    assert model.sample is None
+    (reply,) = ask(model, b"", dialect="probe")
+    assert (reply.code, reply.body) == (200, b'{"predictions":[]}')
+
+
+def test_sample_is_the_artifacts(tmp_path):
+    (tmp_path / "predictor.py").write_text(GOOD)
+    model = load_predictor(tmp_path, Sample(b'{"instances": [{"b64": "AA=="}], "k": NaN}', "warmup.json"))
+    (reply,) = ask(model, b"", dialect="probe")
+    assert reply.body == b'{"predictions":[["bytes",{"k":null}]]}'
+    assert warm_up(model, CONTRACT) == HELLO
+
+
+@pytest.mark.parametrize(
+    ("predict", "message"),
+    [
+        ("raise KeyError('age')", "instances[0]: the predictor raised KeyError: 'age'"),
+        ("return 5", "the predictor returned a int, not a list of predictions"),
+        ("return []", "the predictor returned 0 predictions for 1 instances"),
+        ("return [object()]", "the model's answer holds a value of type object, which JSON does not know"),
+    ],
+)
+def test_sample_that_fails_is_told_with_its_file(tmp_path, predict, message):
+    (tmp_path / "predictor.py").write_text(GOOD.replace("return [[", f"{predict}\n        return [["))
+    model = load_predictor(tmp_path, Sample(b'{"instances": [1]}', "warmup.json"))
+    assert warm_up(model, CONTRACT).body.decode() == f"the model cannot answer warmup.json: {message}"
 
 
 def test_what_is_printed_is_logged(tmp_path, caplog, capsys):

@@ -5,15 +5,16 @@ import json
 import numpy as np
 import pytest
 import torch
-from pierhead_server.artifact import read_artifact
+from pierhead_server.artifact import Sample, read_artifact
 from pierhead_server.config import ImageInput, Preprocessing, TensorInput
 from pierhead_server.errors import ArtifactInvalidError
 from pierhead_server.images import read_image
 from pierhead_server.model import LoadOptions, load_model
 from pierhead_server.program import TensorProgram
 from pierhead_server.tensors import Signature, TensorSpec
+from pierhead_server.worker import HELLO, warm_up
 
-from tests.unit.server.calls import ask, in_base64, instances, predict
+from tests.unit.server.calls import CONTRACT, ask, in_base64, instances, predict
 from tests.unit.server.pictures import encode, picture
 
 VECTOR = TensorInput(name="x", shape=(3,))
@@ -235,6 +236,52 @@ def test_program_that_does_not_fit_is_refused(function, outputs, message):
     with pytest.raises(ArtifactInvalidError) as caught:
         make(function, VECTOR, outputs=outputs)
     assert str(caught.value).startswith(message)
+
+
+IMAGE = ImageInput(name="image", type="image", preprocessing=SMALL)
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        (VECTOR,),
+        (FREE,),
+        (NUMBER,),
+        (IMAGE,),
+        TWO,
+        (TensorInput(name="b64", shape=(2,)),),
+        (TensorInput(name="flag", dtype="bool"), TensorInput(name="grid", dtype="int8", shape=(2, -1))),
+    ],
+)
+def test_probe_is_answered_with_zeros_of_the_declared_inputs(inputs):
+    seen = []
+
+    def remember(*given):
+        seen.append(given)
+        return given[0].float().flatten(1).sum(dim=1) if given[0].ndim > 1 else given[0].float()
+
+    model = make(remember, *inputs)
+    seen.clear()
+    assert warm_up(model, CONTRACT) == HELLO
+    (reply,) = ask(model, b"", dialect="probe")
+    assert len(json.loads(reply.body)["predictions"]) == 1
+    assert len(seen) == 2
+    for tensor, entry in zip(seen[0], inputs, strict=True):
+        assert isinstance(entry, ImageInput) or not tensor.any()
+
+
+def test_program_whose_answer_cannot_be_written_is_refused():
+    first = warm_up(make(lambda x: torch.complex(x, x), VECTOR), CONTRACT)
+    assert first.code == 500
+    cause = "the model's answer holds a value of type complex, which JSON does not know"
+    assert first.body.decode() == f"the model cannot answer a synthetic instance of zeros: {cause}"
+
+
+def test_own_sample_is_answered_instead_of_zeros():
+    sample = Sample(b'{"instances": [[1, 2, 3]]}', "warmup.json")
+    model = TensorProgram(Function(lambda x: x.sum(dim=1)), [VECTOR], None, max_image_pixels=1, sample=sample)
+    (reply,) = ask(model, b"", dialect="probe")
+    assert json.loads(reply.body) == {"predictions": [6.0]}
 
 
 class Scores(torch.nn.Module):

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -42,6 +43,7 @@ from tests.unit.server.conftest import (
 )
 from tests.unit.server.pictures import LABELS, encode, picture
 
+PROBE = "/v1/probe"
 QUEUE_SIZE = 3
 WORKERS = 3
 MAX_BYTES = 1_000_000
@@ -64,7 +66,8 @@ def server(torchvision_folder, tmp_path_factory):
         answer = server.client.get("/readyz")
         assert (answer.status_code, answer.json()["error"]["message"]) == (503, "the model is loading")
         assert server.client.get("/healthz").status_code == 200
-        assert server.client.post(PREDICT, json=pictures(picture())).status_code == 503
+        for path in (PREDICT, PROBE):
+            assert server.client.post(path, json=pictures(picture())).status_code == 503
         server.wait_ready(WORKERS)
         yield server
 
@@ -181,6 +184,15 @@ def test_chunked_body_over_the_limit_is_refused(server):
     assert server.client.post(PREDICT, content=chunks).status_code == 413
 
 
+def test_probe_is_a_prediction_of_the_models_own_sample(server):
+    before = server.metric("pierhead_predict_requests_total", code="200", dialect="probe")
+    answer = server.client.post(PROBE)
+    assert answer.status_code == 200
+    ((prediction,),) = answer.json().values()
+    assert sorted(prediction["displayNames"]) == sorted(LABELS)
+    assert server.metric("pierhead_predict_requests_total", code="200", dialect="probe") == before + 1
+
+
 def test_listener_holds_no_torch(server):
     assert "libtorch" not in Path(f"/proc/{server.process.pid}/maps").read_text()
     assert "libtorch" in Path(f"/proc/{server.fork_server()}/maps").read_text()
@@ -264,6 +276,11 @@ def obedient(obedient_folder, tmp_path_factory):
 
 def tell(server, told):
     return server.client.post(PREDICT, json=instances(told))
+
+
+def test_probe_of_a_predictor_without_a_sample_predicts_nothing(obedient):
+    answer = obedient.client.post(PROBE)
+    assert (answer.status_code, answer.json()) == (200, {"predictions": []})
 
 
 def test_killed_worker_is_replaced(obedient):
@@ -478,6 +495,17 @@ def test_what_cannot_be_served_is_told_and_ends_it(obedient_folder, tmp_path, mo
     assert told.count("\n") == 1
     assert told in stderr
     assert "Traceback" not in stderr
+
+
+def test_predictor_that_fails_at_its_sample_is_told_and_ends_it(obedient_folder, tmp_path):
+    folder = shutil.copytree(obedient_folder, tmp_path / "folder")
+    (folder / "warmup.json").write_text('{"instances": [{"wait": "for nothing"}]}')
+    code, told, _ = start(tmp_path, ARTIFACT_URI=folder.as_uri(), ALLOW_CODE="true", WORKERS=2)
+    assert code == 1
+    assert told == (
+        "ArtifactInvalid: the model cannot answer warmup.json: "
+        "instances[0]: the predictor raised KeyError: 'wait for'\n"
+    )
 
 
 def test_termination_log_is_never_created(tmp_path):

@@ -48,6 +48,8 @@ def test_artifact_may_lie_in_any_storage(environment, address):
         ("COMPILED_DIR", "/cache", Path("/cache")),
         ("PREDICT_TIMEOUT_SECONDS", "0.5", 0.5),
         ("LOG_FORMAT", "text", "text"),
+        ("MODEL_CACHE_BYTES", "0", 0),
+        ("MODEL_CACHE_BYTES", "", None),
     ],
 )
 def test_variable_sets_its_setting(environment, variable, value, expected):
@@ -107,6 +109,7 @@ def test_emulator_may_come_without_scheme(environment, given, address):
         ("PIERHEAD_ARTIFACT_DIGEST", "sha256:abc"),
         ("PIERHEAD_PORT", "http"),
         ("PIERHEAD_QUEUE_SIZE", "0"),
+        ("PIERHEAD_MODEL_CACHE_BYTES", "-1"),
         ("PIERHEAD_DRAIN_SECONDS", "-1"),
         ("PIERHEAD_DRAIN_SECONDS", "inf"),
         ("PIERHEAD_PREDICT_TIMEOUT_SECONDS", "0"),

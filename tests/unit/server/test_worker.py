@@ -8,6 +8,7 @@ import threading
 import msgspec
 import numpy as np
 import pytest
+from pierhead_server.artifact import Sample
 from pierhead_server.computing import compute, prepare_rows
 from pierhead_server.errors import InvalidArgumentError
 from pierhead_server.messages import Call, Reply, pack, read
@@ -40,7 +41,8 @@ class Doubling:
 
     form, batch, signature = "quick", 4, Signature((), ())
 
-    def __init__(self):
+    def __init__(self, sample=None):
+        self.sample = sample
         self.batches = []
         self.prepared = threading.Semaphore(0)
         self.computing = threading.Semaphore(0)
@@ -101,8 +103,8 @@ class Listener:
 
 
 @contextlib.contextmanager
-def running(loop, model):
-    """A listener beside a worker in a thread of its own, and what that ended with."""
+def running(loop, model, first=HELLO):
+    """A listener beside a worker in a thread of its own, which says this first; and what that ended with."""
     ours, theirs = socket.socketpair()
     ended = []
 
@@ -119,7 +121,7 @@ def running(loop, model):
     thread.start()
     ours.settimeout(DEADLINE_SECONDS)
     with contextlib.closing(Listener(ours)) as listener:
-        assert listener.receive() == HELLO
+        assert listener.receive() == first
         yield listener, ended
     model.go_on.set()
     thread.join(DEADLINE_SECONDS)
@@ -244,3 +246,58 @@ def test_refusal_of_the_contract_has_the_dialects_form():
         kserve, vertex = (json.loads(listener.receive().body)["error"] for _ in range(2))
     assert kserve == vertex["message"]
     assert vertex["status"] == InvalidArgumentError.status
+
+
+# The model's own sample
+
+PROBE = pack([Call("probe", b"")])
+
+
+@LOOPS
+def test_worker_is_warm_when_it_has_answered_the_sample(loop):
+    model = Doubling(Sample(b'{"instances": [3, 4]}', "warmup.json"))
+    with running(loop, model) as (_, ended):
+        assert model.batches == [[3, 4]]
+    assert ended == [None]
+
+
+@LOOPS
+@pytest.mark.parametrize(
+    ("sample", "code", "message"),
+    [
+        (b'{"instances": [1, -1]}', 400, "instances[1]: the model raised ValueError: unlucky"),
+        (b'{"instances": ["x"]}', 400, "instances[0]: must be a whole number"),
+        (b'{"instances": [1], "k": 1}', 400, "k: unknown: known are instances"),
+        (b"[]", 400, 'the body must be a JSON object with "instances", not a list'),
+        (b'{"instances": [%s]}' % b",".join([b"1"] * 101), 400, "instances: 101 are more than 100: split the request"),
+    ],
+)
+def test_sample_that_is_not_answered_is_told_instead(loop, sample, code, message):
+    first = Reply(code, f"the model cannot answer warmup.json: {message}".encode())
+    with running(loop, Doubling(Sample(sample, "warmup.json")), first) as (_, ended):
+        pass
+    assert ended == [None]  # when the listener has closed the connection, and not before
+
+
+@LOOPS
+def test_probe_is_answered_with_the_sample(loop):
+    with running(loop, Doubling(Sample(b'{"instances": [3]}', "warmup.json"))) as (listener, _):
+        for _ in range(2):
+            listener.connection.sendall(PROBE)
+            assert json.loads(listener.receive().body) == {"predictions": [6]}
+
+
+def test_probe_of_a_model_without_sample_predicts_nothing():
+    model = Doubling()
+    with running(run_worker, model) as (listener, _):
+        listener.connection.sendall(PROBE)
+        assert json.loads(listener.receive().body) == {"predictions": []}
+
+
+def test_error_of_a_probe_has_vertexs_form():
+    sample = Sample(b'{"instances": [1]}', "warmup.json")
+    model = Doubling(sample)
+    with running(run_worker, model) as (listener, _):
+        model.sample = Sample(b'{"instances": [-1]}', "warmup.json")
+        listener.connection.sendall(PROBE)
+        assert json.loads(listener.receive().body)["error"]["status"] == "INVALID_ARGUMENT"

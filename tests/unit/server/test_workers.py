@@ -645,6 +645,26 @@ async def test_artifact_that_the_process_refuses_ends_it():
         workers.check_capacity()
 
 
+async def test_model_that_does_not_answer_its_sample_is_never_ready(tmp_path):
+    (tmp_path / "marker").write_text("x" * 10)
+    workers = Watched("refuses_its_sample", tmp_path / "marker")
+    with pytest.raises(ArtifactInvalidError, match=r"^the model cannot answer warmup\.json: no$"):
+        await workers.run(lambda: Path("/"), make_load)
+    assert workers.not_ready == "the model is loading"
+    assert workers.failure == "the model cannot answer warmup.json: no"
+
+
+async def test_sample_that_fails_later_costs_one_worker(tmp_path, caplog):
+    (tmp_path / "marker").touch()
+    workers = Watched("refuses_its_sample", tmp_path / "marker")
+    async with running(workers):
+        (tmp_path / "marker").write_text("x")
+        with pytest.raises(InternalError):
+            await workers.ask(DIE)
+        assert await pids([workers.ask()])
+    assert "worker 0 died: the model cannot answer warmup.json: no" in caplog.text
+
+
 async def test_death_while_loading_ends_it():
     with pytest.raises(ModelProcessDiedError, match="SIGKILL: most likely out of memory, while loading the model"):
         await Watched("dies_loading").run(lambda: Path("/"), make_load)
