@@ -116,6 +116,13 @@ METRICS_SERVER = Tool(
     version=settings.METRICS_SERVER_VERSION,
     binaries={"metrics-server": "sigs.k8s.io/metrics-server/cmd/metrics-server"},
 )
+# No program: what Istio's objects are judged by in the tests. Istio itself does not run in the cluster.
+ISTIO = Tool(
+    name="istio",
+    version=settings.ISTIO_VERSION,
+    binaries={},
+    files={"crds.yaml": ("istio.io/api", "kubernetes/customresourcedefinitions.gen.yaml")},
+)
 
 # The slowest first: everything else can be made while nothing waits for it.
 TOOLS = (KUBE, COREDNS, ENVOY_GATEWAY, HELM, FAKE_GCS_SERVER)
@@ -187,8 +194,9 @@ def _build(paths: Paths, tool: Tool, go: str) -> None:
         made = folder / "made"
         made.mkdir()
         # One invocation: `go` compiles what the packages share once, and links them side by side.
+        build = ["build", "-ldflags", tool.link_flags, "-o", f"{made}/", *tool.binaries.values()]
         commands.run(
-            [go, "build", "-ldflags", tool.link_flags, "-o", f"{made}/", *tool.binaries.values()],
+            [go, *(build if tool.binaries else ["mod", "download"])],
             log=log,
             env=environment,
             cwd=tool.module,

@@ -44,6 +44,7 @@ class Target:
     gateway: tuple[str, str]
     url: str
     storage_env: Mapping[str, str]
+    envoy_gateway: bool = False  # whether the Gateway is Envoy Gateway's
 
     def kubectl(self, *arguments: str, timeout: float = 60) -> str:
         return commands.output(["kubectl", *arguments], env=self.environment, timeout=timeout)
@@ -64,7 +65,11 @@ def make_values(target: Target) -> dict[str, Any]:
             "env": [{"name": key, "value": value} for key, value in target.storage_env.items()],
             "resources": SERVER_RESOURCES,
         },
-        "routing": {"provider": "gateway-api", "gateway": {"namespace": namespace, "name": name}},
+        "routing": {
+            "provider": "gateway-api",
+            "gateway": {"namespace": namespace, "name": name},
+            "envoyGateway": target.envoy_gateway,
+        },
     }
 
 
@@ -78,6 +83,7 @@ def find_local(*, metrics_server: bool = False) -> Target:
         gateway=("pierhead-system", "pierhead"),
         url=cluster.gateway_url,
         storage_env={"STORAGE_EMULATOR_HOST": settings.STORAGE_URL_IN_CLUSTER},
+        envoy_gateway=True,
     )
 
 
@@ -91,6 +97,9 @@ def install(target: Target) -> None:
             *("upgrade", "--install", RELEASE, chart, "--namespace", NAMESPACE, "--create-namespace"),
             *("--values", values.name, "--wait", "--timeout", "4m"),
         )
+    # An upgrade restarts no pod; who works on the server wants to see it.
+    renew = f"pierhead.dev/renew={target.server_image.rpartition(':')[2]}"
+    target.kubectl("annotate", "deployedmodels.pierhead.dev", "--all", "--all-namespaces", "--overwrite", renew)
 
 
 def upload_artifacts(storage_url: str) -> None:

@@ -21,8 +21,11 @@ LABEL_ENDPOINT = f"{GROUP}/endpoint"
 LABEL_MODEL = f"{GROUP}/model"
 LABEL_DEPLOYED_MODEL = f"{GROUP}/deployed-model"
 ANNOTATION_APPLIED = f"{GROUP}/applied"
+ANNOTATION_PINNED = f"{GROUP}/pinned"
+ANNOTATION_RENEW = f"{GROUP}/renew"
 
 SERVER_CONTAINER = "server"
+PROBE_PATH = "/v1/probe"  # of the model server: a prediction of the model's own sample
 MAX_NAME = 63
 _DIGEST = 8
 
@@ -44,8 +47,16 @@ def server(deployed_model: str) -> str:
 
 
 def route(endpoint: str) -> str:
-    """The HTTPRoute of an Endpoint."""
+    """The HTTPRoute or VirtualService of an Endpoint, and the Service it leads to while nobody serves."""
     return shorten(f"ep-{endpoint}")
+
+
+def model_route(model: str, part: int = 1) -> str:
+    """The HTTPRoute or VirtualService of a Model; where it takes several, that of each part.
+
+    The number is in the prefix: behind the name, part 2 of Model `photos` would be part 1 of Model `photos-2`.
+    """
+    return shorten(f"mdl-{model}" if part == 1 else f"mdl{part}-{model}")
 
 
 def endpoint_resource(project: str, location: str, endpoint: str) -> str:

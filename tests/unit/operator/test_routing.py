@@ -1,8 +1,27 @@
-import pytest
-from pierhead_operator.routing import compute_effective_split, predict_path, wanted_split
-from pierhead_operator.types import Endpoint
+"""The split in tables; what carries it against golden manifests."""
 
-from tests.unit.operator.conftest import make_endpoint
+from pathlib import Path
+
+import pytest
+import yaml
+from pierhead_operator import names
+from pierhead_operator.routing import (
+    ROUTE_KINDS,
+    compute_effective_split,
+    explain_access,
+    gateway_of,
+    make_endpoint_routes,
+    make_model_routes,
+    predict_path,
+    route_kinds,
+    wanted_split,
+)
+from pierhead_operator.settings import RoutingSettings
+from pierhead_operator.types import Endpoint, Model
+
+from tests.unit.operator.conftest import make_endpoint, make_model
+
+GOLDEN = Path(__file__).parents[2] / "golden"
 
 # wanted, serving, previous -> effective
 SPLITS = {
@@ -79,3 +98,241 @@ def test_wanted_split(split, there, expected):
 
 def test_predict_path(endpoint, settings):
     assert predict_path(endpoint, settings) == "/v1/projects/default/locations/local/endpoints/photos:predict"
+
+
+GATEWAY_API = {"provider": "gateway-api", "gateway": {"namespace": "gateways", "name": "public"}}
+ISTIO = {"provider": "istio", "istio": {"gateways": ["istio-system/public"], "hosts": ["models.example.com"]}}
+PRIVATE_GATEWAY = {"privateGateway": {"namespace": "gateways", "name": "private"}}
+PRIVATE_ISTIO = {"privateIstio": {"gateways": ["istio-system/private"]}}
+ENVOY_GATEWAY = {"envoyGateway": True}
+EVERYTHING = {
+    "access": "Private",
+    "mirror": {"deployedModel": "photos-2", "percent": 25},
+    "clientConnectionConfig": {"inferenceTimeout": "300s"},
+    "maxRequestBytes": 2097152,
+}
+
+
+def _endpoint(spec):
+    return Endpoint.model_validate({**make_endpoint(), "spec": spec})
+
+
+def _routed_by(settings, routing):
+    return settings.model_copy(update={"routing": RoutingSettings.model_validate(routing)})
+
+
+def _golden(case):
+    return list(yaml.safe_load_all((GOLDEN / case / "objects.yaml").read_text()))
+
+
+# golden file: spec, effective split, who is mirrored to, routing settings
+ENDPOINT_CASES = {
+    "route": ({}, {"photos-1": 80, "photos-2": 20}, None, GATEWAY_API),
+    "route-idle": ({}, {}, None, GATEWAY_API),
+    "route-full": (EVERYTHING, {"photos-1": 100}, "photos-2", {**GATEWAY_API, **PRIVATE_GATEWAY, **ENVOY_GATEWAY}),
+    "istio": ({}, {"photos-1": 80, "photos-2": 20}, None, ISTIO),
+    "istio-full": (EVERYTHING, {"photos-1": 100}, "photos-2", {**ISTIO, **PRIVATE_ISTIO}),
+}
+MODEL_CASES = {"route-model": GATEWAY_API, "istio-model": ISTIO}
+
+
+@pytest.mark.parametrize("case", ENDPOINT_CASES)
+def test_endpoint_routes(case, settings):
+    spec, effective, mirror_to, routing = ENDPOINT_CASES[case]
+    made = make_endpoint_routes(_endpoint(spec), effective, mirror_to, _routed_by(settings, routing))
+    assert made == _golden(case)
+
+
+@pytest.mark.parametrize("case", MODEL_CASES)
+def test_model_routes(case, settings):
+    versions = [
+        {"name": "1", "aliases": ["stable"], "artifactUri": "gs://models/photos/1"},
+        {"name": "2", "artifactUri": "gs://models/photos/2"},
+    ]
+    model = Model.model_validate(make_model(versions=versions))
+    serving = {"2": ["photos-2b", "photos-2"], "1": ["photos-1"]}
+    assert make_model_routes(model, serving, _routed_by(settings, MODEL_CASES[case])) == _golden(case)
+
+
+def test_provider_none_makes_nothing(endpoint, model, settings):
+    bare = _routed_by(settings, {})
+    assert make_endpoint_routes(endpoint, {"photos-1": 100}, None, bare) == []
+    assert make_model_routes(model, {"1": ["photos-1"]}, bare) == []
+
+
+@pytest.mark.parametrize("routing", [GATEWAY_API, ISTIO], ids=["gateway-api", "istio"])
+def test_while_nobody_serves_there_is_only_the_idle_service_to_lead_to(routing, endpoint, settings):
+    idle, route = make_endpoint_routes(endpoint, {}, None, _routed_by(settings, routing))
+    assert idle["kind"] == "Service"
+    assert "selector" not in idle["spec"]
+    assert "ep-photos" in str(route["spec"])
+    assert "dm-" not in str(route["spec"])
+
+
+@pytest.mark.parametrize("routing", [GATEWAY_API, ISTIO], ids=["gateway-api", "istio"])
+def test_mirror_to_what_does_not_serve_is_left_out(routing, settings):
+    endpoint = _endpoint({"mirror": {"deployedModel": "photos-2"}})
+    made = make_endpoint_routes(endpoint, {"photos-1": 100}, None, _routed_by(settings, routing))
+    assert "photos-2" not in str(made)
+    assert "irror" not in str(made)
+
+
+@pytest.mark.parametrize(
+    ("routing", "spec", "expected"),
+    [
+        ({**GATEWAY_API, **ENVOY_GATEWAY}, {"maxRequestBytes": 2048}, "2048"),
+        ({**GATEWAY_API, **ENVOY_GATEWAY}, {}, None),
+        (GATEWAY_API, {"maxRequestBytes": 2048}, None),
+        ({**ISTIO, **ENVOY_GATEWAY}, {"maxRequestBytes": 2048}, None),
+    ],
+    ids=["asked for", "not asked for", "not Envoy Gateway", "Istio"],
+)
+def test_gateway_limits_requests_where_it_can(routing, spec, expected, settings):
+    made = make_endpoint_routes(_endpoint(spec), {"photos-1": 100}, None, _routed_by(settings, routing))
+    limits = [policy["spec"]["requestBuffer"]["limit"] for policy in made if policy["kind"] == "BackendTrafficPolicy"]
+    assert limits == ([expected] if expected else [])
+
+
+# routing settings, access -> the value of the chart that is missing
+ACCESS = {
+    "Standard": (GATEWAY_API, "Standard", None),
+    "Private": ({**GATEWAY_API, **PRIVATE_GATEWAY}, "Private", None),
+    "Private, no such Gateway": (GATEWAY_API, "Private", "routing.privateGateway"),
+    "Private, only the other provider's": ({**GATEWAY_API, **PRIVATE_ISTIO}, "Private", "routing.privateGateway"),
+    "Istio, Standard": (ISTIO, "Standard", None),
+    "Istio, Private": ({**ISTIO, **PRIVATE_ISTIO}, "Private", None),
+    "Istio, Private, no such Gateway": (ISTIO, "Private", "routing.privateIstio"),
+    "nobody routes": ({}, "Private", None),
+}
+
+
+@pytest.mark.parametrize(("routing", "access", "missing"), ACCESS.values(), ids=ACCESS.keys())
+def test_access_that_is_not_offered_is_explained_and_not_routed(routing, access, missing, settings):
+    endpoint, chosen = _endpoint({"access": access}), _routed_by(settings, routing)
+    explained = explain_access(endpoint, chosen)
+    made = make_endpoint_routes(endpoint, {"photos-1": 100}, None, chosen)
+    if missing:
+        assert explained == (
+            f"spec.access: Private needs a gateway that only the cluster reaches: the chart's {missing} is not set"
+        )
+    else:
+        assert explained is None
+    assert bool(made) == (routing.get("provider") is not None and not missing)
+
+
+@pytest.mark.parametrize(
+    ("routing", "access", "expected"),
+    [
+        ({**GATEWAY_API, **PRIVATE_GATEWAY}, "Standard", "public"),
+        ({**GATEWAY_API, **PRIVATE_GATEWAY}, "Private", "private"),
+        (GATEWAY_API, "Private", None),
+        ({**ISTIO, **PRIVATE_GATEWAY}, "Private", None),
+        ({}, "Standard", None),
+    ],
+)
+def test_gateway_of(routing, access, expected, settings):
+    gateway = gateway_of(_endpoint({"access": access}), _routed_by(settings, routing))
+    assert (gateway.name if gateway else None) == expected
+
+
+def _paths(route):
+    return [match["path"]["value"] for rule in route["spec"]["rules"] for match in rule["matches"]]
+
+
+# who serves which version -> the names that are routed, with an unescaped colon
+SERVED = {
+    "both": ({"1": ["a"], "2": ["b"]}, ["", "/versions/1", "/versions/2"]),
+    "only the default": ({"1": ["a"]}, ["", "/versions/1"]),
+    "not the default: no path without a version": ({"2": ["b"]}, ["/versions/2"]),
+    "a version that the Model no longer has": ({"1": ["a"], "0": ["old"]}, ["", "/versions/1"]),
+}
+
+
+@pytest.mark.parametrize(("serving", "named"), SERVED.values(), ids=SERVED.keys())
+def test_model_routes_are_for_the_versions_that_are_served(serving, named, model, settings):
+    [route] = make_model_routes(model, serving, settings)
+    plain = [path for path in _paths(route) if path.endswith(":predict")]
+    assert plain == [f"/v1/projects/default/models/photos{name}:predict" for name in named]
+
+
+@pytest.mark.parametrize("serving", [{}, {"1": []}, {"0": ["old"]}])
+@pytest.mark.parametrize("routing", [GATEWAY_API, ISTIO], ids=["gateway-api", "istio"])
+def test_model_that_nobody_serves_has_no_route(routing, serving, model, settings):
+    assert make_model_routes(model, serving, _routed_by(settings, routing)) == []
+
+
+def _big_model(versions, aliases):
+    return Model.model_validate(
+        make_model(
+            versions=[
+                {
+                    "name": str(number),
+                    "aliases": [f"alias-{number}-{letter}" for letter in "abcdefgh"[:aliases]],
+                    "artifactUri": f"gs://models/photos/{number}",
+                }
+                for number in range(1, versions + 1)
+            ]
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("versions", "aliases", "routes"),
+    [(16, 0, 1), (17, 0, 2), (64, 0, 4), (4, 8, 1), (5, 8, 2), (64, 8, 16)],
+)
+def test_model_of_many_versions_gets_as_many_routes_as_they_take(versions, aliases, routes, settings):
+    model = _big_model(versions, aliases)
+    serving = {version.name: [f"dm-{version.name}"] for version in model.spec.versions}
+    made = make_model_routes(model, serving, settings)
+    assert len(made) == routes
+    assert [route["metadata"]["name"] for route in made[:2]] == ["mdl-photos", "mdl2-photos"][:routes]
+    assert len({route["metadata"]["name"] for route in made}) == routes
+    for route in made:
+        rules = route["spec"]["rules"]
+        assert len(rules) <= 16
+        assert all(len(rule["matches"]) <= 64 for rule in rules)
+        assert sum(len(rule["matches"]) for rule in rules) <= 128
+    paths = [path for route in made for path in _paths(route)]
+    assert len(paths) == len(set(paths)) == 3 * (versions * (1 + aliases) + 1)
+
+
+def test_istio_takes_all_versions_in_one_object(settings):
+    model = _big_model(64, 8)
+    serving = {version.name: [f"dm-{version.name}"] for version in model.spec.versions}
+    [service] = make_model_routes(model, serving, _routed_by(settings, ISTIO))
+    assert len(service["spec"]["http"]) == 64
+
+
+def test_version_that_many_serve_leads_to_as_many_as_a_rule_takes(model, settings):
+    serving = {"1": [f"photos-{number:02}" for number in range(20)]}
+    [route] = make_model_routes(model, serving, settings)
+    [rule] = route["spec"]["rules"]
+    assert [(backend["name"], backend["weight"]) for backend in rule["backendRefs"]] == [
+        (f"dm-photos-{number:02}", 1) for number in range(16)
+    ]
+
+
+def test_parts_of_a_model_are_named_unlike_other_models():
+    there = {names.model_route(model, part) for model in ("photos", "photos-2", "2-photos") for part in (1, 2, 12)}
+    assert len(there) == 9
+    assert len(names.model_route("x" * 63, 12)) <= names.MAX_NAME
+
+
+def test_route_kinds_are_what_is_made():
+    for provider, prefix in (("gateway-api", "route"), ("istio", "istio")):
+        cases = [case for case in (*ENDPOINT_CASES, *MODEL_CASES) if case.split("-")[0] == prefix]
+        made = {manifest["kind"] for case in cases for manifest in _golden(case)}
+        assert made - {"Service"} == ROUTE_KINDS[provider]
+
+
+@pytest.mark.parametrize(
+    ("routing", "expected"),
+    [
+        ({}, set()),
+        (GATEWAY_API, {"HTTPRoute"}),
+        ({**GATEWAY_API, **ENVOY_GATEWAY}, {"HTTPRoute", "BackendTrafficPolicy"}),
+        (ISTIO, {"VirtualService", "DestinationRule"}),
+    ],
+)
+def test_route_kinds_of_an_installation(routing, expected, settings):
+    assert route_kinds(_routed_by(settings, routing)) == expected

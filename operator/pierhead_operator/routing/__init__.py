@@ -1,0 +1,124 @@
+"""Where traffic goes: the effective split, and the objects that tell whoever carries it. Pure."""
+
+from collections.abc import Mapping, Sequence
+
+from pierhead_operator import names
+from pierhead_operator.resources import Manifest, make_metadata
+from pierhead_operator.routing import gateway_api, istio
+from pierhead_operator.routing.rules import SERVICE_PORT, make_endpoint_rule, make_model_rules
+from pierhead_operator.routing.split import Split, compute_effective_split, wanted_split
+from pierhead_operator.settings import GatewayReference, IstioSettings, OperatorSettings
+from pierhead_operator.types import Endpoint, Model
+
+__all__ = [
+    "ROUTE_KINDS",
+    "Split",
+    "compute_effective_split",
+    "explain_access",
+    "gateway_of",
+    "make_endpoint_routes",
+    "make_idle_service",
+    "make_model_routes",
+    "predict_path",
+    "route_kinds",
+    "wanted_split",
+]
+
+_POLICY = "BackendTrafficPolicy"
+
+# What each provider may make, apart from the idle Service: the same for all, it stays when the provider changes.
+ROUTE_KINDS: Mapping[str, frozenset[str]] = {
+    "none": frozenset(),
+    "gateway-api": frozenset({"HTTPRoute", _POLICY}),
+    "istio": frozenset({"VirtualService", "DestinationRule"}),
+}
+
+
+def route_kinds(settings: OperatorSettings) -> frozenset[str]:
+    """What this installation may make, apart from the idle Service; no other kind needs to be known to its cluster."""
+    kinds = ROUTE_KINDS[settings.routing.provider]
+    return kinds if settings.routing.envoy_gateway else kinds - {_POLICY}
+
+
+def predict_path(endpoint: Endpoint, settings: OperatorSettings) -> str:
+    """The path that predictions of an endpoint are posted to."""
+    return f"/v1/{names.endpoint_resource(endpoint.namespace, settings.location, endpoint.name)}:predict"
+
+
+def explain_access(endpoint: Endpoint, settings: OperatorSettings) -> str | None:
+    """Why the installation cannot give an endpoint the access that it asks for; None where it can."""
+    routing = settings.routing
+    if endpoint.spec.access != "Private":
+        return None
+    if routing.provider == "gateway-api" and routing.private_gateway is None:
+        value = "privateGateway"
+    elif routing.provider == "istio" and routing.private_istio is None:
+        value = "privateIstio"
+    else:
+        return None
+    return f"spec.access: Private needs a gateway that only the cluster reaches: the chart's routing.{value} is not set"
+
+
+def gateway_of(endpoint: Endpoint, settings: OperatorSettings) -> GatewayReference | None:
+    """The Gateway that an endpoint's HTTPRoute attaches to; None where there is none, or the provider is another."""
+    routing = settings.routing
+    if routing.provider != "gateway-api":
+        return None
+    return routing.private_gateway if endpoint.spec.access == "Private" else routing.gateway
+
+
+def _istio_of(endpoint: Endpoint, settings: OperatorSettings) -> IstioSettings | None:
+    routing = settings.routing
+    if routing.provider != "istio":
+        return None
+    return routing.private_istio if endpoint.spec.access == "Private" else routing.istio
+
+
+def make_idle_service(endpoint: Endpoint) -> Manifest:
+    """A Service that no pod is behind: a gateway that is sent there answers 503.
+
+    While nobody serves, the route needs somewhere to lead to. Without a backend Gateway API wants 500, which clients
+    do not retry; and to the Service of a DeployedModel whose pods are not ready Envoy would send requests all the same.
+    """
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": make_metadata(names.route(endpoint.name), endpoint, {names.LABEL_ENDPOINT: endpoint.name}),
+        "spec": {"ports": [{"name": "http", "port": SERVICE_PORT, "protocol": "TCP", "appProtocol": "http"}]},
+    }
+
+
+def make_endpoint_routes(
+    endpoint: Endpoint, effective: Split, mirror_to: str | None, settings: OperatorSettings
+) -> list[Manifest]:
+    """All that carries an endpoint's predictions: what others refer to comes first.
+
+    `effective` may be empty: then the route leads to the idle Service. `mirror_to` is the DeployedModel that gets the
+    copies that the spec asks for, if it serves. Nothing where the provider makes no routes, or where `explain_access`
+    has something to say.
+    """
+    rule = make_endpoint_rule(endpoint, effective, mirror_to, settings)
+    if gateway := gateway_of(endpoint, settings):
+        routes = [gateway_api.make_endpoint_route(endpoint, rule, gateway)]
+        if settings.routing.envoy_gateway and endpoint.spec.max_request_bytes:
+            routes.append(gateway_api.make_request_limit(endpoint, endpoint.spec.max_request_bytes))
+    elif configured := _istio_of(endpoint, settings):
+        routes = istio.make_endpoint_routes(endpoint, rule, configured)
+    else:
+        return []
+    return [make_idle_service(endpoint), *routes]
+
+
+def make_model_routes(model: Model, serving: Mapping[str, Sequence[str]], settings: OperatorSettings) -> list[Manifest]:
+    """All that carries predictions by AI Platform's paths, which name a Model instead of an Endpoint.
+
+    `serving` has, by version, the DeployedModels that serve it and that everybody may reach: the routes attach to the
+    public gateway. Nothing where nobody serves any version, or the provider makes no routes.
+    """
+    routing = settings.routing
+    rules = make_model_rules(model, serving)
+    if routing.provider == "gateway-api" and routing.gateway:
+        return gateway_api.make_model_routes(model, rules, routing.gateway)
+    if routing.provider == "istio" and routing.istio:
+        return istio.make_model_routes(model, rules, routing.istio)
+    return []
