@@ -1,94 +1,369 @@
 """Builders against golden manifests: a change of what is built shows in the diff of a golden file."""
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
-from pierhead_operator.resources import Serving, desired_objects, is_owned, mark_applied, needs_apply, owns_replicas
-from pierhead_operator.routing import make_http_route
-from pierhead_operator.types import DeployedModel
+from pierhead_operator.resources import (
+    SERVING_KINDS,
+    Serving,
+    desired_objects,
+    is_owned,
+    make_deployment,
+    mark_applied,
+    needs_apply,
+    owns_replicas,
+    unknown_machine,
+)
+from pierhead_operator.settings import OperatorSettings
+from pierhead_operator.types import DeployedModel, Endpoint
+from pierhead_server.settings import Settings as ServerSettings
 
-from tests.unit.operator.conftest import make_deployed_model
+from tests.unit.operator.conftest import make_deployed_model, manifest
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 
-CASES = {
-    "automatic": {},
-    "autoscaled-gpu": {
-        "modelVersion": "2",
-        "dedicatedResources": {
-            "machineSpec": {"acceleratorType": "NVIDIA_L4", "acceleratorCount": 1},
-            "minReplicaCount": 1,
-            "maxReplicaCount": 4,
-            "autoscalingMetricSpecs": [{"metricName": "cpu/utilization", "target": 75}],
+
+@dataclass(frozen=True)
+class Case:
+    """A DeployedModel's spec, beside its Endpoint's and the installation's settings where they matter."""
+
+    spec: dict[str, Any]
+    settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    endpoint: dict[str, Any] | None = None
+
+
+L4_NODES = {"cloud.google.com/gke-accelerator": "nvidia-l4"}
+GPU_TAINT = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
+MIG = {"requests": {"cpu": "2", "memory": "8Gi"}, "limits": {"memory": "8Gi", "nvidia.com/mig-1g.10gb": "1"}}
+MACHINES = {
+    "machineTypes": {
+        "g2-standard-4": {
+            "resources": {"requests": {"cpu": "3", "memory": "12Gi"}, "limits": {"memory": "14Gi"}},
+            "nodeSelector": {"node.kubernetes.io/instance-type": "g2-standard-4"},
+            "tolerations": [{"key": "models", "operator": "Exists"}],
         },
+        "a100-slice": {"resources": MIG},
+        "any": {"nodeSelector": {"pool": "models"}},
     },
-    "fixed-three": {"dedicatedResources": {"minReplicaCount": 3}},
+    "acceleratorTypes": {
+        "NVIDIA_L4": {"nodeSelector": L4_NODES, "tolerations": [GPU_TAINT]},
+        "NVIDIA_TESLA_T4": {},
+    },
+}
+
+CASES = {
+    "automatic": Case({}),
+    "autoscaled-gpu": Case(
+        {
+            "modelVersion": "2",
+            "dedicatedResources": {
+                "machineSpec": {"acceleratorType": "NVIDIA_L4", "acceleratorCount": 1},
+                "minReplicaCount": 1,
+                "maxReplicaCount": 4,
+                "autoscalingMetricSpecs": [{"metricName": "cpu/utilization", "target": 75}],
+            },
+        }
+    ),
+    "fixed-three": Case({"dedicatedResources": {"minReplicaCount": 3}}),
+    "two-replicas": Case({"automaticResources": {"minReplicaCount": 2, "maxReplicaCount": 4}}),
+    "gpu-with-classes": Case(
+        {
+            "dedicatedResources": {
+                "machineSpec": {
+                    "machineType": "g2-standard-4",
+                    "acceleratorType": "NVIDIA_L4",
+                    "acceleratorCount": 2,
+                }
+            }
+        },
+        {"machines": MACHINES},
+    ),
+    "dra": Case(
+        {
+            "dedicatedResources": {
+                "machineSpec": {"resourceClaims": [{"name": "gpu", "resourceClaimTemplateName": "one-gpu"}]}
+            }
+        }
+    ),
+    "hpa-all-metrics": Case(
+        {
+            "dedicatedResources": {
+                "minReplicaCount": 1,
+                "maxReplicaCount": 8,
+                "autoscalingMetricSpecs": [
+                    {"metricName": "aiplatform.googleapis.com/prediction/online/cpu/utilization", "target": 70},
+                    {
+                        "metricName": "aiplatform.googleapis.com/prediction/online/accelerator/duty_cycle",
+                        "target": 80,
+                    },
+                    {"metricName": "requests/inFlight", "target": 8},
+                ],
+            }
+        },
+        {"autoscaling": {"gpuDutyCycleMetric": "gpu_busy", "requestsInFlightMetric": "requests_held"}},
+    ),
+    "limits": Case({}, endpoint={"clientConnectionConfig": {"inferenceTimeout": "120s"}, "maxRequestBytes": 52428800}),
+    "overrides": Case(
+        {
+            "serviceAccount": "photos-reader",
+            "podOverrides": {
+                "labels": {"team": "vision", "pierhead.dev/deployed-model": "another"},
+                "annotations": {"example.com/scrape": "true"},
+                "env": [
+                    {"name": "STORAGE_EMULATOR_HOST", "value": "http://own:4443"},
+                    {"name": "PIERHEAD_LOG_LEVEL", "value": "debug"},
+                ],
+                "nodeSelector": {"pool": "vision"},
+                "tolerations": [{"key": "vision", "operator": "Exists"}],
+                "affinity": {
+                    "nodeAffinity": {
+                        "requiredDuringSchedulingIgnoredDuringExecution": {
+                            "nodeSelectorTerms": [{"matchExpressions": [{"key": "ssd", "operator": "Exists"}]}]
+                        }
+                    }
+                },
+                "priorityClassName": "online",
+                "imagePullSecrets": ["registry"],
+            },
+        },
+        {
+            "server": {
+                "envFrom": [{"secretRef": {"name": "storage"}}],
+                "artifactCache": {"hostPath": {"path": "/var/lib/pierhead", "type": "Directory"}},
+                "artifactCacheBytes": 107374182400,
+            }
+        },
+    ),
 }
 
 
-def _serving(model, settings, spec):
+def _change(settings, sections):
+    """The settings with some of the fields of some of their sections changed."""
+    data = settings.model_dump(by_alias=True)
+    return OperatorSettings.model_validate(data | {name: data[name] | fields for name, fields in sections.items()})
+
+
+def _serving(model, settings, spec, endpoint=None):
     dm = DeployedModel.model_validate(make_deployed_model(**spec))
     version = model.spec.version(dm.spec.model_version or "1")
-    return Serving(dm, model, version, settings)
+    there = None if endpoint is None else Endpoint.model_validate(manifest("Endpoint", "photos", endpoint))
+    return Serving(dm, model, version, settings, there)
+
+
+def _pod(serving):
+    return make_deployment(serving)["spec"]["template"]["spec"]
+
+
+def _env(serving):
+    """The server's variables, each of which is there once."""
+    variables = _pod(serving)["containers"][0]["env"]
+    env = {variable["name"]: variable.get("value", variable) for variable in variables}
+    assert len(env) == len(variables)
+    return env
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_desired_objects(case, model, settings):
-    objects = desired_objects(_serving(model, settings, CASES[case]))
+    given = CASES[case]
+    objects = desired_objects(_serving(model, _change(settings, given.settings), given.spec, given.endpoint))
     golden = GOLDEN / case / "objects.yaml"
     assert objects == list(yaml.safe_load_all(golden.read_text()))
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_surplus_is_looked_for_among_all_that_may_be_made(case, model, settings):
+    given = CASES[case]
+    objects = desired_objects(_serving(model, _change(settings, given.settings), given.spec))
+    assert {made["kind"] for made in objects} <= SERVING_KINDS
+
+
+# The server's environment
+
+
 def test_env_of_the_installation_takes_the_place_of_ours(model, settings):
     own = [{"name": "PIERHEAD_WORKERS", "value": "4"}]
-    changed = settings.model_copy(update={"server": settings.server.model_copy(update={"env": own})})
-    deployment = desired_objects(_serving(model, changed, {}))[1]
-    env = deployment["spec"]["template"]["spec"]["containers"][0]["env"]
-    assert [variable for variable in env if variable["name"] == "PIERHEAD_WORKERS"] == own
+    assert _env(_serving(model, _change(settings, {"server": {"env": own}}), {}))["PIERHEAD_WORKERS"] == "4"
+
+
+def test_env_nearer_to_the_deployed_model_counts(model, settings):
+    given = [{"name": "PIERHEAD_MAX_REQUEST_BYTES", "value": "1"}, {"name": "PIERHEAD_LOG_LEVEL", "value": "error"}]
+    changed = _change(settings, {"server": {"env": given}})
+    env = _env(_serving(model, changed, {}, {"maxRequestBytes": 2048}))
+    assert (env["PIERHEAD_MAX_REQUEST_BYTES"], env["PIERHEAD_LOG_LEVEL"]) == ("2048", "error")
+    overrides = {"env": [{"name": "PIERHEAD_MAX_REQUEST_BYTES", "value": "4096"}]}
+    env = _env(_serving(model, changed, {"podOverrides": overrides}, {"maxRequestBytes": 2048}))
+    assert env["PIERHEAD_MAX_REQUEST_BYTES"] == "4096"
+
+
+def test_env_comes_after_what_it_refers_to(model, settings):
+    changed = _change(settings, {"server": {"env": [{"name": "BUCKET", "value": "photos"}]}})
+    overrides = {"env": [{"name": "PIERHEAD_MODEL", "value": "$(BUCKET)/model"}]}
+    assert list(_env(_serving(model, changed, {"podOverrides": overrides})))[-2:] == ["BUCKET", "PIERHEAD_MODEL"]
+
+
+def test_pod_overrides_do_not_say_what_runs(model, settings):
+    names = ("PIERHEAD_ARTIFACT_URI", "PIERHEAD_ARTIFACT_DIGEST", "PIERHEAD_ALLOW_CODE")
+    overrides = {"env": [{"name": name, "value": "gs://elsewhere"} for name in names]}
+    assert _env(_serving(model, settings, {"podOverrides": overrides})) == _env(_serving(model, settings, {}))
+
+
+@pytest.mark.parametrize(("allow_code", "told"), [(True, "true"), (False, None)])
+def test_server_is_told_whether_code_may_run(model, settings, allow_code, told):
+    serving = _serving(model, settings, {})
+    serving = replace(serving, version=serving.version.model_copy(update={"allow_code": allow_code}))
+    assert _env(serving).get("PIERHEAD_ALLOW_CODE") == told
+
+
+def test_server_does_by_itself_what_it_is_not_told(model, settings):
+    """An Endpoint's own defaults are the server's, so that an Endpoint without limits tells it nothing."""
+    server = ServerSettings(artifact_uri="gs://models/photos")
+    timeout = Endpoint.model_validate(manifest("Endpoint", "photos", {})).spec.client_connection_config
+    assert timeout.inference_timeout_seconds == server.predict_timeout_seconds
+    without, with_endpoint = _serving(model, settings, {}), _serving(model, settings, {}, {})
+    assert _env(without) == _env(with_endpoint)
+
+
+@pytest.mark.parametrize(("timeout", "grace"), [("10s", 65), ("60s", 65), ("600s", 605)])
+def test_pod_is_given_time_for_what_is_in_flight(model, settings, timeout, grace):
+    serving = _serving(model, settings, {}, {"clientConnectionConfig": {"inferenceTimeout": timeout}})
+    assert _pod(serving)["terminationGracePeriodSeconds"] == grace
 
 
 def test_pods_share_the_cache_of_compiled_forms(model, settings):
     claim = {"persistentVolumeClaim": {"claimName": "compiled"}}
-    changed = settings.model_copy(update={"server": settings.server.model_copy(update={"compiled_cache": claim})})
-    pod = desired_objects(_serving(model, changed, {}))[1]["spec"]["template"]["spec"]
+    serving = _serving(model, _change(settings, {"server": {"compiledCache": claim}}), {})
+    pod = _pod(serving)
     assert {"name": "compiled", **claim} in pod["volumes"]
     (container,) = pod["containers"]
     assert {"name": "compiled", "mountPath": "/compiled"} in container["volumeMounts"]
-    told = {variable["name"]: variable.get("value") for variable in container["env"]}
-    assert told["PIERHEAD_COMPILED_DIR"] == "/compiled"
-    assert "PIERHEAD_COMPILE" not in told
+    assert _env(serving)["PIERHEAD_COMPILED_DIR"] == "/compiled"
+    assert "PIERHEAD_COMPILE" not in _env(serving)
 
 
-@pytest.mark.parametrize(("allow_code", "told"), [(True, ["true"]), (False, [])])
-def test_server_is_told_whether_code_may_run(model, settings, allow_code, told):
+# Machines
+
+
+@pytest.mark.parametrize(
+    ("machine", "one_a_cpu"),
+    [
+        ({}, True),
+        ({"machineType": "any"}, True),
+        ({"machineType": "a100-slice"}, False),
+        ({"acceleratorType": "NVIDIA_TESLA_T4", "acceleratorCount": 1}, False),
+        ({"resourceClaims": [{"name": "gpu", "resourceClaimName": "gpu"}]}, False),
+    ],
+)
+def test_processes_are_counted_by_cpu_only_where_cpus_compute(model, settings, machine, one_a_cpu):
+    changed = _change(settings, {"machines": MACHINES})
+    env = _env(_serving(model, changed, {"dedicatedResources": {"machineSpec": machine}}))
+    assert ("PIERHEAD_WORKERS" in env) is one_a_cpu
+
+
+def test_processes_are_not_counted_where_no_cpu_is_asked_for(model, settings):
+    changed = _change(settings, {"server": {"resources": {"requests": {"memory": "1Gi"}}}})
+    assert "PIERHEAD_WORKERS" not in _env(_serving(model, changed, {}))
+
+
+def test_machine_without_resources_has_those_of_the_server(model, settings):
+    spec = {"dedicatedResources": {"machineSpec": {"machineType": "any"}}}
+    (container,) = _pod(_serving(model, _change(settings, {"machines": MACHINES}), spec))["containers"]
+    assert container["resources"] == settings.server.resources
+
+
+def test_builders_leave_the_settings_as_they_are(model, settings):
+    changed = _change(settings, {"machines": MACHINES})
+    before = changed.model_dump()
+    for case in ("gpu-with-classes", "overrides"):
+        desired_objects(_serving(model, changed, CASES[case].spec))
+    assert changed.model_dump() == before
+
+
+KNOWN = "known are NVIDIA_L4, NVIDIA_TESLA_T4"
+FIELD = "dedicatedResources.machineSpec"
+
+
+@pytest.mark.parametrize(
+    ("machine", "message"),
+    [
+        ({}, None),
+        ({"machineType": "any", "acceleratorType": "NVIDIA_L4", "acceleratorCount": 1}, None),
+        (
+            {"acceleratorType": "NVIDIA_FOO", "acceleratorCount": 1},
+            f"{FIELD}.acceleratorType: NVIDIA_FOO is unknown to this installation: {KNOWN}"
+            " (the chart's machines.acceleratorTypes)",
+        ),
+        (
+            {"acceleratorType": "NVIDIA_TELSA_T4", "acceleratorCount": 1},
+            f"{FIELD}.acceleratorType: NVIDIA_TELSA_T4 is unknown to this installation: did you mean NVIDIA_TESLA_T4?"
+            f" {KNOWN} (the chart's machines.acceleratorTypes)",
+        ),
+        (
+            {"machineType": "n1", "acceleratorType": "TPU", "acceleratorCount": 1},
+            f"{FIELD}.machineType: n1 is unknown to this installation: known are a100-slice, any, g2-standard-4"
+            " (the chart's machines.machineTypes);"
+            f" {FIELD}.acceleratorType: TPU is unknown to this installation: {KNOWN}"
+            " (the chart's machines.acceleratorTypes)",
+        ),
+    ],
+)
+def test_unknown_machine(settings, machine, message):
+    dm = DeployedModel.model_validate(make_deployed_model(dedicatedResources={"machineSpec": machine}))
+    assert unknown_machine(dm, _change(settings, {"machines": MACHINES})) == message
+
+
+def test_unknown_machine_where_none_is_known(settings):
+    dm = DeployedModel.model_validate(make_deployed_model(dedicatedResources={"machineSpec": {"machineType": "n1"}}))
+    assert "none is known (the chart's machines.machineTypes)" in unknown_machine(dm, settings)
+
+
+# Replicas
+
+
+def test_scaling_restarts_no_pod(model, settings):
+    templates = [
+        make_deployment(_serving(model, settings, {"automaticResources": resources}))["spec"]["template"]
+        for resources in ({"minReplicaCount": 1}, {"minReplicaCount": 3}, {"minReplicaCount": 1, "maxReplicaCount": 9})
+    ]
+    assert all(template == templates[0] for template in templates)
+
+
+def test_deployment_in_place_differs_in_its_strategy_alone(model, settings):
     serving = _serving(model, settings, {})
-    serving = replace(serving, version=serving.version.model_copy(update={"allow_code": allow_code}))
-    env = desired_objects(serving)[1]["spec"]["template"]["spec"]["containers"][0]["env"]
-    assert [variable["value"] for variable in env if variable["name"] == "PIERHEAD_ALLOW_CODE"] == told
+    usual, in_place = make_deployment(serving), make_deployment(serving, in_place=True)
+    assert in_place["spec"].pop("strategy")["rollingUpdate"] == {"maxSurge": 0, "maxUnavailable": 1}
+    assert usual["spec"].pop("strategy")["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
+    assert usual == in_place
+    assert desired_objects(serving, True)[1] == make_deployment(serving, True)
 
 
-def test_http_route(endpoint, settings):
-    golden = GOLDEN / "route" / "objects.yaml"
-    assert make_http_route(endpoint, {"photos-1": 80, "photos-2": 20}, settings) == yaml.safe_load(golden.read_text())
+def test_metric_by_both_of_its_names_is_there_once(model, settings):
+    specs = [
+        {"metricName": "gpu/dutyCycle", "target": 50},
+        {"metricName": "cpu/utilization", "target": 50},
+        {"metricName": "aiplatform.googleapis.com/prediction/online/accelerator/duty_cycle", "target": 90},
+    ]
+    resources = {"maxReplicaCount": 2, "autoscalingMetricSpecs": specs}
+    autoscaler = desired_objects(_serving(model, settings, {"dedicatedResources": resources}))[-1]
+    gpu, cpu = autoscaler["spec"]["metrics"]
+    assert gpu["pods"]["target"]["averageValue"] == "90"
+    assert cpu["resource"]["target"]["averageUtilization"] == 50
 
 
-def test_http_route_without_gateway_is_refused(endpoint, settings):
-    bare = settings.model_copy(update={"routing": settings.routing.model_copy(update={"gateway": None})})
-    with pytest.raises(ValueError, match=r"routing\.gateway"):
-        make_http_route(endpoint, {"photos-1": 100}, bare)
+# What is there
 
 
-def _live(manifest):
+def _live(made):
     """A manifest as the API server gives it back: with defaults and what others wrote."""
-    spec = {**manifest["spec"], "progressDeadlineSeconds": 600}
-    return {**manifest, "spec": spec, "status": {"replicas": 1}}
+    spec = {**made["spec"], "progressDeadlineSeconds": 600}
+    return {**made, "spec": spec, "status": {"replicas": 1}}
 
 
 def test_needs_apply_stable_no_writes(model, settings):
-    for manifest in desired_objects(_serving(model, settings, CASES["autoscaled-gpu"])):
-        marked = mark_applied(manifest)
+    for made in desired_objects(_serving(model, settings, CASES["autoscaled-gpu"].spec)):
+        marked = mark_applied(made)
         assert not needs_apply(marked, _live(marked))
 
 

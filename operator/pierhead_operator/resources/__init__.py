@@ -1,0 +1,49 @@
+"""What should exist for a DeployedModel: pure functions from plain data to Kubernetes manifests.
+
+`objects` knows what every object of ours has, `machines` what a pod asks of its node, `pods` what a pod is made of,
+`serving` the objects around it, and `rollout` how pods of one template follow those of another.
+"""
+
+from pierhead_operator.resources.machines import unknown_machine
+from pierhead_operator.resources.objects import (
+    Manifest,
+    is_owned,
+    make_metadata,
+    make_owner_reference,
+    mark_applied,
+    needs_apply,
+    owns_replicas,
+    selector,
+)
+from pierhead_operator.resources.pods import Serving
+from pierhead_operator.resources.rollout import decide_in_place
+from pierhead_operator.resources.serving import (
+    SERVING_KINDS,
+    desired_objects,
+    is_autoscaled,
+    make_deployment,
+    make_horizontal_pod_autoscaler,
+    make_pod_disruption_budget,
+    make_service,
+)
+
+__all__ = [
+    "SERVING_KINDS",
+    "Manifest",
+    "Serving",
+    "decide_in_place",
+    "desired_objects",
+    "is_autoscaled",
+    "is_owned",
+    "make_deployment",
+    "make_horizontal_pod_autoscaler",
+    "make_metadata",
+    "make_owner_reference",
+    "make_pod_disruption_budget",
+    "make_service",
+    "mark_applied",
+    "needs_apply",
+    "owns_replicas",
+    "selector",
+    "unknown_machine",
+]

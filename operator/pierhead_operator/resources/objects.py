@@ -1,0 +1,85 @@
+"""What every object that Pierhead makes has, and how it is told from what is there. Pure."""
+
+import hashlib
+import json
+from typing import Any
+
+from pierhead_operator import names
+from pierhead_operator.schema import Resource
+
+Manifest = dict[str, Any]
+
+
+def selector(deployed_model: str) -> dict[str, str]:
+    """The labels that a DeployedModel's pods, and nobody else's, carry."""
+    return {names.LABEL_MANAGED_BY: names.MANAGED_BY, names.LABEL_DEPLOYED_MODEL: deployed_model}
+
+
+def make_owner_reference(owner: Resource) -> Manifest:
+    """The reference by which Kubernetes deletes an object with its owner."""
+    return {
+        "apiVersion": names.API_VERSION,
+        "kind": owner.KIND,
+        "name": owner.name,
+        "uid": owner.metadata.uid,
+        "controller": True,
+        "blockOwnerDeletion": True,
+    }
+
+
+def make_metadata(name: str, owner: Resource, labels: dict[str, str]) -> Manifest:
+    """The metadata of an object that belongs to `owner`."""
+    return {
+        "name": name,
+        "namespace": owner.namespace,
+        "labels": {names.LABEL_MANAGED_BY: names.MANAGED_BY, **labels},
+        "ownerReferences": [make_owner_reference(owner)],
+    }
+
+
+def mark_applied(desired: Manifest) -> Manifest:
+    """`desired` with a digest of itself as an annotation, so that a later look tells whether it was applied."""
+    digest = hashlib.sha256(json.dumps(desired, sort_keys=True).encode()).hexdigest()[:16]
+    metadata = desired["metadata"]
+    annotations = {**metadata.get("annotations", {}), names.ANNOTATION_APPLIED: digest}
+    return {**desired, "metadata": {**metadata, "annotations": annotations}}
+
+
+def needs_apply(marked: Manifest, live: Manifest | None) -> bool:
+    """Whether a manifest of `mark_applied` has to be sent: it changed, or somebody changed what it says.
+
+    The annotation finds what was removed from the manifest, the comparison what was changed by hand.
+    """
+    return live is None or not _contains(live, marked)
+
+
+def _contains(live: Any, wanted: Any) -> bool:
+    if isinstance(wanted, dict):
+        return isinstance(live, dict) and all(key in live and _contains(live[key], wanted[key]) for key in wanted)
+    if isinstance(wanted, list):
+        return (
+            isinstance(live, list)
+            and len(live) == len(wanted)
+            and all(_contains(*pair) for pair in zip(live, wanted, strict=True))
+        )
+    return bool(live == wanted)
+
+
+def is_owned(live: Manifest, owner: Resource) -> bool:
+    """Whether an object belongs to this very owner, and not to a namesake or to somebody else."""
+    references = live.get("metadata", {}).get("ownerReferences", [])
+    return any(reference.get("controller") and reference["uid"] == owner.metadata.uid for reference in references)
+
+
+def owns_replicas(deployment: Manifest) -> bool:
+    """Whether `spec.replicas` of a live Deployment is still a field of ours.
+
+    If it is left out of the next apply while nobody else owns it, Kubernetes resets it to 1.
+    """
+    entries = deployment.get("metadata", {}).get("managedFields", [])
+    return any(
+        entry.get("manager") == names.FIELD_MANAGER
+        and "f:replicas" in entry.get("fieldsV1", {}).get("f:spec", {})
+        and not entry.get("subresource")
+        for entry in entries
+    )

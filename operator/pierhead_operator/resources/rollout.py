@@ -1,0 +1,110 @@
+"""How the pods of a new template follow those of the old one where there is no room for both. Pure."""
+
+import re
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from pierhead_operator import names
+from pierhead_operator.resources.objects import Manifest
+
+_TEMPLATE_LABEL = "pod-template-hash"
+# As the scheduler says it: `0/1 nodes are available: 1 Insufficient nvidia.com/gpu. preemption: ...`.
+_INSUFFICIENT = re.compile(r"Insufficient ([\w./-]*\w)")
+_NO_CLAIM = "cannot allocate all claims"
+_QUANTITY = re.compile(r"(\d*\.?\d+(?:[eE]-?\d+)?)([numkMGTPE]|[KMGTPE]i)?")
+_UNITS = {
+    **{"n": 1e-9, "u": 1e-6, "m": 1e-3, "": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18},
+    **{"Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40, "Pi": 2.0**50, "Ei": 2.0**60},
+}
+
+
+def decide_in_place(deployment: Manifest | None, pods: Sequence[Manifest], now: datetime, wait_seconds: float) -> bool:
+    """Whether an old pod leaves before the new one comes: there is no room for both, and it holds what that waits for.
+
+    Asked of the live Deployment and its pods. It says so once a new pod has been waiting for `wait_seconds`, and until
+    all old pods are replaced. Whether the old pod answers does not matter: one that is broken holds as much.
+    """
+    if deployment is None:
+        return False
+    status = deployment.get("status", {})
+    updated = status.get("updatedReplicas", 0)
+    if _is_in_place(deployment) and updated < deployment["spec"].get("replicas", 1):
+        return True
+    if updated >= status.get("replicas", 0):
+        return False  # there are no old pods
+    staying = [pod for pod in pods if not pod["metadata"].get("deletionTimestamp")]
+    return any(
+        _may_take_the_place(new, old, missing)
+        for new in staying
+        if (missing := _long_missing(new, now - timedelta(seconds=wait_seconds)))
+        for old in staying
+    )
+
+
+def _is_in_place(deployment: Manifest) -> bool:
+    step = (deployment["spec"].get("strategy") or {}).get("rollingUpdate") or {}
+    return step.get("maxSurge") == 0
+
+
+def _long_missing(pod: Manifest, since: datetime) -> str:
+    """What the scheduler says that a pod lacks, at least since then; empty where it lacks nothing."""
+    condition = _scheduled(pod)
+    if condition.get("status") != "False" or condition.get("reason") != "Unschedulable":
+        return ""
+    if datetime.fromisoformat(condition["lastTransitionTime"]) > since:
+        return ""
+    return str(condition.get("message", ""))
+
+
+def _scheduled(pod: Manifest) -> Mapping[str, Any]:
+    conditions = pod.get("status", {}).get("conditions", [])
+    return next((condition for condition in conditions if condition["type"] == "PodScheduled"), {})
+
+
+def _may_take_the_place(new: Manifest, old: Manifest, missing: str) -> bool:
+    """Whether a new pod can run where an old one does, in the room that it leaves.
+
+    If it cannot, the old one would be ended for nothing: such as when no node has the accelerator that is now wanted.
+    """
+    if _template(new) == _template(old) or _scheduled(old).get("status") != "True":
+        return False
+    asks, held = new.get("spec", {}), old.get("spec", {})
+    if not _may_run_where(asks, held):
+        return False
+    if _NO_CLAIM in missing and asks.get("resourceClaims") == held.get("resourceClaims"):
+        return True
+    resources = _INSUFFICIENT.findall(missing)
+    return bool(resources) and all(_amount(asks, name) <= _amount(held, name) for name in resources)
+
+
+def _template(pod: Manifest) -> str | None:
+    label: str | None = pod["metadata"].get("labels", {}).get(_TEMPLATE_LABEL)
+    return label
+
+
+def _may_run_where(asks: Manifest, held: Manifest) -> bool:
+    """Whether a pod wants no other nodes than another one does."""
+    nodes = held.get("nodeSelector", {}).items()
+    return (
+        asks.get("nodeSelector", {}).items() <= nodes
+        and asks.get("affinity") == held.get("affinity")
+        and all(toleration in asks.get("tolerations", []) for toleration in held.get("tolerations", []))
+    )
+
+
+def _amount(pod_spec: Manifest, resource: str) -> float:
+    """How much of a resource a pod's server requests."""
+    for container in pod_spec.get("containers", []):
+        if container["name"] == names.SERVER_CONTAINER:
+            quantity = str(container.get("resources", {}).get("requests", {}).get(resource, "0"))
+            return _parse_quantity(quantity)
+    return 0.0
+
+
+def _parse_quantity(text: str) -> float:
+    """A Kubernetes quantity, such as 500m or 4Gi, as a number."""
+    parsed = _QUANTITY.fullmatch(text)
+    if parsed is None:
+        raise ValueError(f"{text!r} is no Kubernetes quantity")
+    return float(parsed[1]) * _UNITS[parsed[2] or ""]

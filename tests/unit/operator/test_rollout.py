@@ -1,0 +1,118 @@
+"""When an old pod makes room for the new one, in a table."""
+
+from datetime import timedelta
+
+import pytest
+from pierhead_operator.resources import decide_in_place
+
+from tests.unit.operator.conftest import NOW
+
+WAIT = 120
+NO_GPU = "0/1 nodes are available: 1 Insufficient nvidia.com/gpu. preemption: 0/1 nodes are available: 1 No victims."
+NO_CLAIM = "0/1 nodes are available: 1 cannot allocate all claims. still not schedulable, preemption: ..."
+NO_NODE = "0/2 nodes are available: 2 node(s) didn't match Pod's node affinity/selector."
+SURGE, IN_PLACE = {"maxSurge": 1, "maxUnavailable": 0}, {"maxSurge": 0, "maxUnavailable": 1}
+
+
+def make_deployment(replicas=2, updated=1, wanted=1, step=SURGE):
+    """One that is wanted to have one replica, and has an old and a new one."""
+    strategy = {"type": "RollingUpdate", "rollingUpdate": step}
+    status = {"replicas": replicas, "updatedReplicas": updated}
+    return {"spec": {"replicas": wanted, "strategy": strategy}, "status": status}
+
+
+def make_pod(template, waiting=None, message=NO_GPU, deleting=False, **spec):
+    """A pod that runs, or that waits for a node since `waiting` seconds."""
+    requests = spec.pop("requests", {"cpu": "1", "nvidia.com/gpu": "1"})
+    condition = {"type": "PodScheduled", "status": "True"}
+    if waiting is not None:
+        since = (NOW - timedelta(seconds=waiting)).strftime("%Y-%m-%dT%H:%M:%SZ")
+        condition |= {"status": "False", "reason": "Unschedulable", "message": message, "lastTransitionTime": since}
+    metadata = {"labels": {"pod-template-hash": template}}
+    return {
+        "metadata": metadata | ({"deletionTimestamp": "2026-11-22T12:00:00Z"} if deleting else {}),
+        "spec": {"containers": [{"name": "server", "resources": {"requests": requests}}], **spec},
+        "status": {"conditions": [condition]},
+    }
+
+
+OLD = make_pod("old")
+LONG = WAIT + 1
+NEW = make_pod("new", LONG)
+CLAIM = [{"name": "gpu", "resourceClaimTemplateName": "one-gpu"}]
+TAINT = {"key": "gpu", "operator": "Exists"}
+
+ROWS = {
+    "nothing is there yet": (None, [], False),
+    "stable": (make_deployment(replicas=1), [OLD], False),
+    "waits for the GPU that the old pod holds": (make_deployment(), [OLD, NEW], True),
+    "has just begun to wait": (make_deployment(), [OLD, make_pod("new", WAIT - 1)], False),
+    "has a node and starts": (make_deployment(), [OLD, make_pod("new")], False),
+    "the old pod is leaving already": (make_deployment(), [make_pod("old", deleting=True), NEW], False),
+    "the new pod is leaving": (make_deployment(), [OLD, make_pod("new", LONG, deleting=True)], False),
+    "the first one waits": (make_deployment(replicas=1), [NEW], False),
+    "the old one waits too": (make_deployment(), [make_pod("old", LONG), NEW], False),
+    "a replica too many waits, all of one template": (make_deployment(updated=2), [make_pod("new"), NEW], False),
+    "no node is like that": (
+        make_deployment(), [OLD, make_pod("new", LONG, NO_NODE, nodeSelector={"accelerator": "l4"})], False,
+    ),
+    "wants other nodes, which are full": (
+        make_deployment(), [OLD, make_pod("new", LONG, nodeSelector={"accelerator": "l4"})], False,
+    ),
+    "has other affinities": (make_deployment(), [OLD, make_pod("new", LONG, affinity={"nodeAffinity": {}})], False),
+    "does not tolerate the old one's node": (
+        make_deployment(), [make_pod("old", tolerations=[TAINT]), NEW], False,
+    ),
+    "tolerates more": (make_deployment(), [OLD, make_pod("new", LONG, tolerations=[TAINT])], True),
+    "asks for more GPUs than the old one holds": (
+        make_deployment(), [OLD, make_pod("new", LONG, requests={"nvidia.com/gpu": "2"})], False,
+    ),
+    "asks for fewer": (
+        make_deployment(), [make_pod("old", requests={"nvidia.com/gpu": "2"}), NEW], True,
+    ),
+    "asks for more memory, which there is": (
+        make_deployment(), [OLD, make_pod("new", LONG, requests={"memory": "64Gi", "nvidia.com/gpu": "1"})], True,
+    ),
+    "asks for as much memory in other words": (
+        make_deployment(),
+        [make_pod("old", requests={"memory": "2Gi"}), make_pod("new", LONG, "1 Insufficient memory.", requests={"memory": "2048Mi"})],
+        True,
+    ),
+    "asks for more CPU than the old one holds": (
+        make_deployment(),
+        [make_pod("old", requests={"cpu": "500m"}), make_pod("new", LONG, "1 Insufficient cpu.", requests={"cpu": "1"})],
+        False,
+    ),
+    "lacks two resources, and the old one holds enough of one": (
+        make_deployment(),
+        [OLD, make_pod("new", LONG, "1 Insufficient cpu, 2 Insufficient nvidia.com/gpu.", requests={"cpu": "2", "nvidia.com/gpu": "1"})],
+        False,
+    ),
+    "waits for the device that the old one's claim holds": (
+        make_deployment(),
+        [make_pod("old", resourceClaims=CLAIM), make_pod("new", LONG, NO_CLAIM, resourceClaims=CLAIM)],
+        True,
+    ),
+    "claims another device": (
+        make_deployment(), [OLD, make_pod("new", LONG, NO_CLAIM, resourceClaims=CLAIM)], False,
+    ),
+    "the old pod has not gone yet": (make_deployment(step=IN_PLACE), [OLD, NEW], True),
+    "one of three is replaced": (
+        make_deployment(replicas=3, wanted=3, step=IN_PLACE), [OLD, OLD, make_pod("new")], True,
+    ),
+    "between the old one's end and the new one's start": (
+        make_deployment(replicas=2, updated=1, wanted=3, step=IN_PLACE), [OLD, make_pod("new")], True,
+    ),
+    "the last old pod is replaced": (make_deployment(replicas=1, step=IN_PLACE), [make_pod("new")], False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("row", ROWS.values(), ids=ROWS.keys())
+def test_decide_in_place(row):
+    deployment, pods, expected = row
+    assert decide_in_place(deployment, pods, NOW, WAIT) is expected
+    assert decide_in_place(deployment, pods[::-1], NOW, WAIT) is expected
+
+
+def test_decide_in_place_at_once_where_nobody_is_to_wait():
+    assert decide_in_place(make_deployment(), [OLD, make_pod("new", 0)], NOW, 0)
