@@ -3,62 +3,150 @@
 import argparse
 import asyncio
 import logging
+import os
+import socket
+import sys
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+import aiohttp
 import kopf
 from kubernetes.aio.client import ApiClient, Configuration
-from kubernetes.aio.config import ConfigException, load_incluster_config, load_kube_config
+from kubernetes.aio.config import (
+    ConfigException,
+    list_kube_config_contexts,
+    load_incluster_config,
+    load_kube_config,
+)
 
+from pierhead_operator import health, logs
+from pierhead_operator import lease as election
 from pierhead_operator import settings as operator_settings
-from pierhead_operator.cluster import Cluster, ClusterError, Key
+from pierhead_operator.cluster import Cluster, ClusterError, Key, Rejected
 from pierhead_operator.handlers import make_kopf_settings, make_registry
+from pierhead_operator.lease import Lease, LeaseLostError
+from pierhead_operator.metrics import Metrics
+from pierhead_operator.prober import Prober
 from pierhead_operator.queue import RetryLater, WorkQueue
 from pierhead_operator.reconcile import Reconciler
-from pierhead_operator.resync import Resync, serve_health
+from pierhead_operator.resync import Resync
 from pierhead_operator.settings import OperatorSettings
 
 logger = logging.getLogger("pierhead_operator")
 
 _CONCURRENCY = 8
+_RETRY_SECONDS = 5.0
+
+Work = Callable[[Key], Awaitable[float | None]]
 
 
 async def run(settings: OperatorSettings) -> None:
-    """Runs the operator until it is told to stop."""
-    async with ApiClient(await _load_configuration()) as api:
-        cluster = Cluster(api)
-        reconciler = Reconciler(cluster, settings, lambda: datetime.now(UTC))
+    """Runs the operator until it is told to stop; raises LeaseLostError, in a group, where another one took over."""
+    metrics, events = Metrics(), health.Heartbeat()
+    async with ApiClient(await _load_configuration()) as api, aiohttp.ClientSession() as session:
+        lease = _make_lease(api, metrics)
+        cluster = Cluster(api, lease.seconds_left, metrics.observe_request)
+        reconciler = Reconciler(cluster, Prober(session), settings, lambda: datetime.now(UTC))
+        queue = WorkQueue[Key](make_work(reconciler.reconcile, metrics), _CONCURRENCY, metrics.observe_wait)
+        resync = Resync(cluster, queue.add, settings.watch_namespaces, metrics.set_resources)
 
-        async def work(key: Key) -> None:
+        def on_event(key: Key) -> None:
+            events.beat()
+            queue.add(key)
+
+        def silence() -> float:
+            # Who only waits to lead does not resync, and where nobody deploys anything there may be no events for long.
+            return min(events.age, lease.age if resync.age is None else resync.age)
+
+        metrics.watch(lambda: queue.length, lambda: lease.is_held, lambda: resync.age or 0.0)
+        server = await health.serve(health.make_app(silence, metrics))
+        begin = asyncio.Event()
+        duties = (queue.run(begin), resync.run(begin), _tidy(begin, reconciler, settings), _lead(lease, begin))
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                own = [tasks.create_task(duty) for duty in duties]
+                # kopf cancels at its end what was started after it: let these be there before.
+                await asyncio.sleep(0)
+                await _watch(on_event, settings)
+                for task in own:
+                    task.cancel()
+        finally:
+            # Nothing is written any more: the next one need not wait until the lease runs out.
+            await lease.release()
+            await server.cleanup()
+
+
+async def _watch(on_event: Callable[[Key], None], settings: OperatorSettings) -> None:
+    """Enqueues what changes, whether this process leads or waits, until it is told to stop."""
+    await kopf.operator(
+        registry=make_registry(on_event, settings),
+        settings=make_kopf_settings(),
+        standalone=True,
+        clusterwide=not settings.watch_namespaces,
+        namespaces=settings.watch_namespaces,
+    )
+
+
+async def _lead(lease: Lease, begin: asyncio.Event) -> None:
+    """Lets the work begin once this process is the leader; raises LeaseLostError when it is no longer."""
+    await lease.acquire()
+    begin.set()
+    await lease.keep()
+
+
+async def _tidy(begin: asyncio.Event, reconciler: Reconciler, settings: OperatorSettings) -> None:
+    """Deletes what another routing provider left, once: settings change with a restart."""
+    await begin.wait()
+    namespaces: Sequence[str | None] = settings.watch_namespaces or [None]
+    for namespace in namespaces:
+        while True:
             try:
-                await reconciler.reconcile(key)
+                await reconciler.delete_other_providers_routes(namespace)
+                break
             except ClusterError as error:
+                logger.warning("routes of another provider are looked for later: %s", error)
+                await asyncio.sleep(_RETRY_SECONDS)
+
+
+def make_work(reconcile: Work, metrics: Metrics) -> Work:
+    """A reconcile as the queue wants it: told in logs and metrics, and asked for again where it failed."""
+
+    async def work(key: Key) -> float | None:
+        with logs.about(key.kind, key.namespace, key.name), metrics.time_reconcile(key.kind):
+            try:
+                return await reconcile(key)
+            except (ClusterError, Rejected) as error:
+                metrics.count_error(key.kind, "environment")
                 logger.warning("%s %s/%s put off: %s", key.kind, key.namespace, key.name, error)
                 raise RetryLater from error
             except Exception as error:
                 # A bug with one resource must not stop the care for all others.
+                metrics.count_error(key.kind, "bug")
                 logger.exception("%s %s/%s failed", key.kind, key.namespace, key.name)
                 raise RetryLater from error
 
-        queue = WorkQueue[Key](work, _CONCURRENCY)
-        resync = Resync(cluster, queue.add, settings.watch_namespaces)
-        health = await serve_health(resync)
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                own = [tasks.create_task(queue.run()), tasks.create_task(resync.run())]
-                # kopf cancels at its end what was started after it: let these be there before.
-                await asyncio.sleep(0)
-                await kopf.operator(
-                    registry=make_registry(queue.add, settings),
-                    settings=make_kopf_settings(),
-                    standalone=True,
-                    clusterwide=not settings.watch_namespaces,
-                    namespaces=settings.watch_namespaces,
-                )
-                for task in own:
-                    task.cancel()
-        finally:
-            await health.cleanup()
+    return work
+
+
+def _make_lease(api: ApiClient, metrics: Metrics) -> Lease:
+    """The Lease that the operators of an installation share."""
+    key = Key(
+        election.KIND,
+        os.environ.get("POD_NAMESPACE") or _find_namespace(),
+        os.environ.get("PIERHEAD_LEASE_NAME") or election.NAME,
+    )
+    identity = election.make_identity(os.environ.get("POD_NAME") or socket.gethostname())
+    return Lease(Cluster(api, observe=metrics.observe_request, timeout=election.REQUEST_SECONDS), key, identity)
+
+
+def _find_namespace() -> str:
+    """Outside a cluster, the namespace that kubectl would use."""
+    try:
+        _, active = list_kube_config_contexts()  # type: ignore[no-untyped-call]
+    except ConfigException:
+        return "default"
+    return str(active["context"].get("namespace") or "default")
 
 
 async def _load_configuration() -> Configuration:
@@ -74,11 +162,18 @@ async def _load_configuration() -> Configuration:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="pierhead-operator", description=__doc__)
     parser.add_argument("--config", type=Path, required=True, help="the settings, as the chart writes them")
+    parser.add_argument("--log-format", choices=("json", "text"), default="json", help="how each line is written")
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    # Else a line for each event of each object.
-    logging.getLogger("kopf.objects").setLevel(logging.WARNING)
-    asyncio.run(run(operator_settings.load(arguments.config)))
+    logs.configure_logging(json=arguments.log_format == "json")
+    lost = False
+    try:
+        asyncio.run(run(operator_settings.load(arguments.config)))
+    except* LeaseLostError as group:
+        logger.error("ends: %s", "; ".join(str(error) for error in group.exceptions))
+        lost = True
+    # Kubernetes starts it anew, and it waits with nothing in its memory that may be out of date.
+    if lost:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

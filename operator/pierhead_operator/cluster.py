@@ -2,8 +2,10 @@
 
 import json
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 from urllib.parse import urlencode
@@ -21,17 +23,30 @@ logger = logging.getLogger(__name__)
 
 R = TypeVar("R", bound=Resource)
 
-_TIMEOUT_SECONDS = 30
+_TIMEOUT_SECONDS = 30.0
 _PAGE = 500
+_NO_ANSWER = "none"
+
+# What is told of each request, for the metrics: Kubernetes' verb, the kind, HTTP's code or `none`, and the seconds.
+ObserveRequest = Callable[[str, str, str, float], None]
+
+# HTTP's methods of Kubernetes' verbs, as RBAC and the metrics name them.
+_METHODS = {"get": "GET", "list": "GET", "create": "POST", "update": "PUT", "patch": "PATCH", "delete": "DELETE"}
+_READING_VERBS = ("get", "list")
 
 # Where each kind lives that Pierhead reads or writes: its API's path and its plural.
 _PATHS: dict[str, tuple[str, str]] = {
+    "BackendTrafficPolicy": ("/apis/gateway.envoyproxy.io/v1alpha1", "backendtrafficpolicies"),
     "Deployment": ("/apis/apps/v1", "deployments"),
+    "DestinationRule": ("/apis/networking.istio.io/v1", "destinationrules"),
     "Event": ("/apis/events.k8s.io/v1", "events"),
     "HorizontalPodAutoscaler": ("/apis/autoscaling/v2", "horizontalpodautoscalers"),
     "HTTPRoute": ("/apis/gateway.networking.k8s.io/v1", "httproutes"),
+    "Lease": ("/apis/coordination.k8s.io/v1", "leases"),
     "Pod": ("/api/v1", "pods"),
+    "PodDisruptionBudget": ("/apis/policy/v1", "poddisruptionbudgets"),
     "Service": ("/api/v1", "services"),
+    "VirtualService": ("/apis/networking.istio.io/v1", "virtualservices"),
     **{kind.KIND: (f"/apis/{names.API_VERSION}", kind.PLURAL) for kind in KINDS},
 }
 
@@ -62,31 +77,63 @@ def _path(kind: str, namespace: str | None, name: str = "", subresource: str = "
     return "/".join(part for part in parts if part)
 
 
+@dataclass(frozen=True)
+class _Request:
+    verb: str
+    kind: str
+    path: str
+    query: Mapping[str, str] = field(default_factory=dict)
+    body: Manifest | None = None
+
+    def __str__(self) -> str:
+        return f"{self.verb} {self.path}"
+
+
+def _unlimited() -> float:
+    return math.inf
+
+
+def _unobserved(_verb: str, _kind: str, _code: str, _seconds: float) -> None:
+    pass
+
+
 class Cluster:
     """The Kubernetes API, as far as Pierhead needs it.
 
-    Every method raises ClusterError where another try may help.
+    Every method raises ClusterError where another try may help. `seconds_to_write` says for how long from now this
+    process may write: a write that takes longer is given up, and none is begun where that is 0.
     """
 
-    def __init__(self, api: ApiClient) -> None:
+    def __init__(
+        self,
+        api: ApiClient,
+        seconds_to_write: Callable[[], float] = _unlimited,
+        observe: ObserveRequest = _unobserved,
+        timeout: float = _TIMEOUT_SECONDS,
+    ) -> None:
         self._api = api
+        self._seconds_to_write = seconds_to_write
+        self._observe = observe
+        self._timeout = timeout
 
     async def get(self, kind: str, namespace: str, name: str) -> Manifest | None:
         """The object, or None where there is none."""
-        return await self._request("GET", _path(kind, namespace, name), missing_ok=True)
+        return await self._request(_Request("get", kind, _path(kind, namespace, name)), missing_ok=True)
 
     async def list_objects(
         self, kind: str, namespace: str | None, labels: Mapping[str, str] | None = None
     ) -> list[Manifest]:
-        """The objects of a kind with these labels, in one namespace or in all."""
+        """The objects of a kind with these labels, in one namespace or in all; none of a kind that is not installed."""
         query = {"limit": str(_PAGE)}
         if labels:
             query["labelSelector"] = ",".join(f"{key}={value}" for key, value in labels.items())
         items: list[Manifest] = []
         while True:
-            page = await self._request("GET", _path(kind, namespace), query)
-            assert page is not None
-            items += page["items"]
+            page = await self._request(_Request("list", kind, _path(kind, namespace), query), missing_ok=True)
+            if page is None:
+                return []
+            # The items of a list do not say what they are.
+            items += [{"apiVersion": page["apiVersion"], "kind": kind, **item} for item in page["items"]]
             token = page["metadata"].get("continue")
             if not token:
                 return items
@@ -100,6 +147,14 @@ class Cluster:
     async def list_resources(self, kind: type[R], namespace: str | None) -> list[R]:
         """Pierhead's own resources of a kind, parsed."""
         return [kind.model_validate(item) for item in await self.list_objects(kind.KIND, namespace)]
+
+    async def create(self, manifest: Manifest) -> Manifest:
+        """Creates an object; raises Rejected, also where there is one of that name."""
+        return await self._write("create", manifest, name="")
+
+    async def update(self, manifest: Manifest) -> Manifest:
+        """Replaces an object as it was read; raises Rejected, also where it has changed since or is gone."""
+        return await self._write("update", manifest, name=manifest["metadata"]["name"])
 
     async def apply(self, manifest: Manifest, live: Manifest | None = None) -> None:
         """Server-side apply as field manager `pierhead`; raises Rejected.
@@ -120,6 +175,7 @@ class Cluster:
     async def apply_status(self, resource: Resource, status: Status) -> None:
         """Writes a whole status; nothing where the resource is gone, or is another one of that name by now."""
         path = _path(resource.KIND, resource.namespace, resource.name, "status")
+        query = _apply_query(names.FIELD_MANAGER)
         body = {
             "apiVersion": names.API_VERSION,
             "kind": resource.KIND,
@@ -127,7 +183,7 @@ class Cluster:
             "status": status.dump(),
         }
         try:
-            await self._request("PATCH", path, _apply_query(names.FIELD_MANAGER), body, missing_ok=True)
+            await self._request(_Request("patch", resource.KIND, path, query, body), missing_ok=True)
         except Rejected as error:
             logger.info("%s %s/%s: status not written: %s", resource.KIND, resource.namespace, resource.name, error)
 
@@ -136,12 +192,11 @@ class Cluster:
         metadata = live["metadata"]
         body = {"preconditions": {"uid": metadata["uid"]}, "propagationPolicy": "Background"}
         path = _path(live["kind"], metadata["namespace"], metadata["name"])
-        await self._request("DELETE", path, body=body, missing_ok=True)
+        await self._request(_Request("delete", live["kind"], path, body=body), missing_ok=True)
 
     async def create_event(self, resource: Resource, event: Event) -> None:
         """Tells an event about a resource, in the log too; one that the cluster does not take is dropped."""
         logger.info("%s %s/%s: %s: %s", resource.KIND, resource.namespace, resource.name, event.reason, event.message)
-        now = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
         body = {
             "apiVersion": "events.k8s.io/v1",
             "kind": "Event",
@@ -150,7 +205,7 @@ class Cluster:
             "reason": event.reason,
             "note": event.message[:1024],
             "action": "Reconcile",
-            "eventTime": now,
+            "eventTime": format_micro_time(datetime.now(UTC)),
             "reportingController": "pierhead.dev/operator",
             "reportingInstance": "pierhead-operator",
             "regarding": {
@@ -162,38 +217,66 @@ class Cluster:
             },
         }
         try:
-            await self._request("POST", _path("Event", resource.namespace), body=body)
+            await self.create(body)
         except (ClusterError, Rejected) as error:
             logger.warning("event %s of %s %s dropped: %s", event.reason, resource.KIND, resource.name, error)
 
     async def _apply(self, manifest: Manifest, manager: str) -> None:
         metadata = manifest["metadata"]
         path = _path(manifest["kind"], metadata["namespace"], metadata["name"])
-        await self._request("PATCH", path, _apply_query(manager), manifest)
+        await self._request(_Request("patch", manifest["kind"], path, _apply_query(manager), manifest))
 
-    async def _request(
-        self,
-        method: str,
-        path: str,
-        query: Mapping[str, str] | None = None,
-        body: Manifest | None = None,
-        missing_ok: bool = False,
-    ) -> Manifest | None:
-        headers: dict[str, str] = {"Accept": "application/json"}
+    async def _write(self, verb: str, manifest: Manifest, name: str) -> Manifest:
+        path = _path(manifest["kind"], manifest["metadata"]["namespace"], name)
+        written = await self._request(_Request(verb, manifest["kind"], path, body=manifest))
+        assert written is not None  # for nothing may be missing
+        return written
+
+    async def _request(self, request: _Request, missing_ok: bool = False) -> Manifest | None:
+        headers = await self._make_headers(request)
+        timeout, query = self._timeout, dict(request.query)
+        if request.verb not in _READING_VERBS:
+            timeout = min(timeout, self._seconds_to_write())
+            if timeout <= 0:
+                raise ClusterError(f"{request}: not written: this process is not the leader")
+            # The API server gives up by then, too: else what it is late with lands after another has taken over.
+            query["timeout"] = f"{math.ceil(timeout * 1000)}ms"
+        code, start = _NO_ANSWER, time.monotonic()
+        try:
+            status, data = await self._send(request, query, headers, timeout)
+            code = str(status)
+        finally:
+            self._observe(request.verb, request.kind, code, time.monotonic() - start)
+        if status == 404 and missing_ok:
+            return None
+        return _parse(request, status, data)
+
+    async def _make_headers(self, request: _Request) -> dict[str, str]:
+        method = _METHODS[request.verb]
+        headers = {"Accept": "application/json"}
         if method == "PATCH":
             headers["Content-Type"] = "application/apply-patch+yaml"
-        await self._api.update_params_for_auth(headers, None, ["BearerToken"], path, method, body)
-        url = f"{self._api.configuration.host}{path}" + (f"?{urlencode(query)}" if query else "")
+        await self._api.update_params_for_auth(headers, None, ["BearerToken"], request.path, method, request.body)
+        return headers
+
+    async def _send(
+        self, request: _Request, query: Mapping[str, str], headers: Mapping[str, str], seconds: float
+    ) -> tuple[int, bytes]:
+        url = f"{self._api.configuration.host}{request.path}" + (f"?{urlencode(query)}" if query else "")
+        limit = aiohttp.ClientTimeout(total=seconds)
         try:
             response = await self._api.call_api(
-                method, url, headers, body, _request_timeout=aiohttp.ClientTimeout(total=_TIMEOUT_SECONDS)
+                _METHODS[request.verb], url, headers, request.body, _request_timeout=limit
             )
-            data = await response.read()  # type: ignore[no-untyped-call]
+            data: bytes = await response.read()  # type: ignore[no-untyped-call]
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise ClusterError(f"{method} {path}: {type(error).__name__}: {error}") from error
-        if response.status == 404 and missing_ok:
-            return None
-        return _parse(method, path, response.status, data)
+            raise ClusterError(f"{request}: {type(error).__name__}: {error}") from error
+        return response.status, data
+
+
+def format_micro_time(moment: datetime) -> str:
+    """A moment in UTC as Kubernetes' MicroTime wants it."""
+    return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def _apply_query(manager: str) -> dict[str, str]:
@@ -201,14 +284,14 @@ def _apply_query(manager: str) -> dict[str, str]:
     return {"fieldManager": manager, "force": "true"}
 
 
-def _parse(method: str, path: str, status: int, data: bytes) -> Manifest:
+def _parse(request: _Request, status: int, data: bytes) -> Manifest:
     if 200 <= status < 300:
         parsed: Manifest = json.loads(data)
         return parsed
     message = _error_message(data)
     if status in (400, 403, 404, 409, 413, 422):
         raise Rejected(message)
-    raise ClusterError(f"{method} {path}: {status}: {message}")
+    raise ClusterError(f"{request}: {status}: {message}")
 
 
 def _error_message(data: bytes) -> str:

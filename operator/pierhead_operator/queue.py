@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import time
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Generic, TypeVar
 
@@ -11,17 +12,37 @@ _BACKOFF_BASE = 0.25
 _BACKOFF_LIMIT = 300.0
 
 
-class WorkQueue(Generic[K]):
-    """Keys to work on. A key that is added while it waits is worked on once; while it is worked on, once more."""
+def _unobserved(_seconds: float) -> None:
+    pass
 
-    def __init__(self, work: Callable[[K], Awaitable[None]], concurrency: int) -> None:
+
+class WorkQueue(Generic[K]):
+    """Keys to work on. A key that is added while it waits is worked on once; while it is worked on, once more.
+
+    `work` gives in how many seconds its key is to be worked on again, if it is, and raises RetryLater for a back-off.
+    `observe_wait` is told how many seconds each key waited for a worker.
+    """
+
+    def __init__(
+        self,
+        work: Callable[[K], Awaitable[float | None]],
+        concurrency: int,
+        observe_wait: Callable[[float], None] = _unobserved,
+    ) -> None:
         self._work = work
         self._concurrency = concurrency
+        self._observe_wait = observe_wait
+        self._began = 0.0
         self._waiting: asyncio.Queue[K] = asyncio.Queue()
-        self._dirty: set[K] = set()
+        self._dirty: dict[K, float] = {}  # since when
         self._working: set[K] = set()
         self._failures: dict[K, int] = {}
         self._timers: dict[K, asyncio.TimerHandle] = {}
+
+    @property
+    def length(self) -> int:
+        """How many keys wait to be worked on; those that wait for their time are not among them."""
+        return len(self._dirty)
 
     def add(self, key: K) -> None:
         """Asks for `key` to be worked on as soon as a worker is free."""
@@ -29,7 +50,7 @@ class WorkQueue(Generic[K]):
             timer.cancel()
         if key in self._dirty:
             return
-        self._dirty.add(key)
+        self._dirty[key] = time.monotonic()
         if key not in self._working:
             self._waiting.put_nowait(key)
 
@@ -39,29 +60,36 @@ class WorkQueue(Generic[K]):
             timer.cancel()
         self._timers[key] = asyncio.get_running_loop().call_later(seconds, self.add, key)
 
-    async def run(self) -> None:
-        """Works until it is cancelled; an error of `work` that is not an Exception ends it."""
+    async def run(self, begin: asyncio.Event) -> None:
+        """Works from `begin` until it is cancelled, first on what was added before.
+
+        An error of `work` that is not RetryLater ends it.
+        """
         async with asyncio.TaskGroup() as workers:
             for _ in range(self._concurrency):
-                workers.create_task(self._run_worker())
+                workers.create_task(self._run_worker(begin))
 
-    async def _run_worker(self) -> None:
+    async def _run_worker(self, begin: asyncio.Event) -> None:
+        await begin.wait()
+        self._began = self._began or time.monotonic()
         while True:
             key = await self._waiting.get()
-            self._dirty.discard(key)
+            # What was added while nobody was to work on it did not wait for a worker.
+            self._observe_wait(time.monotonic() - max(self._dirty.pop(key), self._began))
             self._working.add(key)
             try:
-                await self._work(key)
+                again = await self._work(key)
             except RetryLater:
                 failures = self._failures[key] = self._failures.get(key, 0) + 1
-                if key not in self._dirty:
-                    self.add_after(key, compute_backoff(failures))
+                again = compute_backoff(failures)
             else:
                 self._failures.pop(key, None)
             finally:
                 self._working.discard(key)
                 if key in self._dirty:
                     self._waiting.put_nowait(key)
+            if again is not None and key not in self._dirty:
+                self.add_after(key, again)
 
 
 class RetryLater(Exception):  # noqa: N818  # an instruction, as asyncio's own CancelledError is

@@ -1,4 +1,5 @@
 import asyncio
+from types import SimpleNamespace
 
 import pytest
 from pierhead_operator.queue import RetryLater, WorkQueue, compute_backoff
@@ -14,6 +15,7 @@ class Worker:
         self.hold = asyncio.Event()
         self.hold.set()
         self.failures = {}
+        self.again = {}
         self.changed = asyncio.Condition()
 
     async def __call__(self, key):
@@ -28,6 +30,7 @@ class Worker:
         if self.failures.get(key, 0):
             self.failures[key] -= 1
             raise RetryLater
+        return self.again.pop(key, None)
 
     async def wait_for(self, count):
         async with self.changed:
@@ -40,13 +43,31 @@ async def worker():
 
 
 @pytest.fixture
-async def queue(worker):
-    queue = WorkQueue(worker, concurrency=2)
-    task = asyncio.create_task(queue.run())
+def waits():
+    """How long each key waited for a worker."""
+    return []
+
+
+@pytest.fixture
+def begin():
+    return asyncio.Event()
+
+
+@pytest.fixture
+async def idle_queue(worker, waits, begin):
+    """One whose work has not begun."""
+    queue = WorkQueue(worker, concurrency=2, observe_wait=waits.append)
+    task = asyncio.create_task(queue.run(begin))
     yield queue
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+@pytest.fixture
+def queue(idle_queue, begin):
+    begin.set()
+    return idle_queue
 
 
 async def test_queue_works_once_on_what_waits(queue, worker):
@@ -79,6 +100,63 @@ async def test_queue_retries_after_back_off_and_others_go_on(queue, worker):
     queue.add("b")
     await worker.wait_for(4)
     assert sorted(worker.seen) == ["a", "a", "a", "b"]
+
+
+async def test_queue_works_again_when_the_work_asks_for_it(queue, worker):
+    worker.again["a"] = 0.01
+    queue.add("a")
+    await worker.wait_for(2)
+    queue.add("end")
+    await worker.wait_for(3)
+    assert worker.seen == ["a", "a", "end"]
+
+
+async def test_queue_forgets_what_the_work_asked_for_when_an_event_comes_first(queue, worker):
+    worker.again["a"] = 3600
+    queue.add("a")
+    await worker.wait_for(1)
+    queue.add("a")
+    await worker.wait_for(2)
+    assert worker.seen == ["a", "a"]
+    assert queue.length == 0
+
+
+async def test_queue_collects_keys_before_it_begins_and_then_works_on_each_once(idle_queue, worker, begin):
+    for key in ("a", "b", "a", "b"):
+        idle_queue.add(key)
+    for _ in range(10):  # turns of the loop, in which a worker that does not wait would have begun
+        await asyncio.sleep(0)
+    assert idle_queue.length == 2
+    assert worker.seen == []
+    begin.set()
+    await worker.wait_for(2)
+    idle_queue.add("end")
+    await worker.wait_for(3)
+    assert worker.seen == ["a", "b", "end"]
+
+
+async def test_queue_tells_its_length_and_how_long_keys_waited(queue, worker, waits):
+    worker.hold.clear()
+    for key in ("a", "b", "c"):
+        queue.add(key)
+    await worker.wait_for(2)
+    assert queue.length == 1
+    assert len(waits) == 2
+    worker.hold.set()
+    await worker.wait_for(3)
+    assert queue.length == 0
+    assert len(waits) == 3
+    assert all(0 <= seconds < 10 for seconds in waits)
+
+
+async def test_time_before_the_beginning_is_no_wait_for_a_worker(idle_queue, worker, waits, begin, monkeypatch):
+    now = 1000.0
+    monkeypatch.setattr("pierhead_operator.queue.time", SimpleNamespace(monotonic=lambda: now))
+    idle_queue.add("a")
+    now += 3600
+    begin.set()
+    await worker.wait_for(1)
+    assert waits == [0]
 
 
 def test_backoff_grows_and_is_bounded():
