@@ -1,7 +1,7 @@
 PYTHON := .venv/bin/python
 UV := .uv/bin/uv
 
-.PHONY: quickstart test preflight unit e2e fmt lint crds images cluster-up cluster-down bench bench-server lock
+.PHONY: quickstart test preflight unit e2e chaos fmt lint crds images cluster-up cluster-down bench bench-server lock
 
 quickstart: preflight .venv/installed  ## a classifier on a real Kubernetes, answering photographs
 	$(PYTHON) -m cluster quickstart
@@ -17,6 +17,9 @@ unit: .venv/installed  ## what needs no cluster
 e2e: preflight .venv/installed  ## what needs one: it is started, and ended if it was not there before
 	$(PYTHON) -m pytest tests/cluster
 	$(PYTHON) -m cluster run -- $(PYTHON) -m pytest tests/apiserver tests/e2e
+
+chaos: preflight .venv/installed  ## predictions under all that a platform team does, half an hour
+	$(PYTHON) -m cluster run -- $(PYTHON) -m pytest tests/chaos -s
 
 lint: .venv/installed  ## ruff, mypy
 	$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check . && $(PYTHON) -m mypy

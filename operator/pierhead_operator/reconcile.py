@@ -1,33 +1,40 @@
 """One reconcile per kind: observe, decide, apply, delete what is surplus, say what is true. Safe at any time."""
 
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol, TypeVar
 
-from pierhead_operator import names, routing
+from pierhead_operator import names, pinning, removal, routing
 from pierhead_operator.cluster import ClusterError, Key, Rejected
+from pierhead_operator.removal import Leaving, Step
 from pierhead_operator.resources import (
     SERVING_KINDS,
     Manifest,
     Serving,
+    decide_in_place,
     desired_objects,
     is_owned,
     mark_applied,
     needs_apply,
     selector,
+    unknown_machine,
 )
 from pierhead_operator.schema import Resource, Status
 from pierhead_operator.settings import OperatorSettings
 from pierhead_operator.status import (
     AVAILABLE,
+    REASON_ACCESS_NOT_OFFERED,
     REASON_ENDPOINT_NOT_FOUND,
+    REASON_MACHINE_UNKNOWN,
     REASON_MODEL_NOT_FOUND,
     REASON_MODEL_VERSION_NOT_FOUND,
     REASON_NOT_OWNED,
     REASON_REJECTED,
     Event,
     Finding,
+    Outcome,
     Traffic,
     Workload,
     compute_deployed_model_status,
@@ -38,7 +45,14 @@ from pierhead_operator.status import (
 )
 from pierhead_operator.types import DeployedModel, Endpoint, Model
 
+logger = logging.getLogger(__name__)
+
 R = TypeVar("R", bound=Resource)
+
+# How soon to look again at what no event will tell.
+_PROBE_AGAIN_SECONDS = 2.0
+_DRAIN_AGAIN_SECONDS = 2.0
+_CAPACITY_AGAIN_SECONDS = 10.0
 
 
 class ClusterAccess(Protocol):
@@ -56,67 +70,115 @@ class ClusterAccess(Protocol):
     async def create_event(self, resource: Resource, event: Event) -> None: ...
 
 
+class ProberAccess(Protocol):
+    """What reconciling needs of prober.Prober."""
+
+    async def ask(self, namespace: str, deployed_model: str) -> str | None: ...
+
+
 @dataclass(frozen=True)
 class Reconciler:
     """Brings one resource after the other to what its spec asks for."""
 
     cluster: ClusterAccess
+    prober: ProberAccess
     settings: OperatorSettings
     clock: Callable[[], datetime]
+    # Since when no route leads to a DeployedModel that is gone. Lost in a restart, it is waited for once more.
+    _drained_since: dict[Key, datetime] = field(default_factory=dict, init=False)
 
-    async def reconcile(self, key: Key) -> None:
-        """Looks after one resource; raises ClusterError where another try may help."""
-        by_kind: dict[str, Callable[[Key], Awaitable[None]]] = {
+    async def reconcile(self, key: Key) -> float | None:
+        """Looks after one resource; in how many seconds to look again, if no event will tell.
+
+        Raises ClusterError where another try may help.
+        """
+        by_kind: dict[str, Callable[[Key], Awaitable[float | None]]] = {
             Model.KIND: self.reconcile_model,
             Endpoint.KIND: self.reconcile_endpoint,
             DeployedModel.KIND: self.reconcile_deployed_model,
         }
-        await by_kind[key.kind](key)
+        return await by_kind[key.kind](key)
 
     async def reconcile_model(self, key: Key) -> None:
         model = await self.cluster.get_resource(Model, key.namespace, key.name)
-        if model:
-            await self._write_status(model, model.status, compute_model_status(model, self.clock()))
+        if model is None or model.metadata.deletion_timestamp:
+            return
+        serving = group_by_version(model, await self._list_public(key.namespace))
+        routes = routing.make_model_routes(model, serving, self.settings)
+        problem = await self._apply_all(model, routes)
+        await self._delete_surplus_routes(model, routes)
+        await self._write_status(model, model.status, compute_model_status(model, problem, self.clock()))
+        _retry_if_rejected(problem)
 
-    async def reconcile_deployed_model(self, key: Key) -> None:
+    async def reconcile_deployed_model(self, key: Key) -> float | None:
         dm = await self.cluster.get_resource(DeployedModel, key.namespace, key.name)
         if dm is None or dm.metadata.deletion_timestamp:
-            return
+            return await self._remove(key)
+        self._drained_since.pop(key, None)
         model = await self.cluster.get_resource(Model, dm.namespace, dm.spec.model)
         endpoint = await self.cluster.get_resource(Endpoint, dm.namespace, dm.spec.endpoint)
         version = resolve_version(dm, model)
-        problem = explain_references(dm, model, version, endpoint)
-        serving = make_serving(dm, model, version, self.settings)
+        before = await self._observe_workload(dm)
+        settings = pinning.pin_settings(dm, before.deployment, self.settings)
+        unknown = explain_machine(dm, settings)
+        problem = explain_references(dm, model, version, endpoint) or unknown
+        serving = None if unknown else make_serving(dm, model, version, endpoint, settings)
         if serving:
-            desired = desired_objects(serving)
+            desired = self._desired(serving, before)
             problem = await self._apply_all(dm, desired) or problem
             await self._delete_surplus(dm, desired)
-        workload = await self._observe_workload(dm)
-        # A version that is not there is not pinned, and what runs goes on.
-        running = version if serving else dm.status.model_version
-        status = compute_deployed_model_status(dm, running, problem, workload, self.clock())
-        await self._write_status(dm, dm.status, status)
+        outcome = await self._observe_outcome(dm, version if serving else dm.status.model_version, problem)
+        await self._write_status(dm, dm.status, compute_deployed_model_status(dm, outcome, self.clock()))
         _retry_if_rejected(problem)
+        return decide_next_look(outcome)
 
     async def reconcile_endpoint(self, key: Key) -> None:
         endpoint = await self.cluster.get_resource(Endpoint, key.namespace, key.name)
         if endpoint is None or endpoint.metadata.deletion_timestamp:
             return
         traffic = await self._observe_traffic(endpoint)
-        problem = None
-        if self.settings.routing.provider == "gateway-api":
-            problem = await self._apply_all(endpoint, make_routes(endpoint, traffic.effective, self.settings))
-            problem = problem or await self._judge_route(endpoint)
+        problem = explain_access(endpoint, self.settings)
+        routes = routing.make_endpoint_routes(
+            endpoint, traffic.effective, mirror_target(endpoint, traffic), self.settings
+        )
+        problem = await self._apply_all(endpoint, routes) or problem
+        await self._delete_surplus_routes(endpoint, routes)
+        problem = problem or await self._judge_route(endpoint)
         path = routing.predict_path(endpoint, self.settings)
         status = compute_endpoint_status(endpoint, traffic, path, problem, self.clock())
         await self._write_status(endpoint, endpoint.status, status)
         _retry_if_rejected(problem)
+
+    async def _list_public(self, namespace: str) -> list[DeployedModel]:
+        """The DeployedModels that clients outside the cluster may reach."""
+        endpoints = await self.cluster.list_resources(Endpoint, namespace)
+        private = {endpoint.name for endpoint in endpoints if endpoint.spec.access == "Private"}
+        deployed_models = await self.cluster.list_resources(DeployedModel, namespace)
+        return [dm for dm in deployed_models if dm.spec.endpoint not in private]
+
+    def _desired(self, serving: Serving, before: Workload) -> list[Manifest]:
+        """What should exist for a DeployedModel, as it is applied."""
+        dm, wait = serving.deployed_model, self.settings.rollout.capacity_wait_seconds
+        in_place = decide_in_place(before.deployment, before.pods, self.clock(), wait)
+        desired = [removal.share(manifest, serving.endpoint) for manifest in desired_objects(serving, in_place)]
+        return [
+            pinning.mark_pinned(manifest, dm, serving.settings) if manifest["kind"] == "Deployment" else manifest
+            for manifest in desired
+        ]
 
     async def _observe_workload(self, dm: DeployedModel) -> Workload:
         deployment = await self.cluster.get("Deployment", dm.namespace, names.server(dm.name))
         if deployment is None or not is_owned(deployment, dm):
             return Workload(None, ())
         return Workload(deployment, await self.cluster.list_objects("Pod", dm.namespace, selector(dm.name)))
+
+    async def _observe_outcome(self, dm: DeployedModel, version: str, problem: Finding | None) -> Outcome:
+        workload = await self._observe_workload(dm)
+        silence = None
+        if workload.count("availableReplicas") and not dm.status.is_true(AVAILABLE):
+            # Once they answered, their readiness tells: weight is there, and probes would compete with it.
+            silence = await self.prober.ask(dm.namespace, dm.name)
+        return Outcome(version, problem, workload, silence)
 
     async def _observe_traffic(self, endpoint: Endpoint) -> Traffic:
         there = {
@@ -130,17 +192,51 @@ class Reconciler:
         return Traffic(wanted, effective, there)
 
     async def _judge_route(self, endpoint: Endpoint) -> Finding | None:
-        gateway = self.settings.routing.gateway
-        assert gateway is not None  # the route was made for it
+        """What the gateway says of the route; nothing where nobody judges it."""
+        gateway = routing.gateway_of(endpoint, self.settings)
+        if gateway is None:
+            return None
         route = await self.cluster.get("HTTPRoute", endpoint.namespace, names.route(endpoint.name))
         return explain_route(route, [(gateway.namespace, gateway.name)])
+
+    async def _remove(self, key: Key) -> float | None:
+        """Takes away what is left of a DeployedModel that is gone, once no request goes there."""
+        left = await self._observe_left(key)
+        if not left:
+            self._drained_since.pop(key, None)
+            return None
+        now = self.clock()
+        routed = await self._is_routed(key)
+        since = now if routed else self._drained_since.setdefault(key, now)
+        if routed:
+            self._drained_since.pop(key, None)
+        pods = await self.cluster.list_objects("Pod", key.namespace, selector(key.name))
+        step = removal.decide_removal(Leaving(routed, (now - since).total_seconds(), len(pods)))
+        for live in left:
+            if step is Step.END_ADDRESS or (step is Step.END_PODS and live["kind"] != "Service"):
+                await self.cluster.delete(live)
+        return _DRAIN_AGAIN_SECONDS
+
+    async def _observe_left(self, key: Key) -> list[Manifest]:
+        found = [await self.cluster.get(kind, key.namespace, names.server(key.name)) for kind in sorted(SERVING_KINDS)]
+        return [live for live in found if live and removal.is_left(live, key.name)]
+
+    async def _is_routed(self, key: Key) -> bool:
+        """Whether requests may still come to a DeployedModel: by a route that leads there, or one not taken yet."""
+        labels = {names.LABEL_MANAGED_BY: names.MANAGED_BY}
+        routes = [
+            route
+            for kind in sorted(routing.route_kinds(self.settings))
+            for route in await self.cluster.list_objects(kind, key.namespace, labels)
+        ]
+        return any(removal.mentions(route, names.server(key.name)) for route in routes)
 
     async def _apply_all(self, owner: Resource, desired: list[Manifest]) -> Finding | None:
         """Brings the owner's objects to what is desired; tells what is in the way, if anything."""
         for manifest in desired:
             kind, name = manifest["kind"], manifest["metadata"]["name"]
             live = await self.cluster.get(kind, owner.namespace, name)
-            if live and not is_owned(live, owner):
+            if live and not is_owned(live, owner) and not removal.is_left(live, owner.name):
                 return Finding(REASON_NOT_OWNED, f"{kind} {name} is not Pierhead's: rename or delete it")
             marked = mark_applied(manifest)
             if needs_apply(marked, live):
@@ -157,6 +253,28 @@ class Reconciler:
             if live and is_owned(live, dm):
                 await self.cluster.delete(live)
 
+    async def _delete_surplus_routes(self, owner: Endpoint | Model, routes: Sequence[Manifest]) -> None:
+        """Deletes the routes that an Endpoint or a Model had and is no longer to have."""
+        wanted = {(route["kind"], route["metadata"]["name"]) for route in routes}
+        label = names.LABEL_ENDPOINT if isinstance(owner, Endpoint) else names.LABEL_MODEL
+        labels = {names.LABEL_MANAGED_BY: names.MANAGED_BY, label: owner.name}
+        for kind in sorted(routing.route_kinds(self.settings)):
+            for live in await self.cluster.list_objects(kind, owner.namespace, labels):
+                if (kind, live["metadata"]["name"]) not in wanted and is_owned(live, owner):
+                    await self.cluster.delete(live)
+
+    async def delete_other_providers_routes(self, namespace: str | None) -> None:
+        """Deletes what another routing provider left, of which no reconcile knows: once, at the start."""
+        labels = {names.LABEL_MANAGED_BY: names.MANAGED_BY}
+        others = frozenset[str]().union(*routing.ROUTE_KINDS.values()) - routing.route_kinds(self.settings)
+        left = [live for kind in sorted(others) for live in await self.cluster.list_objects(kind, namespace, labels)]
+        if self.settings.routing.provider == "none":
+            services = await self.cluster.list_objects("Service", namespace, labels)
+            left += [live for live in services if names.LABEL_DEPLOYED_MODEL not in live["metadata"]["labels"]]
+        for live in left:
+            logger.info("%s %s was another routing provider's", live["kind"], live["metadata"]["name"])
+            await self.cluster.delete(live)
+
     async def _write_status(self, resource: Resource, before: Status, after: Status) -> None:
         if after != before:
             await self.cluster.apply_status(resource, after)
@@ -170,11 +288,35 @@ def _retry_if_rejected(problem: Finding | None) -> None:
         raise ClusterError(problem.message)
 
 
+def decide_next_look(outcome: Outcome) -> float | None:
+    """In how many seconds something may have changed that no event tells."""
+    if outcome.silence:
+        return _PROBE_AGAIN_SECONDS
+    return _CAPACITY_AGAIN_SECONDS if outcome.workload.updating else None
+
+
 def resolve_version(dm: DeployedModel, model: Model | None) -> str:
     """The version to serve: the named one, else the pinned one, else the default at this moment; '' if none."""
     if dm.spec.model_version:
         return dm.spec.model_version
     return dm.status.model_version or (model.spec.default_version if model else "")
+
+
+def group_by_version(model: Model, deployed_models: Collection[DeployedModel]) -> Mapping[str, list[str]]:
+    """Who serves each version of a Model, by name."""
+    serving: dict[str, list[str]] = {}
+    for dm in deployed_models:
+        stays = not dm.metadata.deletion_timestamp
+        if dm.spec.model == model.name and stays and dm.status.is_true(AVAILABLE):
+            serving.setdefault(dm.status.model_version, []).append(dm.name)
+    return {version: sorted(names_) for version, names_ in serving.items()}
+
+
+def mirror_target(endpoint: Endpoint, traffic: Traffic) -> str | None:
+    """Who gets copies of an endpoint's requests, if it is there and answers."""
+    mirror = endpoint.spec.mirror
+    dm = traffic.deployed_models.get(mirror.deployed_model) if mirror else None
+    return dm.name if dm and dm.status.is_true(AVAILABLE) else None
 
 
 def explain_references(
@@ -191,12 +333,21 @@ def explain_references(
     return None
 
 
-def make_serving(dm: DeployedModel, model: Model | None, version: str, settings: OperatorSettings) -> Serving | None:
+def explain_machine(dm: DeployedModel, settings: OperatorSettings) -> Finding | None:
+    """A machine that the installation does not know."""
+    message = unknown_machine(dm, settings)
+    return Finding(REASON_MACHINE_UNKNOWN, message) if message else None
+
+
+def explain_access(endpoint: Endpoint, settings: OperatorSettings) -> Finding | None:
+    """An access that the installation does not offer."""
+    message = routing.explain_access(endpoint, settings)
+    return Finding(REASON_ACCESS_NOT_OFFERED, message) if message else None
+
+
+def make_serving(
+    dm: DeployedModel, model: Model | None, version: str, endpoint: Endpoint | None, settings: OperatorSettings
+) -> Serving | None:
     """The DeployedModel with what it resolves to; None where it does not, and what runs is left as it is."""
     found = model.spec.version(version) if model else None
-    return Serving(dm, model, found, settings) if model and found else None
-
-
-def make_routes(endpoint: Endpoint, effective: routing.Split, settings: OperatorSettings) -> list[Manifest]:
-    """What carries an endpoint's predictions, in the order in which it is applied."""
-    return [routing.make_idle_service(endpoint), routing.make_http_route(endpoint, effective, settings)]
+    return Serving(dm, model, found, settings, endpoint) if model and found else None

@@ -37,6 +37,7 @@ class Metadata(ApiObject):
     namespace: str
     uid: str = ""
     generation: int = 0
+    annotations: dict[str, str] = Field(default_factory=dict)
     deletion_timestamp: str | None = None
 
 

@@ -34,7 +34,8 @@ class ServerSettings(_Settings):
         None, description="The most that the shared cache keeps beyond what is in use; all that fits if left out."
     )
     env_from: list[dict[str, Any]] = Field(
-        default_factory=list, description="Kubernetes EnvFromSources that every pod is given, such as storage's secrets."
+        default_factory=list,
+        description="Kubernetes EnvFromSources that every pod is given, such as storage's secrets.",
     )
 
 
@@ -77,7 +78,7 @@ class AutoscalingSettings(_Settings):
     """The names under which the cluster's metrics adapter knows the metrics that are not Kubernetes' own."""
 
     gpu_duty_cycle_metric: str = Field("DCGM_FI_DEV_GPU_UTIL", description="Of each pod: percent, 0 to 100.")
-    requests_in_flight_metric: str = Field("pierhead_in_flight_requests", description="Of each pod.")
+    requests_in_flight_metric: str = Field("pierhead_predict_requests_in_flight", description="Of each pod.")
 
 
 class GatewayReference(_Settings):

@@ -16,6 +16,9 @@ from pierhead_operator.types import DeployedModel, DeployedModelStatus, Endpoint
 
 READY = "Ready"  # all that the spec asks for is there and works
 AVAILABLE = "Available"  # DeployedModel: at least one pod answers predictions, so that it may get traffic
+PROGRESSING = "Progressing"  # what the spec asks for is on its way
+STALLED = "Stalled"  # it will not come by itself: somebody must act (kstatus calls it failed)
+TRAFFIC_APPLIED = "TrafficApplied"  # Endpoint: the gateway has taken the effective split
 
 # Ready=True
 REASON_ACCEPTED = "Accepted"  # Model: the spec is in order; nothing runs for a Model alone
@@ -26,6 +29,9 @@ REASON_TRAFFIC_APPLIED = "TrafficApplied"  # Endpoint: the gateway splits traffi
 REASON_PROGRESSING = "Progressing"  # pods start, load the model or are replaced
 REASON_WAITING_FOR_MODELS = "WaitingForDeployedModels"  # part of the wanted split does not serve yet; see those
 REASON_ROUTE_PENDING = "RoutePending"  # the gateway's controller has not judged the route yet
+REASON_WAITING_FOR_CAPACITY = "WaitingForCapacity"  # a new pod waits for room beside the old one, or takes its place
+REASON_NOT_READY = "NotReady"  # a server that had started fails its readiness probe
+REASON_PROBE_FAILED = "ProbeFailed"  # ready pods do not answer a prediction through their Service
 
 # Ready=False, the author of the manifests must act
 REASON_MODEL_NOT_FOUND = "ModelNotFound"  # no Model of that name in the namespace
@@ -34,6 +40,8 @@ REASON_ENDPOINT_NOT_FOUND = "EndpointNotFound"  # no Endpoint of that name in th
 REASON_NO_DEPLOYED_MODEL = "NoDeployedModel"  # nothing is deployed on the endpoint
 REASON_DEPLOYED_MODEL_NOT_FOUND = "DeployedModelNotFound"  # the split names what is not on the endpoint
 REASON_TRAFFIC_SPLIT_MISSING = "TrafficSplitMissing"  # several DeployedModels and no split
+REASON_MACHINE_UNKNOWN = "MachineUnknown"  # the installation knows no such machineType or acceleratorType
+REASON_ACCESS_NOT_OFFERED = "AccessNotOffered"  # access Private, and the installation has no gateway for it
 REASON_NOT_OWNED = "NotOwned"  # an object of a name that is needed belongs to somebody else; it is left alone
 REASON_ARTIFACT_NOT_FOUND = "ArtifactNotFound"  # nothing in storage under artifactUri
 REASON_ARTIFACT_INVALID = "ArtifactInvalid"  # the artifact is no model folder, or its digest differs
@@ -59,7 +67,26 @@ SERVER_REASONS = (
     REASON_MODEL_PROCESS_DIED,
     REASON_SETTINGS_INVALID,
 )
-_PROGRESS_REASONS = (REASON_PROGRESSING, REASON_WAITING_FOR_MODELS, REASON_ROUTE_PENDING)
+_PROGRESS_REASONS = (
+    REASON_PROGRESSING,
+    REASON_WAITING_FOR_MODELS,
+    REASON_ROUTE_PENDING,
+    REASON_WAITING_FOR_CAPACITY,
+    REASON_PROBE_FAILED,
+)
+# What no waiting mends. A reference that is missing may be on its way in the same commit, an image or a node may come.
+_STALLING_REASONS = (
+    REASON_MACHINE_UNKNOWN,
+    REASON_ACCESS_NOT_OFFERED,
+    REASON_NOT_OWNED,
+    REASON_ARTIFACT_NOT_FOUND,
+    REASON_ARTIFACT_INVALID,
+    REASON_OUT_OF_MEMORY,
+    REASON_MODEL_PROCESS_DIED,
+    REASON_CRASH_LOOPING,
+    REASON_SETTINGS_INVALID,
+    REASON_ROUTE_NOT_ACCEPTED,
+)
 _IMAGE_REASONS = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable")
 _CREATION_REASONS = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError")
 _MESSAGE_LIMIT = 1024
@@ -98,6 +125,22 @@ def _judge(type_: str, good: bool, finding: Finding, resource: Resource, now: da
     )
 
 
+def _judge_progress(failure: Finding | None, resource: Resource, now: datetime) -> list[Condition]:
+    """Ready's two companions: whether it comes by itself, or somebody must act."""
+    stalled = failure is not None and failure.reason in _STALLING_REASONS
+    moving = failure is not None and not stalled
+    done = Finding("Done", "all that the spec asks for is there")
+    well = Finding("NotStalled", "nobody must act")
+    return [
+        _judge(PROGRESSING, moving, (failure if moving else None) or _stopped(failure) or done, resource, now),
+        _judge(STALLED, stalled, (failure if stalled else None) or well, resource, now),
+    ]
+
+
+def _stopped(failure: Finding | None) -> Finding | None:
+    return Finding("Stopped", "see Stalled") if failure else None
+
+
 def transition_event(before: Status, after: Status) -> Event | None:
     """The event that tells that Ready changed its status or its reason; None where it did not."""
     old, new = before.condition(READY), after.condition(READY)
@@ -110,12 +153,15 @@ def transition_event(before: Status, after: Status) -> Event | None:
 # --- Model -----------------------------------------------------------------------------------------------------------
 
 
-def compute_model_status(model: Model, now: datetime) -> ModelStatus:
-    """A Model that the API server took is in order: its schema and rules say all that can be said of it alone."""
-    finding = Finding(REASON_ACCEPTED, f"the default version is {model.spec.default_version}")
+def compute_model_status(model: Model, problem: Finding | None, now: datetime) -> ModelStatus:
+    """The status of a Model. `problem`: what keeps its own paths from being routed, if anything.
+
+    What the API server took is in order otherwise: its schema and rules say all that can be said of a Model alone.
+    """
+    accepted = Finding(REASON_ACCEPTED, f"the default version is {model.spec.default_version}")
     return ModelStatus(
         observed_generation=model.metadata.generation,
-        conditions=[_judge(READY, True, finding, model, now)],
+        conditions=[_judge(READY, problem is None, problem or accepted, model, now)],
     )
 
 
@@ -150,6 +196,17 @@ class Workload:
         return self.rolled_out and self.count("availableReplicas") >= dm.spec.resources.min_replica_count
 
     @property
+    def updating(self) -> bool:
+        """Whether pods of an earlier template still serve while those of the last one come."""
+        return 0 < self.count("updatedReplicas") < self.count("replicas") and self.count("availableReplicas") > 0
+
+    @property
+    def in_place(self) -> bool:
+        """Whether an old pod leaves before the new one comes."""
+        strategy = ((self.deployment or {}).get("spec", {}).get("strategy") or {}).get("rollingUpdate") or {}
+        return strategy.get("maxSurge") in (0, "0", "0%") and not self.rolled_out
+
+    @property
     def refusal(self) -> str:
         """Why the API server refuses to make pods; empty where it does not."""
         for condition in self._status.get("conditions", []):
@@ -158,28 +215,50 @@ class Workload:
         return ""
 
 
-def compute_deployed_model_status(
-    dm: DeployedModel, version: str, problem: Finding | None, workload: Workload, now: datetime
-) -> DeployedModelStatus:
-    """The status of a DeployedModel. `problem`: what kept its objects from being made as wanted, if anything."""
-    available = workload.count("availableReplicas")
-    answering = Finding("PodsAnswer", f"{available} answering") if available else Finding("NoPodAnswers", "")
-    failure = problem or explain_workload(dm, workload)
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a DeployedModel's spec."""
+
+    version: str  # that runs, or is on its way
+    problem: Finding | None  # what kept its objects from being made as wanted, if anything
+    workload: Workload
+    silence: str | None = None  # why its pods, though ready, do not answer through their Service; None: they do
+
+
+def compute_deployed_model_status(dm: DeployedModel, outcome: Outcome, now: datetime) -> DeployedModelStatus:
+    """The status of a DeployedModel."""
+    workload = outcome.workload
+    available = 0 if outcome.silence else workload.count("availableReplicas")
+    failure = outcome.problem or explain_workload(dm, workload)
+    if failure is None and outcome.silence:
+        failure = Finding(REASON_PROBE_FAILED, outcome.silence)
     if failure is None and not workload.is_complete(dm):
         failure = _explain_progress(dm, workload)
-    summary = failure or Finding(REASON_SERVING, f"version {version} answers predictions")
+    summary = failure or Finding(REASON_SERVING, f"version {outcome.version} answers predictions")
     return DeployedModelStatus(
         observed_generation=dm.metadata.generation,
         conditions=[
             _judge(READY, failure is None, summary, dm, now),
-            _judge(AVAILABLE, available > 0, answering, dm, now),
+            _judge(AVAILABLE, available > 0, _explain_availability(available, outcome), dm, now),
+            *_judge_progress(failure, dm, now),
         ],
-        model_version=version,
+        model_version=outcome.version,
+        replicas=workload.count("replicas"),
+        ready_replicas=workload.count("readyReplicas"),
         available_replica_count=available,
+        url=f"http://{names.server(dm.name)}.{dm.namespace}.svc" if workload.deployment else "",
     )
 
 
+def _explain_availability(available: int, outcome: Outcome) -> Finding:
+    if available:
+        return Finding("PodsAnswer", f"{available} answering")
+    return Finding("NoPodAnswers", outcome.silence or "")
+
+
 def _explain_progress(dm: DeployedModel, workload: Workload) -> Finding:
+    if workload.in_place:
+        return Finding(REASON_WAITING_FOR_CAPACITY, "no room for a new pod beside the old one: it takes its place")
     wanted = dm.spec.resources.min_replica_count
     if is_autoscaled(dm):
         wanted = max(wanted, workload.count("replicas"))
@@ -194,10 +273,20 @@ def explain_workload(dm: DeployedModel, workload: Workload) -> Finding | None:
     if enough:
         # What an autoscaler asks for beyond the minimum may wait for a node.
         findings = [finding for finding in findings if finding.reason != REASON_UNSCHEDULABLE]
+    if workload.updating:
+        # A new pod that waits for what the old one holds: soon the old one makes room.
+        findings = [_soften(finding) for finding in findings]
     if workload.refusal and not enough:
         findings.append(Finding(REASON_POD_CREATION_FAILED, workload.refusal))
     # The same pods in another order must give the same status.
     return min(findings, key=lambda finding: (finding.reason, finding.message), default=None)
+
+
+def _soften(finding: Finding) -> Finding:
+    if finding.reason != REASON_UNSCHEDULABLE:
+        return finding
+    message = f"a new pod waits for room beside the old one, which serves on ({finding.message})"
+    return Finding(REASON_WAITING_FOR_CAPACITY, message)
 
 
 def explain_pod(pod: Manifest) -> Finding | None:
@@ -226,7 +315,11 @@ def _explain_container(container: Mapping[str, Any]) -> Finding | None:
     if reason in _CREATION_REASONS:
         return Finding(REASON_CONTAINER_CREATION_FAILED, message or reason)
     ended = container.get("state", {}).get("terminated") or container.get("lastState", {}).get("terminated")
-    return _explain_end(ended) if ended else None
+    if ended:
+        return _explain_end(ended)
+    if container.get("started") and not container.get("ready"):
+        return Finding(REASON_NOT_READY, "the server runs, but says that it is not ready: its log tells why")
+    return None
 
 
 def _explain_end(ended: Mapping[str, Any]) -> Finding:
@@ -265,12 +358,16 @@ class Traffic:
 def compute_endpoint_status(
     endpoint: Endpoint, traffic: Traffic, predict_path: str, problem: Finding | None, now: datetime
 ) -> EndpointStatus:
-    """The status of an Endpoint. `problem`: what the route itself lacks, if anything."""
+    """The status of an Endpoint. `problem`: what keeps the gateway from taking the effective split, if anything."""
     failure = _explain_traffic(endpoint, traffic) or problem
-    summary = failure or Finding(REASON_TRAFFIC_APPLIED, _render_split(traffic.effective))
+    applied = Finding(REASON_TRAFFIC_APPLIED, _render_split(traffic.effective) or "nobody serves: 503")
     return EndpointStatus(
         observed_generation=endpoint.metadata.generation,
-        conditions=[_judge(READY, failure is None, summary, endpoint, now)],
+        conditions=[
+            _judge(READY, failure is None, failure or applied, endpoint, now),
+            _judge(TRAFFIC_APPLIED, problem is None, problem or applied, endpoint, now),
+            *_judge_progress(failure, endpoint, now),
+        ],
         predict_path=predict_path,
         traffic_split=traffic.effective,
     )

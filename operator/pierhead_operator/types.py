@@ -216,6 +216,14 @@ OpenObject = Annotated[dict[str, Any], Field(json_schema_extra={"x-kubernetes-pr
 LabelMap = Annotated[dict[str, Annotated[str, Field(max_length=63)]], Field(json_schema_extra={"maxProperties": 64})]
 
 
+_NAMED: dict[str, Any] = {
+    "required": ["name"],
+    "properties": {"name": {"type": "string", "minLength": 1, "maxLength": 256}},
+    "x-kubernetes-preserve-unknown-fields": True,
+}
+NamedObject = Annotated[dict[str, Any], Field(json_schema_extra=_NAMED)]
+
+
 class MachineSpec(ApiObject):
     """The machine that one replica needs."""
 
@@ -241,7 +249,7 @@ class MachineSpec(ApiObject):
         description="An accelerator of the installation's list (machines.acceleratorTypes), such as NVIDIA_L4.",
     )
     accelerator_count: int | None = Field(None, ge=1, le=16, description="Accelerators for one replica.")
-    resource_claims: list[OpenObject] = Field(
+    resource_claims: list[NamedObject] = Field(
         default_factory=list,
         max_length=8,
         description="Devices by dynamic resource allocation: a pod's resourceClaims, all of them given to the server.",
@@ -313,17 +321,28 @@ class DedicatedResources(Resources):
     )
 
 
+_OF_THE_VERSION = "['PIERHEAD_ARTIFACT_URI', 'PIERHEAD_ARTIFACT_DIGEST', 'PIERHEAD_ALLOW_CODE']"
+
+
 class PodOverrides(ApiObject):
     """What the pods of a DeployedModel have beside, or instead of, the installation's own."""
 
-    labels: LabelMap = Field(default_factory=dict, description="Labels beside Pierhead's own, which they cannot change.")
+    labels: LabelMap = Field(
+        default_factory=dict, description="Labels beside Pierhead's own, which they cannot change."
+    )
     annotations: dict[str, str] = Field(
         default_factory=dict, description="Annotations.", json_schema_extra={"maxProperties": 64}
     )
-    env: list[OpenObject] = Field(
+    env: list[NamedObject] = Field(
         default_factory=list,
         max_length=64,
         description="Kubernetes EnvVars of the server; they count before the installation's.",
+        json_schema_extra=rule(
+            (
+                f"self.all(v, !(v.name in {_OF_THE_VERSION}))",
+                "the artifact, its digest and whether it is code are the Model version's to say",
+            )
+        ),
     )
     node_selector: LabelMap = Field(default_factory=dict, description="Labels of the nodes that they run on.")
     tolerations: list[OpenObject] = Field(

@@ -40,7 +40,13 @@ def test_wrong_values_are_refused_with_their_name(cluster, settings, message):
     assert message in stderr
 
 
-VALUES = {"default": (), "gateway": GATEWAY, "namespaced": (*GATEWAY, "watchNamespaces={default,kube-public}")}
+VALUES = {
+    "default": (),
+    "gateway": GATEWAY,
+    "envoy-gateway": (*GATEWAY, "routing.envoyGateway=true", "operator.replicas=2"),
+    "istio": ("routing.provider=istio", "routing.istio.gateways={gateways/public}"),
+    "namespaced": (*GATEWAY, "watchNamespaces={default,kube-public}"),
+}
 
 
 @pytest.mark.parametrize("values", VALUES.values(), ids=VALUES.keys())
@@ -69,7 +75,7 @@ def test_rights_have_no_star_and_no_secrets(cluster, values):
 def test_watching_namespaces_needs_no_cluster_role(cluster):
     kinds = [document["kind"] for document in render(*VALUES["namespaced"])]
     assert "ClusterRole" not in kinds
-    assert kinds.count("Role") == 2
+    assert kinds.count("Role") == 3  # and that of the lease
 
 
 def test_crds_are_part_of_the_release_and_kept(cluster):

@@ -128,7 +128,12 @@ def test_quiet_cluster_sees_no_write(photos):
     SYSTEM("rollout", "restart", f"deployment/{OPERATOR}")
     SYSTEM("rollout", "status", f"deployment/{OPERATOR}", "--timeout=60s")
     running = {pod["metadata"]["name"] for pod in SYSTEM.items("pods", "app.kubernetes.io/name=pierhead-operator")}
-    assert len(running - started) == 1
+    [new] = running - started
+    wait_until(
+        "the new operator leads",
+        lambda: SYSTEM.get("lease", OPERATOR)["spec"]["holderIdentity"].startswith(f"{new}_"),
+        seconds=30,
+    )
     # A sign that the new operator is through its first round: it has looked after something that came after it.
     photos.apply({**make_model(v1="photos/1"), "metadata": {"name": "sign"}})
     photos.wait_ready("model", "sign")

@@ -36,15 +36,56 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 - apiGroups: [autoscaling]
   resources: [horizontalpodautoscalers]
   verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [policy]
+  resources: [poddisruptionbudgets]
+  verbs: [get, list, watch, create, patch, delete]
 {{- if eq .Values.routing.provider "gateway-api" }}
 - apiGroups: [gateway.networking.k8s.io]
   resources: [httproutes]
   verbs: [get, list, watch, create, patch, delete]
+{{- if .Values.routing.envoyGateway }}
+- apiGroups: [gateway.envoyproxy.io]
+  resources: [backendtrafficpolicies]
+  verbs: [get, list, watch, create, patch, delete]
+{{- end }}
+{{- end }}
+{{- if eq .Values.routing.provider "istio" }}
+- apiGroups: [networking.istio.io]
+  resources: [virtualservices, destinationrules]
+  verbs: [get, list, watch, create, patch, delete]
+{{- end }}
+# What an installation with another routing provider left is taken away.
+{{- if ne .Values.routing.provider "gateway-api" }}
+- apiGroups: [gateway.networking.k8s.io]
+  resources: [httproutes]
+  verbs: [list, delete]
+{{- end }}
+{{- if not (and (eq .Values.routing.provider "gateway-api") .Values.routing.envoyGateway) }}
+- apiGroups: [gateway.envoyproxy.io]
+  resources: [backendtrafficpolicies]
+  verbs: [list, delete]
+{{- end }}
+{{- if ne .Values.routing.provider "istio" }}
+- apiGroups: [networking.istio.io]
+  resources: [virtualservices, destinationrules]
+  verbs: [list, delete]
 {{- end }}
 - apiGroups: [""]
   resources: [pods]
   verbs: [get, list, watch]
 - apiGroups: [events.k8s.io]
   resources: [events]
+  verbs: [create]
+{{- end }}
+
+{{/* What the operators of a release need to agree on which of them acts. */}}
+{{- define "pierhead.leaseRules" -}}
+- apiGroups: [coordination.k8s.io]
+  resources: [leases]
+  resourceNames: [{{ include "pierhead.name" . }}]
+  verbs: [get, update]
+# What is being created has no name yet that a rule could ask for.
+- apiGroups: [coordination.k8s.io]
+  resources: [leases]
   verbs: [create]
 {{- end }}

@@ -20,6 +20,7 @@ def settings() -> OperatorSettings:
                 "env": [{"name": "STORAGE_EMULATOR_HOST", "value": "http://storage:4443"}],
                 "resources": {"requests": {"cpu": "1", "memory": "2Gi"}, "limits": {"memory": "4Gi"}},
             },
+            "machines": {"acceleratorTypes": {"NVIDIA_L4": {}}},
             "routing": {"provider": "gateway-api", "gateway": {"namespace": "gateways", "name": "public"}},
         }
     )

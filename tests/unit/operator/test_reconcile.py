@@ -1,6 +1,7 @@
 """Reconcile against a fake cluster that records what it was told, with failures where a cluster has them."""
 
 from copy import deepcopy
+from datetime import timedelta
 
 import pytest
 from pierhead_operator.cluster import ClusterError, Key, Rejected
@@ -11,6 +12,30 @@ from tests.unit.operator.conftest import NOW, make_deployed_model, make_endpoint
 DM = Key("DeployedModel", "default", "photos-1")
 ENDPOINT = Key("Endpoint", "default", "photos")
 MODEL = Key("Model", "default", "photos")
+
+
+def _has(live, labels):
+    return labels.items() <= live["metadata"].get("labels", {}).items()
+
+
+class FakeProber:
+    """Pods answer, unless it is told what they say instead. Fake because there are no pods."""
+
+    def __init__(self):
+        self.silence = None
+        self.asked = []
+
+    async def ask(self, namespace, deployed_model):
+        self.asked.append((namespace, deployed_model))
+        return self.silence
+
+
+class Clock:
+    def __init__(self):
+        self.now = NOW
+
+    def __call__(self):
+        return self.now
 
 
 class FakeCluster:
@@ -25,7 +50,7 @@ class FakeCluster:
         return self.objects.get((kind, name))
 
     async def list_objects(self, kind, namespace, labels=None):
-        return [o for (k, _), o in self.objects.items() if k == kind]
+        return [o for (k, _), o in self.objects.items() if k == kind and _has(o, labels or {})]
 
     async def get_resource(self, kind, namespace, name):
         found = self.objects.get((kind.KIND, name))
@@ -54,6 +79,16 @@ class FakeCluster:
     async def create_event(self, resource, event):
         self.calls.append(("event", resource.KIND, event.reason))
 
+    def collect_garbage(self, gone):
+        """As Kubernetes does once an owner is gone."""
+        for key, live in list(self.objects.items()):
+            owners = live["metadata"].get("ownerReferences", [])
+            left = [owner for owner in owners if owner["uid"] != gone]
+            if owners and not left:
+                del self.objects[key]
+            elif owners:
+                live["metadata"]["ownerReferences"] = left
+
     def ready(self, key):
         conditions = self.objects[key.kind, key.name]["status"]["conditions"]
         return next((c["status"], c["reason"]) for c in conditions if c["type"] == "Ready")
@@ -63,7 +98,7 @@ class FakeCluster:
 def make_reconciler(settings):
     def make(*objects):
         cluster = FakeCluster(*objects)
-        return cluster, Reconciler(cluster, settings, lambda: NOW)
+        return cluster, Reconciler(cluster, FakeProber(), settings, Clock())
 
     return make
 
@@ -221,6 +256,192 @@ async def test_what_is_gone_or_going_is_left_to_kubernetes(make_reconciler):
     for key in (DM, ENDPOINT):
         await reconciler.reconcile(key)
     assert cluster.calls == []
+
+
+# Before it gets traffic
+
+
+ANSWERING = {"replicas": 1, "updatedReplicas": 1, "readyReplicas": 1, "availableReplicas": 1, "observedGeneration": 1}
+
+
+async def _answering(cluster, reconciler):
+    """Its pods are ready, says the Deployment."""
+    await reconciler.reconcile(DM)
+    cluster.objects["Deployment", "dm-photos-1"]["status"] = ANSWERING
+
+
+async def test_pods_are_asked_for_a_prediction_before_they_count(make_reconciler):
+    cluster, reconciler = make_reconciler(make_model(), make_endpoint(), make_deployed_model())
+    await _answering(cluster, reconciler)
+    assert reconciler.prober.asked == []
+    reconciler.prober.silence = "answered with 500"
+    assert await reconciler.reconcile(DM), "it is asked again soon"
+    assert cluster.ready(DM) == ("False", "ProbeFailed")
+    await reconciler.reconcile(ENDPOINT)
+    assert _weights(cluster) == {"ep-photos": 1}
+    reconciler.prober.silence = None
+    assert await reconciler.reconcile(DM) is None
+    assert cluster.ready(DM) == ("True", "Serving")
+    await reconciler.reconcile(ENDPOINT)
+    assert _weights(cluster) == {"dm-photos-1": 100}
+
+
+async def test_pods_that_answered_are_not_asked_again(make_reconciler):
+    cluster, reconciler = make_reconciler(make_model(), make_endpoint(), make_deployed_model())
+    await _answering(cluster, reconciler)
+    await reconciler.reconcile(DM)
+    assert len(reconciler.prober.asked) == 1
+    await reconciler.reconcile(DM)
+    assert len(reconciler.prober.asked) == 1
+
+
+# Removal
+
+
+async def _deploy_two(make_reconciler):
+    """Two DeployedModels that serve at 80/20; the keys of the second."""
+    there = [make_deployed_model(name, available=True) for name in ("photos-1", "photos-2")]
+    cluster, reconciler = make_reconciler(make_model(), make_endpoint({"photos-1": 80, "photos-2": 20}), *there)
+    for name in ("photos-1", "photos-2"):
+        await reconciler.reconcile(Key("DeployedModel", "default", name))
+        cluster.objects["Deployment", f"dm-{name}"]["status"] = ANSWERING
+        await reconciler.reconcile(Key("DeployedModel", "default", name))
+    labels = {"app.kubernetes.io/managed-by": "pierhead", "pierhead.dev/deployed-model": "photos-2"}
+    cluster.objects["Pod", "p"] = {"metadata": {"name": "p", "labels": labels}}
+    await reconciler.reconcile(ENDPOINT)
+    assert _weights(cluster) == {"dm-photos-1": 80, "dm-photos-2": 20}
+    return cluster, reconciler, Key("DeployedModel", "default", "photos-2")
+
+
+def _left(cluster):
+    return sorted(kind for kind, name in cluster.objects if name == "dm-photos-2")
+
+
+async def test_weight_leaves_before_the_pods_and_they_before_their_address(make_reconciler):
+    cluster, reconciler, gone = await _deploy_two(make_reconciler)
+    del cluster.objects["DeployedModel", "photos-2"]
+    cluster.collect_garbage("uid-photos-2")
+    assert _left(cluster) == ["Deployment", "Service"]
+    assert await reconciler.reconcile(gone)
+    assert _left(cluster) == ["Deployment", "Service"], "the route leads there"
+    await reconciler.reconcile(ENDPOINT)
+    assert _weights(cluster) == {"dm-photos-1": 100}
+    assert await reconciler.reconcile(gone)
+    assert _left(cluster) == ["Deployment", "Service"], "the gateway may not know yet"
+    reconciler.clock.now += timedelta(seconds=30)
+    assert await reconciler.reconcile(gone)
+    assert _left(cluster) == ["Service"], "its pods finish what they have"
+    del cluster.objects["Pod", "p"]
+    assert await reconciler.reconcile(gone)
+    assert _left(cluster) == []
+    assert await reconciler.reconcile(gone) is None
+
+
+async def test_deployed_model_that_comes_back_finds_its_pods(make_reconciler):
+    cluster, reconciler, gone = await _deploy_two(make_reconciler)
+    del cluster.objects["DeployedModel", "photos-2"]
+    cluster.collect_garbage("uid-photos-2")
+    await reconciler.reconcile(gone)
+    again = make_deployed_model("photos-2")
+    again["metadata"]["uid"] = "uid-again"
+    cluster.objects["DeployedModel", "photos-2"] = again
+    await reconciler.reconcile(gone)
+    assert cluster.ready(gone)[1] != "NotOwned"
+    owners = cluster.objects["Deployment", "dm-photos-2"]["metadata"]["ownerReferences"]
+    assert [owner["uid"] for owner in owners] == ["uid-again", "uid-photos"]
+    reconciler.clock.now += timedelta(seconds=60)
+    await reconciler.reconcile(gone)
+    assert _left(cluster) == ["Deployment", "Service"]
+
+
+async def test_with_the_endpoint_all_goes_by_itself(make_reconciler):
+    cluster, reconciler, gone = await _deploy_two(make_reconciler)
+    for uid in ("uid-photos-2", "uid-photos"):
+        cluster.collect_garbage(uid)
+    assert _left(cluster) == []
+    del cluster.objects["DeployedModel", "photos-2"]
+    assert await reconciler.reconcile(gone) is None
+
+
+# Upgrades of the operator
+
+
+async def test_upgrade_restarts_no_pod_until_its_spec_changes(make_reconciler, settings):
+    cluster, reconciler = make_reconciler(make_model(), make_endpoint(), make_deployed_model())
+    await reconciler.reconcile(DM)
+    before = deepcopy(cluster.objects["Deployment", "dm-photos-1"]["spec"]["template"])
+    server = settings.server.model_copy(update={"image": "pierhead/server:new"})
+    upgraded = Reconciler(cluster, FakeProber(), settings.model_copy(update={"server": server}), Clock())
+    cluster.calls.clear()
+    await upgraded.reconcile(DM)
+    assert cluster.calls == []
+    assert cluster.objects["Deployment", "dm-photos-1"]["spec"]["template"] == before
+    cluster.objects["DeployedModel", "photos-1"]["spec"]["modelVersion"] = "2"
+    await upgraded.reconcile(DM)
+    [container] = cluster.objects["Deployment", "dm-photos-1"]["spec"]["template"]["spec"]["containers"]
+    assert container["image"] == "pierhead/server:new"
+
+
+async def test_unknown_machine_is_told_and_what_runs_stays(make_reconciler):
+    cluster, reconciler = make_reconciler(make_model(), make_endpoint(), make_deployed_model())
+    await reconciler.reconcile(DM)
+    machine = {"acceleratorType": "NVIDIA_FOO", "acceleratorCount": 1}
+    cluster.objects["DeployedModel", "photos-1"]["spec"]["dedicatedResources"] = {"machineSpec": machine}
+    cluster.objects["DeployedModel", "photos-1"]["metadata"]["generation"] += 1
+    cluster.calls.clear()
+    await reconciler.reconcile(DM)
+    assert cluster.ready(DM) == ("False", "MachineUnknown")
+    assert ("apply", "Deployment", "dm-photos-1") not in cluster.calls
+
+
+async def test_private_endpoint_without_a_gateway_for_it_is_told(make_reconciler):
+    endpoint = make_endpoint()
+    endpoint["spec"]["access"] = "Private"
+    cluster, reconciler = make_reconciler(endpoint, make_deployed_model(available=True))
+    await reconciler.reconcile(ENDPOINT)
+    assert cluster.ready(ENDPOINT) == ("False", "AccessNotOffered")
+    assert not [call for call in cluster.calls if call[0] == "apply"]
+
+
+# AI Platform's paths
+
+
+async def test_model_is_routed_to_who_serves_its_versions(make_reconciler):
+    serving, other = make_deployed_model("photos-1", available=True), make_deployed_model("photos-2", available=True)
+    serving["status"]["modelVersion"], other["status"]["modelVersion"] = "1", "2"
+    cluster, reconciler = make_reconciler(make_model(), serving, other)
+    await reconciler.reconcile(MODEL)
+    rules = cluster.objects["HTTPRoute", "mdl-photos"]["spec"]["rules"]
+    backends = {
+        match["path"]["value"]: [backend["name"] for backend in rule["backendRefs"]]
+        for rule in rules
+        for match in rule["matches"]
+    }
+    assert backends["/v1/projects/default/models/photos:predict"] == ["dm-photos-1"]
+    assert backends["/v1/projects/default/models/photos/versions/2:predict"] == ["dm-photos-2"]
+    del cluster.objects["DeployedModel", "photos-1"], cluster.objects["DeployedModel", "photos-2"]
+    await reconciler.reconcile(MODEL)
+    assert ("HTTPRoute", "mdl-photos") not in cluster.objects
+
+
+async def test_model_on_a_private_endpoint_has_no_public_path(make_reconciler):
+    endpoint, serving = make_endpoint(), make_deployed_model("photos-1", available=True)
+    endpoint["spec"]["access"] = "Private"
+    serving["status"]["modelVersion"] = "1"
+    cluster, reconciler = make_reconciler(make_model(), endpoint, serving)
+    await reconciler.reconcile(MODEL)
+    assert ("HTTPRoute", "mdl-photos") not in cluster.objects
+
+
+async def test_routes_of_another_provider_are_taken_away(make_reconciler, settings):
+    cluster, reconciler = make_reconciler(make_model(), make_endpoint(), make_deployed_model(available=True))
+    await reconciler.reconcile(ENDPOINT)
+    assert ("HTTPRoute", "ep-photos") in cluster.objects
+    routing = settings.routing.model_copy(update={"provider": "none"})
+    without = Reconciler(cluster, FakeProber(), settings.model_copy(update={"routing": routing}), Clock())
+    await without.delete_other_providers_routes(None)
+    assert not {("HTTPRoute", "ep-photos"), ("Service", "ep-photos")} & cluster.objects.keys()
+    assert ("DeployedModel", "photos-1") in cluster.objects
 
 
 def _weights(cluster):

@@ -3,11 +3,16 @@
 from datetime import timedelta
 
 import pytest
+from pierhead_operator import status as vocabulary
 from pierhead_operator.status import (
     AVAILABLE,
+    PROGRESSING,
     READY,
     SERVER_REASONS,
+    STALLED,
+    TRAFFIC_APPLIED,
     Finding,
+    Outcome,
     Traffic,
     Workload,
     compute_deployed_model_status,
@@ -22,16 +27,23 @@ from pierhead_server.errors import StartupError
 from tests.unit.operator.conftest import NOW, make_deployed_model, make_endpoint
 
 
-def make_deployment(replicas=1, updated=1, available=1, observed=7, conditions=()):
+def make_deployment(replicas=1, updated=1, available=1, observed=7, conditions=(), surge=1):
     status = {"observedGeneration": observed, "replicas": replicas, "updatedReplicas": updated}
     if available:
         status["availableReplicas"] = available
     status["conditions"] = list(conditions)
-    return {"metadata": {"name": "dm-photos-1", "generation": 7}, "status": status}
+    strategy = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": surge, "maxUnavailable": 1 - surge}}
+    return {"metadata": {"name": "dm-photos-1", "generation": 7}, "spec": {"strategy": strategy}, "status": status}
 
 
-def make_pod(name="p", state=None, last_state=None, ready=False, conditions=(), deleting=False):
+def judge(dm, deployment, pods=(), now=NOW, problem=None, silence=None):
+    """The status of a DeployedModel of version 1."""
+    return compute_deployed_model_status(dm, Outcome("1", problem, Workload(deployment, pods), silence), now)
+
+
+def make_pod(name="p", state=None, last_state=None, ready=False, conditions=(), deleting=False, started=False):
     container = {"name": "server", "image": "i", "state": state or {"running": {}}, "lastState": last_state or {}}
+    container |= {"started": started, "ready": ready}
     return {
         "metadata": {"name": name} | ({"deletionTimestamp": "2026-11-22T00:00:00Z"} if deleting else {}),
         "status": {
@@ -87,6 +99,10 @@ PODS = {
         Finding("OutOfMemory", "the server was killed because it used more than its memory limit"),
     ),
     "no GPU": (make_pod(conditions=[UNSCHEDULABLE]), Finding("Unschedulable", GPU)),
+    "no longer ready": (
+        make_pod(started=True),
+        Finding("NotReady", "the server runs, but says that it is not ready: its log tells why"),
+    ),
 }
 
 
@@ -124,6 +140,14 @@ WORKLOADS = {
         {"automaticResources": {"minReplicaCount": 2}},
         make_deployment(replicas=2, updated=2), [make_pod(ready=True), make_pod()], None, "False", "Progressing", "True",
     ),
+    "update waits for the GPU that the old pod holds": (
+        {}, make_deployment(replicas=2), [make_pod(ready=True), make_pod(conditions=[UNSCHEDULABLE])],
+        None, "False", "WaitingForCapacity", "True",
+    ),
+    "update in place": (
+        {}, make_deployment(replicas=1, updated=0, surge=0), [make_pod(ready=True, deleting=True)],
+        None, "False", "WaitingForCapacity", "True",
+    ),
     "no GPU": ({}, make_deployment(available=0), [make_pod(conditions=[UNSCHEDULABLE])], None, "False", "Unschedulable", "False"),
     "quota": ({}, make_deployment(replicas=0, updated=0, available=0, conditions=[QUOTA]), [], None, "False", "PodCreationFailed", "False"),
     "model gone, pods still serve": (
@@ -136,7 +160,7 @@ WORKLOADS = {
 def test_deployed_model_status(row):
     spec, deployment, pods, problem, ready, reason, available = row
     dm = DeployedModel.model_validate(make_deployed_model(**spec))
-    status = compute_deployed_model_status(dm, "1", problem, Workload(deployment, pods), NOW)
+    status = judge(dm, deployment, pods, problem=problem)
     found = status.condition(READY)
     assert (found.status, found.reason) == (ready, reason)
     assert found.message
@@ -145,36 +169,69 @@ def test_deployed_model_status(row):
     assert status.model_version == "1"
 
 
+def test_pods_that_do_not_answer_through_their_service_are_not_available(deployed_model):
+    status = judge(deployed_model, make_deployment(), [make_pod(ready=True)], silence="answered with 500")
+    assert status.condition(AVAILABLE).status == "False"
+    assert (status.condition(READY).reason, status.condition(READY).message) == ("ProbeFailed", "answered with 500")
+    assert status.available_replica_count == 0
+
+
+def test_status_counts_replicas_and_says_where_they_answer(deployed_model):
+    deployment = make_deployment(replicas=3, updated=3, available=2)
+    deployment["status"]["readyReplicas"] = 2
+    status = judge(deployed_model, deployment)
+    assert (status.replicas, status.ready_replicas, status.available_replica_count) == (3, 2, 2)
+    assert status.url == "http://dm-photos-1.default.svc"
+
+
+REASONS = sorted(value for name, value in vars(vocabulary).items() if name.startswith("REASON_"))
+
+
+@pytest.mark.parametrize("reason", REASONS)
+def test_what_is_not_ready_progresses_or_is_stalled(deployed_model, reason):
+    """As kstatus reads it: a resource is current, in progress or failed, and never two of them."""
+    status = judge(deployed_model, make_deployment(), problem=Finding(reason, "m"))
+    values = {type_: status.condition(type_).status for type_ in (READY, PROGRESSING, STALLED)}
+    assert values[READY] == "False"
+    assert sorted((values[PROGRESSING], values[STALLED])) == ["False", "True"]
+    assert all(condition.message for condition in status.conditions if condition.type != AVAILABLE)
+
+
+def test_what_is_ready_neither_progresses_nor_is_stalled(deployed_model):
+    status = judge(deployed_model, make_deployment(), [make_pod(ready=True)])
+    assert [status.condition(type_).status for type_ in (READY, PROGRESSING, STALLED)] == ["True", "False", "False"]
+
+
 def test_deployed_model_status_is_stable(deployed_model):
     """A second look at the same, later and with the pods in another order, gives the same status: no write."""
     pods = [CRASHED, make_pod("other", conditions=[UNSCHEDULABLE])]
     deployment = make_deployment(available=0)
-    first = compute_deployed_model_status(deployed_model, "1", None, Workload(deployment, pods), NOW)
+    first = judge(deployed_model, deployment, pods)
     seen = deployed_model.model_copy(update={"status": DeployedModelStatus.model_validate(first.dump())})
     later = NOW + timedelta(minutes=5)
-    assert compute_deployed_model_status(seen, "1", None, Workload(deployment, pods[::-1]), later) == seen.status
+    assert judge(seen, deployment, pods[::-1], later) == seen.status
 
 
 def test_condition_keeps_its_transition_time_until_its_status_changes(deployed_model):
-    starting = compute_deployed_model_status(deployed_model, "1", None, Workload(make_deployment(available=0), []), NOW)
+    starting = judge(deployed_model, make_deployment(available=0))
     dm = deployed_model.model_copy(update={"status": starting})
     later = NOW + timedelta(minutes=1)
-    crashed = compute_deployed_model_status(dm, "1", None, Workload(make_deployment(available=0), [CRASHED]), later)
+    crashed = judge(dm, make_deployment(available=0), [CRASHED], later)
     assert crashed.condition(READY).last_transition_time == NOW
-    serving = compute_deployed_model_status(dm, "1", None, Workload(make_deployment(), []), later)
+    serving = judge(dm, make_deployment(), now=later)
     assert serving.condition(READY).last_transition_time == later
 
 
 def test_event_only_on_transitions(deployed_model):
     nothing = deployed_model.status
-    starting = compute_deployed_model_status(deployed_model, "1", None, Workload(make_deployment(available=0), []), NOW)
+    starting = judge(deployed_model, make_deployment(available=0))
     assert transition_event(nothing, starting).type == "Normal"
     assert transition_event(starting, starting) is None
     dm = deployed_model.model_copy(update={"status": starting})
-    crashed = compute_deployed_model_status(dm, "1", None, Workload(make_deployment(available=0), [CRASHED]), NOW)
+    crashed = judge(dm, make_deployment(available=0), [CRASHED], NOW)
     event = transition_event(starting, crashed)
     assert (event.type, event.reason, event.message) == ("Warning", "ArtifactNotFound", "nothing there")
-    serving = compute_deployed_model_status(dm, "1", None, Workload(make_deployment(), []), NOW)
+    serving = judge(dm, make_deployment(), now=NOW)
     assert transition_event(crashed, serving).type == "Normal"
 
 
@@ -209,6 +266,7 @@ def test_endpoint_status(row):
     assert (found.status, found.reason) == (ready, reason)
     assert message in found.message
     assert status.traffic_split == effective
+    assert status.condition(TRAFFIC_APPLIED).status == ("False" if problem else "True")
 
 
 def _route(*conditions, parent="public"):
