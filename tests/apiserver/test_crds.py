@@ -24,17 +24,38 @@ MODEL = _object(
         ],
     },
 )
-ENDPOINT = _object("Endpoint", {"trafficSplit": {"photos-1": 80, "photos-2": 20}})
+ENDPOINT = _object(
+    "Endpoint",
+    {
+        "trafficSplit": {"photos-1": 80, "photos-2": 20},
+        "access": "Standard",
+        "mirror": {"deployedModel": "photos-2", "percent": 10},
+        "clientConnectionConfig": {"inferenceTimeout": "120s"},
+        "maxRequestBytes": 1048576,
+    },
+)
 DEPLOYED_MODEL = _object(
     "DeployedModel",
     {
         "endpoint": "photos",
         "model": "photos",
         "dedicatedResources": {
-            "machineSpec": {"acceleratorType": "NVIDIA_L4", "acceleratorCount": 1},
+            "machineSpec": {
+                "machineType": "g2-standard-8",
+                "acceleratorType": "NVIDIA_L4",
+                "acceleratorCount": 1,
+                "resourceClaims": [{"name": "nic", "resourceClaimTemplateName": "nic"}],
+            },
             "minReplicaCount": 1,
             "maxReplicaCount": 4,
             "autoscalingMetricSpecs": [{"metricName": "cpu/utilization", "target": 60}],
+        },
+        "serviceAccount": "photos",
+        "podOverrides": {
+            "labels": {"team": "photos"},
+            "env": [{"name": "A", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}],
+            "tolerations": [{"key": "gpu", "operator": "Exists"}],
+            "affinity": {"nodeAffinity": {}},
         },
     },
 )
@@ -82,6 +103,24 @@ REFUSED_AT_CREATION = {
         changed(changed(DEPLOYED_MODEL, "spec.dedicatedResources", None),
                 "spec.automaticResources", {"minReplicaCount": 3, "maxReplicaCount": 2}),
         "maxReplicaCount must be at least minReplicaCount"),
+    "scaling to zero": (
+        changed(DEPLOYED_MODEL, "spec.dedicatedResources.minReplicaCount", 0),
+        "minReplicaCount must be at least 1: scaling to zero is not supported"),
+    "timeout of hours": (
+        changed(ENDPOINT, "spec.clientConnectionConfig.inferenceTimeout", "3601s"),
+        "inferenceTimeout must be at most 3600s"),
+    "timeout without a unit": (
+        changed(ENDPOINT, "spec.clientConnectionConfig.inferenceTimeout", "60"), "should match"),
+    "mirror of more than all": (changed(ENDPOINT, "spec.mirror.percent", 101), "less than or equal to 100"),
+    "access to whom": (changed(ENDPOINT, "spec.access", "Public"), 'Unsupported value: "Public"'),
+    "code by the way of the environment": (
+        changed(DEPLOYED_MODEL, "spec.podOverrides.env.0", {"name": "PIERHEAD_ALLOW_CODE", "value": "true"}),
+        "the artifact, its digest and whether it is code are the Model version's to say"),
+    "variable without a name": (
+        changed(DEPLOYED_MODEL, "spec.podOverrides.env.0", {"value": "1"}), "env[0].name: Required value"),
+    "claim without a name": (
+        changed(DEPLOYED_MODEL, "spec.dedicatedResources.machineSpec.resourceClaims.0", {}),
+        "resourceClaims[0].name: Required value"),
     "automatic and dedicated": (
         changed(DEPLOYED_MODEL, "spec.automaticResources", {}),
         "give at most one of dedicatedResources and automaticResources"),
