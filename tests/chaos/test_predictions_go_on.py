@@ -95,8 +95,7 @@ def test_undeploy_of_a_serving_model(photos, prober):
 def test_drain_of_a_node_with_two_replicas(photos, prober):
     """There is one node, so that the second replica waits for it: the budget keeps one pod serving until then."""
     _scale(photos, 2)
-    photos("patch", "endpoint", "photos", "--type=merge", "--patch", '{"spec":{"trafficSplit":{"one":100}}}')
-    photos.wait_ready("endpoint", "photos")
+    _split(photos, one=100, two=0)
     [node] = SYSTEM.items("nodes")
     name = node["metadata"]["name"]
     before = {pod["metadata"]["name"] for pod in photos.pods("one")}
