@@ -18,7 +18,7 @@ e2e: preflight .venv/installed  ## what needs one: it is started, and ended if i
 	$(PYTHON) -m pytest tests/cluster
 	$(PYTHON) -m cluster run -- $(PYTHON) -m pytest tests/apiserver tests/e2e
 
-chaos: preflight .venv/installed  ## predictions under all that a platform team does, half an hour
+chaos: preflight .venv/installed  ## predictions under all that a platform team does
 	$(PYTHON) -m cluster run -- $(PYTHON) -m pytest tests/chaos -s
 
 lint: .venv/installed  ## ruff, mypy
