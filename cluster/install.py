@@ -65,6 +65,8 @@ def make_values(target: Target) -> dict[str, Any]:
             "env": [{"name": key, "value": value} for key, value in target.storage_env.items()],
             "resources": SERVER_RESOURCES,
         },
+        # One node has no room to wait for.
+        "rollout": {"capacityWaitSeconds": 10},
         "routing": {
             "provider": "gateway-api",
             "gateway": {"namespace": namespace, "name": name},
