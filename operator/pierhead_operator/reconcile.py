@@ -222,7 +222,7 @@ class Reconciler:
         return [live for live in found if live and removal.is_left(live, key.name)]
 
     async def _is_routed(self, key: Key) -> bool:
-        """Whether requests may still come to a DeployedModel: by a route that leads there, or one not taken yet."""
+        """Whether a route leads to a DeployedModel."""
         labels = {names.LABEL_MANAGED_BY: names.MANAGED_BY}
         routes = [
             route

@@ -10,10 +10,10 @@ from enum import Enum
 from typing import Any
 
 from pierhead_operator import names
-from pierhead_operator.resources import Manifest
+from pierhead_operator.resources import Manifest, make_owner_reference
 from pierhead_operator.schema import Resource
 
-# Longer than a gateway takes from having taken a route until no request goes by the old one.
+# Longer than a gateway takes from a change of its route until no request goes by the old one.
 DRAIN_SECONDS = 10.0
 _SHARED_KINDS = frozenset({"Deployment", "Service"})
 
@@ -23,13 +23,8 @@ def share(manifest: Manifest, endpoint: Resource | None) -> Manifest:
     if endpoint is None or manifest["kind"] not in _SHARED_KINDS:
         return manifest
     metadata = manifest["metadata"]
-    reference = {
-        "apiVersion": names.API_VERSION,
-        "kind": endpoint.KIND,
-        "name": endpoint.name,
-        "uid": endpoint.metadata.uid,
-    }
-    return {**manifest, "metadata": {**metadata, "ownerReferences": [*metadata["ownerReferences"], reference]}}
+    owners = [*metadata["ownerReferences"], make_owner_reference(endpoint)]
+    return {**manifest, "metadata": {**metadata, "ownerReferences": owners}}
 
 
 def is_left(live: Manifest, deployed_model: str) -> bool:
@@ -66,7 +61,7 @@ class Step(Enum):
 class Leaving:
     """What is left of a DeployedModel, as observed."""
 
-    routed: bool  # whether a route leads to it, or the gateway has not taken one that does not
+    routed: bool  # whether a route leads to it
     drained_for: float  # seconds since it was seen that none does
     pods: int
 

@@ -321,7 +321,8 @@ class DedicatedResources(Resources):
     )
 
 
-_OF_THE_VERSION = "['PIERHEAD_ARTIFACT_URI', 'PIERHEAD_ARTIFACT_DIGEST', 'PIERHEAD_ALLOW_CODE']"
+# What runs is for the Model's version to say, which others may write than a DeployedModel.
+VERSION_VARIABLES = ("PIERHEAD_ARTIFACT_URI", "PIERHEAD_ARTIFACT_DIGEST", "PIERHEAD_ALLOW_CODE")
 
 
 class PodOverrides(ApiObject):
@@ -339,7 +340,7 @@ class PodOverrides(ApiObject):
         description="Kubernetes EnvVars of the server; they count before the installation's.",
         json_schema_extra=rule(
             (
-                f"self.all(v, !(v.name in {_OF_THE_VERSION}))",
+                f"self.all(v, !(v.name in {list(VERSION_VARIABLES)}))",
                 "the artifact, its digest and whether it is code are the Model version's to say",
             )
         ),

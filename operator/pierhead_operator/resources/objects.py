@@ -16,15 +16,8 @@ def selector(deployed_model: str) -> dict[str, str]:
 
 
 def make_owner_reference(owner: Resource) -> Manifest:
-    """The reference by which Kubernetes deletes an object with its owner."""
-    return {
-        "apiVersion": names.API_VERSION,
-        "kind": owner.KIND,
-        "name": owner.name,
-        "uid": owner.metadata.uid,
-        "controller": True,
-        "blockOwnerDeletion": True,
-    }
+    """The reference by which Kubernetes deletes an object with the last of its owners."""
+    return {"apiVersion": names.API_VERSION, "kind": owner.KIND, "name": owner.name, "uid": owner.metadata.uid}
 
 
 def make_metadata(name: str, owner: Resource, labels: dict[str, str]) -> Manifest:
@@ -33,7 +26,7 @@ def make_metadata(name: str, owner: Resource, labels: dict[str, str]) -> Manifes
         "name": name,
         "namespace": owner.namespace,
         "labels": {names.LABEL_MANAGED_BY: names.MANAGED_BY, **labels},
-        "ownerReferences": [make_owner_reference(owner)],
+        "ownerReferences": [{**make_owner_reference(owner), "controller": True, "blockOwnerDeletion": True}],
     }
 
 

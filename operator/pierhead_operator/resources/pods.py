@@ -6,15 +6,13 @@ from pierhead_operator import names
 from pierhead_operator.resources.machines import Machine, compute_machine
 from pierhead_operator.resources.objects import Manifest, selector
 from pierhead_operator.settings import OperatorSettings, ServerSettings
-from pierhead_operator.types import DeployedModel, Endpoint, Model, ModelVersion
+from pierhead_operator.types import VERSION_VARIABLES, DeployedModel, Endpoint, Model, ModelVersion
 
 PORT = 8080
 _SERVER_UID = 65532
 _MODEL_DIR = "/models"
 _COMPILED_DIR = "/compiled"
 _DO_NOT_COMPILE = {"PIERHEAD_COMPILE": "false"}
-# What runs is for the Model to say, which others may write than a DeployedModel.
-_OF_THE_MODEL = frozenset({"PIERHEAD_ARTIFACT_URI", "PIERHEAD_ARTIFACT_DIGEST", "PIERHEAD_ALLOW_CODE"})
 # Longer than it takes a gateway to learn that the pod is leaving, or it still sends to a closed port.
 _DRAIN_SECONDS = 5
 # What the server allows by itself: an Endpoint that says the same says nothing new.
@@ -158,7 +156,7 @@ def _env(serving: Serving, machine: Machine) -> list[Manifest]:
         *_worker_env(machine),
         *serving.settings.server.env,
         *_limits_env(serving),
-        *(variable for variable in overrides if variable.get("name") not in _OF_THE_MODEL),
+        *(variable for variable in overrides if variable.get("name") not in VERSION_VARIABLES),
     ]:
         # Kubernetes takes each name once. What refers to others, as $(NAME), has to come after them.
         name = variable.get("name", "")

@@ -26,7 +26,7 @@ __all__ = [
 
 _POLICY = "BackendTrafficPolicy"
 
-# What each provider may make, apart from the idle Service: the same for all, it stays when the provider changes.
+# What each provider may make, apart from the idle Service, which is the same for all that make routes.
 ROUTE_KINDS: Mapping[str, frozenset[str]] = {
     "none": frozenset(),
     "gateway-api": frozenset({"HTTPRoute", _POLICY}),
