@@ -13,7 +13,6 @@ from pierhead_operator.types import DeployedModel, Endpoint, Model
 Enqueue = Callable[[Key], None]
 Watched = tuple[str, str, str]  # group, version, plural
 
-_OURS = {names.LABEL_MANAGED_BY: names.MANAGED_BY}
 _SERVICES: Watched = ("", "v1", "services")
 # What is made for a DeployedModel, and what tells how it fares.
 _SERVING_RESOURCES: tuple[Watched, ...] = (
@@ -46,7 +45,7 @@ def make_kopf_settings() -> kopf.OperatorSettings:
     # Less than a pod is given to end: one that hangs at its end must not hang until Kubernetes kills it.
     settings.process.ultimate_exiting_timeout = 15
     # The API server chooses: what other people run is never sent here.
-    selector = ",".join(f"{label}={value}" for label, value in _OURS.items())
+    selector = ",".join(f"{label}={value}" for label, value in names.OURS.items())
     for resource in (*_SERVING_RESOURCES, *_ROUTE_RESOURCES):
         settings.watching.label_selectors[resource] = selector
     return settings
@@ -102,7 +101,7 @@ def _register_serving(registry: kopf.OperatorRegistry, enqueue: Enqueue) -> None
     def on_serving(meta: kopf.Meta, labels: kopf.Labels, **_: Any) -> None:
         enqueue(Key(DeployedModel.KIND, meta["namespace"], labels[names.LABEL_DEPLOYED_MODEL]))
 
-    wanted: dict[str, Any] = {**_OURS, names.LABEL_DEPLOYED_MODEL: kopf.PRESENT}
+    wanted: dict[str, Any] = {**names.OURS, names.LABEL_DEPLOYED_MODEL: kopf.PRESENT}
     for resource in _SERVING_RESOURCES:
         kopf.on.event(*resource, registry=registry, id=f"on_{resource[2]}", labels=wanted)(on_serving)
 
@@ -115,7 +114,7 @@ def _register_routes(registry: kopf.OperatorRegistry, enqueue: Enqueue, routing:
         enqueue(Key(Model.KIND, meta["namespace"], labels[names.LABEL_MODEL]))
 
     # What belongs to a DeployedModel has the names of its Endpoint and its Model, too.
-    lone: dict[str, Any] = {**_OURS, names.LABEL_DEPLOYED_MODEL: kopf.ABSENT}
+    lone: dict[str, Any] = {**names.OURS, names.LABEL_DEPLOYED_MODEL: kopf.ABSENT}
     for resource in _routed_resources(routing):
         wanted = {**lone, names.LABEL_ENDPOINT: kopf.PRESENT}
         kopf.on.event(*resource, registry=registry, id=f"on_endpoint_{resource[2]}", labels=wanted)(on_endpoint_route)

@@ -17,6 +17,7 @@ HANDOVER_FIELD_MANAGER = "pierhead-handover"
 LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
 LABEL_NAME = "app.kubernetes.io/name"
 MANAGED_BY = "pierhead"
+OURS = {LABEL_MANAGED_BY: MANAGED_BY}  # what everything that Pierhead makes carries
 LABEL_ENDPOINT = f"{GROUP}/endpoint"
 LABEL_MODEL = f"{GROUP}/model"
 LABEL_DEPLOYED_MODEL = f"{GROUP}/deployed-model"

@@ -223,11 +223,10 @@ class Reconciler:
 
     async def _is_routed(self, key: Key) -> bool:
         """Whether a route leads to a DeployedModel."""
-        labels = {names.LABEL_MANAGED_BY: names.MANAGED_BY}
         routes = [
             route
             for kind in sorted(routing.route_kinds(self.settings))
-            for route in await self.cluster.list_objects(kind, key.namespace, labels)
+            for route in await self.cluster.list_objects(kind, key.namespace, names.OURS)
         ]
         return any(removal.mentions(route, names.server(key.name)) for route in routes)
 
@@ -257,7 +256,7 @@ class Reconciler:
         """Deletes the routes that an Endpoint or a Model had and is no longer to have."""
         wanted = {(route["kind"], route["metadata"]["name"]) for route in routes}
         label = names.LABEL_ENDPOINT if isinstance(owner, Endpoint) else names.LABEL_MODEL
-        labels = {names.LABEL_MANAGED_BY: names.MANAGED_BY, label: owner.name}
+        labels = {**names.OURS, label: owner.name}
         for kind in sorted(routing.route_kinds(self.settings)):
             for live in await self.cluster.list_objects(kind, owner.namespace, labels):
                 if (kind, live["metadata"]["name"]) not in wanted and is_owned(live, owner):
@@ -265,11 +264,12 @@ class Reconciler:
 
     async def delete_other_providers_routes(self, namespace: str | None) -> None:
         """Deletes what another routing provider left, of which no reconcile knows: once, at the start."""
-        labels = {names.LABEL_MANAGED_BY: names.MANAGED_BY}
         others = frozenset[str]().union(*routing.ROUTE_KINDS.values()) - routing.route_kinds(self.settings)
-        left = [live for kind in sorted(others) for live in await self.cluster.list_objects(kind, namespace, labels)]
+        left = [
+            live for kind in sorted(others) for live in await self.cluster.list_objects(kind, namespace, names.OURS)
+        ]
         if self.settings.routing.provider == "none":
-            services = await self.cluster.list_objects("Service", namespace, labels)
+            services = await self.cluster.list_objects("Service", namespace, names.OURS)
             left += [live for live in services if names.LABEL_DEPLOYED_MODEL not in live["metadata"]["labels"]]
         for live in left:
             logger.info("%s %s was another routing provider's", live["kind"], live["metadata"]["name"])

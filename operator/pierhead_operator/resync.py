@@ -73,8 +73,7 @@ class Resync:
 
     async def _ask_for_leaving(self, namespace: str | None) -> None:
         """Asks for the DeployedModels that are gone and whose Services, the last of them to go, are still there."""
-        ours = {names.LABEL_MANAGED_BY: names.MANAGED_BY}
-        for service in await self._cluster.list_objects("Service", namespace, ours):
+        for service in await self._cluster.list_objects("Service", namespace, names.OURS):
             metadata = service["metadata"]
             if deployed_model := metadata["labels"].get(names.LABEL_DEPLOYED_MODEL):
                 self._enqueue(Key(DeployedModel.KIND, metadata["namespace"], deployed_model))

@@ -12,7 +12,7 @@ Manifest = dict[str, Any]
 
 def selector(deployed_model: str) -> dict[str, str]:
     """The labels that a DeployedModel's pods, and nobody else's, carry."""
-    return {names.LABEL_MANAGED_BY: names.MANAGED_BY, names.LABEL_DEPLOYED_MODEL: deployed_model}
+    return {**names.OURS, names.LABEL_DEPLOYED_MODEL: deployed_model}
 
 
 def make_owner_reference(owner: Resource) -> Manifest:
@@ -25,7 +25,7 @@ def make_metadata(name: str, owner: Resource, labels: dict[str, str]) -> Manifes
     return {
         "name": name,
         "namespace": owner.namespace,
-        "labels": {names.LABEL_MANAGED_BY: names.MANAGED_BY, **labels},
+        "labels": {**names.OURS, **labels},
         "ownerReferences": [{**make_owner_reference(owner), "controller": True, "blockOwnerDeletion": True}],
     }
 

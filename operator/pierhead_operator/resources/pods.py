@@ -59,7 +59,7 @@ def make_pod_template(serving: Serving) -> Manifest:
     """What a Deployment makes its pods of."""
     overrides = serving.deployed_model.spec.pod_overrides
     metadata: Manifest = {
-        "labels": {**overrides.labels, names.LABEL_MANAGED_BY: names.MANAGED_BY, **serving.labels},
+        "labels": {**overrides.labels, **names.OURS, **serving.labels},
         **({"annotations": overrides.annotations} if overrides.annotations else {}),
     }
     return {"metadata": metadata, "spec": _make_pod_spec(serving)}
