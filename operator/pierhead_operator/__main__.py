@@ -6,7 +6,7 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from pierhead_operator import health, logs
 from pierhead_operator import lease as election
 from pierhead_operator import settings as operator_settings
 from pierhead_operator.cluster import Cluster, ClusterError, Key, Rejected
+from pierhead_operator.feed import Feed, watched_kinds
 from pierhead_operator.handlers import make_kopf_settings, make_registry
 from pierhead_operator.lease import Lease, LeaseLostError
 from pierhead_operator.metrics import Metrics
@@ -32,6 +33,7 @@ from pierhead_operator.queue import RetryLater, WorkQueue
 from pierhead_operator.reconcile import Reconciler
 from pierhead_operator.resync import Resync
 from pierhead_operator.settings import OperatorSettings
+from pierhead_operator.store import Store
 
 logger = logging.getLogger("pierhead_operator")
 
@@ -44,31 +46,30 @@ Work = Callable[[Key], Awaitable[float | None]]
 async def run(settings: OperatorSettings) -> None:
     """Runs the operator until it is told to stop; raises LeaseLostError, in a group, where another one took over."""
     metrics, events = Metrics(), health.Heartbeat()
+    kinds = watched_kinds(settings)
+    store = Store(kinds)
     async with ApiClient(await _load_configuration()) as api, aiohttp.ClientSession() as session:
         lease = _make_lease(api, metrics)
-        cluster = Cluster(api, lease.seconds_left, metrics.observe_request)
+        cluster = Cluster(api, lease.seconds_left, metrics.observe_request, store=store)
         reconciler = Reconciler(cluster, Prober(session), settings, lambda: datetime.now(UTC))
         queue = WorkQueue[Key](make_work(reconciler.reconcile, metrics), _CONCURRENCY, metrics.observe_wait)
-        resync = Resync(cluster, queue.add, settings.watch_namespaces, metrics.set_resources)
-
-        def on_event(key: Key) -> None:
-            events.beat()
-            queue.add(key)
+        feed = Feed(store, queue.add, events.beat)
+        resync = Resync(cluster, kinds, settings.watch_namespaces, feed.enqueue_concerned, metrics.set_resources)
 
         def silence() -> float:
-            # Who only waits to lead does not resync, and where nobody deploys anything there may be no events for long.
-            return min(events.age, lease.age if resync.age is None else resync.age)
+            # Where nobody deploys anything there may be no events for long.
+            return min(events.age, resync.age)
 
-        metrics.watch(lambda: queue.length, lambda: lease.is_held, lambda: resync.age or 0.0)
+        metrics.watch(lambda: queue.length, lambda: lease.is_held, lambda: resync.age)
         server = await health.serve(health.make_app(silence, metrics))
         begin = asyncio.Event()
-        duties = (queue.run(begin), resync.run(begin), _tidy(begin, reconciler, settings), _lead(lease, begin))
+        duties = (queue.run(begin), resync.run(), _tidy(begin, reconciler, settings), _lead(lease, resync, begin))
         try:
             async with asyncio.TaskGroup() as tasks:
                 own = [tasks.create_task(duty) for duty in duties]
                 # kopf cancels at its end what was started after it: let these be there before.
                 await asyncio.sleep(0)
-                await _watch(on_event, settings)
+                await _watch(feed, kinds, settings)
                 for task in own:
                     task.cancel()
         finally:
@@ -77,19 +78,23 @@ async def run(settings: OperatorSettings) -> None:
             await server.cleanup()
 
 
-async def _watch(on_event: Callable[[Key], None], settings: OperatorSettings) -> None:
-    """Enqueues what changes, whether this process leads or waits, until it is told to stop."""
+async def _watch(feed: Feed, kinds: Collection[str], settings: OperatorSettings) -> None:
+    """Hands on what changes, whether this process leads or waits, until it is told to stop."""
     await kopf.operator(
-        registry=make_registry(on_event, settings),
-        settings=make_kopf_settings(),
+        registry=make_registry(feed, kinds),
+        settings=make_kopf_settings(kinds),
         standalone=True,
         clusterwide=not settings.watch_namespaces,
         namespaces=settings.watch_namespaces,
     )
 
 
-async def _lead(lease: Lease, begin: asyncio.Event) -> None:
-    """Lets the work begin once this process is the leader; raises LeaseLostError when it is no longer."""
+async def _lead(lease: Lease, resync: Resync, begin: asyncio.Event) -> None:
+    """Lets the work begin once this process is the leader; raises LeaseLostError when it is no longer.
+
+    It does not ask to lead before it has seen all that is there: by half of it, it would judge wrongly.
+    """
+    await resync.complete.wait()
     await lease.acquire()
     begin.set()
     await lease.keep()

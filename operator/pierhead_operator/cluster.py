@@ -4,7 +4,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, TypeVar
@@ -12,19 +12,21 @@ from urllib.parse import urlencode
 
 import aiohttp
 from kubernetes.aio.client import ApiClient
+from pydantic_core import from_json
 
 from pierhead_operator import names
 from pierhead_operator.resources import Manifest, owns_replicas
 from pierhead_operator.schema import Resource, Status
 from pierhead_operator.status import Event
-from pierhead_operator.types import KINDS
+from pierhead_operator.store import Store
+from pierhead_operator.types import KINDS, DeployedModel
 
 logger = logging.getLogger(__name__)
 
 R = TypeVar("R", bound=Resource)
 
 _TIMEOUT_SECONDS = 30.0
-_PAGE = 500
+_PAGE = 250
 _NO_ANSWER = "none"
 
 # What is told of each request, for the metrics: Kubernetes' verb, the kind, HTTP's code or `none`, and the seconds.
@@ -68,6 +70,13 @@ class Key:
     name: str
 
 
+def find_resource(kind: str) -> tuple[str, str, str]:
+    """The group, version and plural of a kind; the core's group is empty."""
+    api, plural = _PATHS[kind]
+    group, version = api.split("/")[-2:]
+    return ("" if group == "api" else group), version, plural
+
+
 def _path(kind: str, namespace: str | None, name: str = "", subresource: str = "") -> str:
     api, plural = _PATHS[kind]
     parts = [api]
@@ -101,7 +110,8 @@ class Cluster:
     """The Kubernetes API, as far as Pierhead needs it.
 
     Every method raises ClusterError where another try may help. `seconds_to_write` says for how long from now this
-    process may write: a write that takes longer is given up, and none is begun where that is 0.
+    process may write: a write that takes longer is given up, and none is begun where that is 0. What `store` keeps is
+    read from there, and what a write is answered with goes there: this process sees its own writes at once.
     """
 
     def __init__(
@@ -110,33 +120,69 @@ class Cluster:
         seconds_to_write: Callable[[], float] = _unlimited,
         observe: ObserveRequest = _unobserved,
         timeout: float = _TIMEOUT_SECONDS,
+        store: Store | None = None,
     ) -> None:
         self._api = api
         self._seconds_to_write = seconds_to_write
         self._observe = observe
         self._timeout = timeout
+        self._store = store or Store()
 
     async def get(self, kind: str, namespace: str, name: str) -> Manifest | None:
         """The object, or None where there is none."""
+        if kind in self._store.kinds:
+            return self._store.get(kind, namespace, name)
+        return await self.fetch(kind, namespace, name)
+
+    async def fetch(self, kind: str, namespace: str, name: str) -> Manifest | None:
+        """The object as the API server has it now, or None where there is none.
+
+        Only this tells of objects that are not Pierhead's: watches do not.
+        """
         return await self._request(_Request("get", kind, _path(kind, namespace, name)), missing_ok=True)
 
     async def list_objects(
         self, kind: str, namespace: str | None, labels: Mapping[str, str] | None = None
     ) -> list[Manifest]:
         """The objects of a kind with these labels, in one namespace or in all; none of a kind that is not installed."""
+        if kind in self._store.kinds:
+            return self._store.select(kind, namespace, labels)
+        return [item async for page in self._list_pages(kind, namespace, labels) for item in page["items"]]
+
+    async def refresh(
+        self, kind: str, namespace: str | None, labels: Mapping[str, str] | None = None
+    ) -> AsyncIterator[Manifest]:
+        """Lists a kind that the store keeps, to correct what that knows; gives what is there and what is there no more.
+
+        `labels` are those of the kind's watch.
+        """
+        there, version = set(), -1
+        async for page in self._list_pages(kind, namespace, labels):
+            version = int(page["metadata"]["resourceVersion"])
+            for live in page["items"]:
+                self._store.put(kind, live)
+                there.add((live["metadata"]["namespace"], live["metadata"]["name"]))
+                yield live
+        for live in self._store.remove_missing(kind, namespace, there, version):
+            yield live
+
+    async def _list_pages(
+        self, kind: str, namespace: str | None, labels: Mapping[str, str] | None
+    ) -> AsyncIterator[Manifest]:
+        """A list, page by page; no page of a kind that is not installed."""
         query = {"limit": str(_PAGE)}
         if labels:
             query["labelSelector"] = ",".join(f"{key}={value}" for key, value in labels.items())
-        items: list[Manifest] = []
         while True:
             page = await self._request(_Request("list", kind, _path(kind, namespace), query), missing_ok=True)
             if page is None:
-                return []
+                return
             # The items of a list do not say what they are.
-            items += [{"apiVersion": page["apiVersion"], "kind": kind, **item} for item in page["items"]]
+            page["items"] = [{"apiVersion": page["apiVersion"], "kind": kind, **item} for item in page["items"]]
+            yield page
             token = page["metadata"].get("continue")
             if not token:
-                return items
+                return
             query["continue"] = token
 
     async def get_resource(self, kind: type[R], namespace: str, name: str) -> R | None:
@@ -144,9 +190,11 @@ class Cluster:
         found = await self.get(kind.KIND, namespace, name)
         return kind.model_validate(found) if found else None
 
-    async def list_resources(self, kind: type[R], namespace: str | None) -> list[R]:
-        """Pierhead's own resources of a kind, parsed."""
-        return [kind.model_validate(item) for item in await self.list_objects(kind.KIND, namespace)]
+    async def list_deployed_models(self, namespace: str, label: str, name: str) -> list[DeployedModel]:
+        """The DeployedModels whose spec names this Endpoint or this Model; `label` says which of the two."""
+        return [
+            DeployedModel.model_validate(item) for item in self._store.select("DeployedModel", namespace, {label: name})
+        ]
 
     async def create(self, manifest: Manifest) -> Manifest:
         """Creates an object; raises Rejected, also where there is one of that name."""
@@ -183,7 +231,7 @@ class Cluster:
             "status": status.dump(),
         }
         try:
-            await self._request(_Request("patch", resource.KIND, path, query, body), missing_ok=True)
+            self._keep(await self._request(_Request("patch", resource.KIND, path, query, body), missing_ok=True))
         except Rejected as error:
             logger.info("%s %s/%s: status not written: %s", resource.KIND, resource.namespace, resource.name, error)
 
@@ -224,7 +272,11 @@ class Cluster:
     async def _apply(self, manifest: Manifest, manager: str) -> None:
         metadata = manifest["metadata"]
         path = _path(manifest["kind"], metadata["namespace"], metadata["name"])
-        await self._request(_Request("patch", manifest["kind"], path, _apply_query(manager), manifest))
+        self._keep(await self._request(_Request("patch", manifest["kind"], path, _apply_query(manager), manifest)))
+
+    def _keep(self, written: Manifest | None) -> None:
+        if written and written["kind"] in self._store.kinds:
+            self._store.put(written["kind"], written)
 
     async def _write(self, verb: str, manifest: Manifest, name: str) -> Manifest:
         path = _path(manifest["kind"], manifest["metadata"]["namespace"], name)
@@ -286,7 +338,7 @@ def _apply_query(manager: str) -> dict[str, str]:
 
 def _parse(request: _Request, status: int, data: bytes) -> Manifest:
     if 200 <= status < 300:
-        parsed: Manifest = json.loads(data)
+        parsed: Manifest = from_json(data)
         return parsed
     message = _error_message(data)
     if status in (400, 403, 404, 409, 413, 422):

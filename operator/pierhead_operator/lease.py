@@ -136,18 +136,12 @@ class Lease:
         self._sleep = sleep
         self._record: Record | None = None
         self._observed_at = clock()
-        self._read_at = clock()
         self._renewed_at = -math.inf
 
     @property
     def is_held(self) -> bool:
         """Whether this process may act."""
         return self._clock() < self._renewed_at + RENEW_DEADLINE_SECONDS
-
-    @property
-    def age(self) -> float:
-        """Seconds since the Lease was last read, or since the start."""
-        return self._clock() - self._read_at
 
     def seconds_left(self) -> float:
         """For how long what this process writes from now on comes before anybody else's; 0 where it must not write."""
@@ -195,7 +189,6 @@ class Lease:
         """Takes or renews the Lease if that can be; whether it was."""
         try:
             live = await self._cluster.get(KIND, self._key.namespace, self._key.name)
-            self._read_at = self._clock()
             # Of one that was deleted by hand the last record stands: its holder believes in it for as long.
             if live:
                 self._observe(live)

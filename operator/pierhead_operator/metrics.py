@@ -74,7 +74,7 @@ class Metrics:
         self._leader = Gauge("pierhead_operator_leader", "1 while this process acts.", registry=self._registry)
         self._resync_age = Gauge(
             "pierhead_operator_resync_age_seconds",
-            "Seconds since the last resync that went through; 0 while another process acts.",
+            "Seconds since the last resync that went through, or since the start.",
             registry=self._registry,
         )
         self._resources = Gauge(

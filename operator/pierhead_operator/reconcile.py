@@ -59,11 +59,12 @@ class ClusterAccess(Protocol):
     """What reconciling needs of cluster.Cluster."""
 
     async def get(self, kind: str, namespace: str, name: str) -> Manifest | None: ...
+    async def fetch(self, kind: str, namespace: str, name: str) -> Manifest | None: ...
     async def list_objects(
         self, kind: str, namespace: str | None, labels: dict[str, str] | None = None
     ) -> Sequence[Manifest]: ...
     async def get_resource(self, kind: type[R], namespace: str, name: str) -> R | None: ...
-    async def list_resources(self, kind: type[R], namespace: str | None) -> Sequence[R]: ...
+    async def list_deployed_models(self, namespace: str, label: str, name: str) -> Sequence[DeployedModel]: ...
     async def apply(self, manifest: Manifest, live: Manifest | None = None) -> None: ...
     async def apply_status(self, resource: Resource, status: Status) -> None: ...
     async def delete(self, live: Manifest) -> None: ...
@@ -103,7 +104,7 @@ class Reconciler:
         model = await self.cluster.get_resource(Model, key.namespace, key.name)
         if model is None or model.metadata.deletion_timestamp:
             return
-        serving = group_by_version(model, await self._list_public(key.namespace))
+        serving = group_by_version(model, await self._list_public(model))
         routes = routing.make_model_routes(model, serving, self.settings)
         problem = await self._apply_all(model, routes)
         await self._delete_surplus_routes(model, routes)
@@ -149,12 +150,16 @@ class Reconciler:
         await self._write_status(endpoint, endpoint.status, status)
         _retry_if_rejected(problem)
 
-    async def _list_public(self, namespace: str) -> list[DeployedModel]:
-        """The DeployedModels that clients outside the cluster may reach."""
-        endpoints = await self.cluster.list_resources(Endpoint, namespace)
-        private = {endpoint.name for endpoint in endpoints if endpoint.spec.access == "Private"}
-        deployed_models = await self.cluster.list_resources(DeployedModel, namespace)
-        return [dm for dm in deployed_models if dm.spec.endpoint not in private]
+    async def _list_public(self, model: Model) -> list[DeployedModel]:
+        """The DeployedModels of a Model that clients outside the cluster may reach."""
+        found = await self.cluster.list_deployed_models(model.namespace, names.LABEL_MODEL, model.name)
+        private = {
+            name
+            for name in {dm.spec.endpoint for dm in found}
+            if (endpoint := await self.cluster.get_resource(Endpoint, model.namespace, name))
+            and endpoint.spec.access == "Private"
+        }
+        return [dm for dm in found if dm.spec.endpoint not in private]
 
     def _desired(self, serving: Serving, before: Workload) -> list[Manifest]:
         """What should exist for a DeployedModel, as it is applied."""
@@ -183,8 +188,8 @@ class Reconciler:
     async def _observe_traffic(self, endpoint: Endpoint) -> Traffic:
         there = {
             dm.name: dm
-            for dm in await self.cluster.list_resources(DeployedModel, endpoint.namespace)
-            if dm.spec.endpoint == endpoint.name and not dm.metadata.deletion_timestamp
+            for dm in await self.cluster.list_deployed_models(endpoint.namespace, names.LABEL_ENDPOINT, endpoint.name)
+            if not dm.metadata.deletion_timestamp
         }
         wanted = routing.wanted_split(endpoint, there)
         serving = {name for name, dm in there.items() if dm.status.is_true(AVAILABLE)}
@@ -235,6 +240,8 @@ class Reconciler:
         for manifest in desired:
             kind, name = manifest["kind"], manifest["metadata"]["name"]
             live = await self.cluster.get(kind, owner.namespace, name)
+            # Of what is not Pierhead's nobody tells.
+            live = live or await self.cluster.fetch(kind, owner.namespace, name)
             if live and not is_owned(live, owner) and not removal.is_left(live, owner.name):
                 return Finding(REASON_NOT_OWNED, f"{kind} {name} is not Pierhead's: rename or delete it")
             marked = mark_applied(manifest)

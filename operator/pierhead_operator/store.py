@@ -4,10 +4,11 @@ Reading from here costs the API server nothing. What is read may be a moment old
 and brings the same key again.
 """
 
-import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from pydantic_core import from_json, to_json
 
 from pierhead_operator import names
 from pierhead_operator.resources import Manifest, owns_replicas
@@ -27,6 +28,7 @@ _KEPT_METADATA = (
     "creationTimestamp",
     "deletionTimestamp",
 )
+_KEPT_OF_PODS = ("affinity", "nodeSelector", "resourceClaims", "tolerations")
 _FOREIGN_ANNOTATIONS = "kubectl.kubernetes.io/"  # a copy of the whole manifest
 
 
@@ -38,64 +40,81 @@ class _Entry:
 
 
 class Store:
-    """Objects by kind, namespace and name."""
+    """Objects of some kinds, by namespace and name; complete once every kind was listed."""
 
-    def __init__(self) -> None:
-        self._objects: dict[str, dict[tuple[str, str], _Entry]] = {}
+    def __init__(self, kinds: Collection[str] = ()) -> None:
+        self._objects: dict[str, dict[tuple[str, str], _Entry]] = {kind: {} for kind in kinds}
+        # The last that is known of what is gone: the answer to a write may come after the event of its end.
+        self._gone: dict[str, dict[tuple[str, str], int]] = {kind: {} for kind in kinds}
         self._index: dict[tuple[str, str, str, str], set[str]] = {}  # kind, namespace, label, value -> names
 
+    @property
+    def kinds(self) -> Collection[str]:
+        """The kinds that are kept; nothing is known of others."""
+        return self._objects.keys()
+
     def put(self, kind: str, live: Manifest) -> bool:
-        """Keep an object, unless what is there is as new; whether it was taken."""
-        metadata = live["metadata"]
-        key, version = (metadata["namespace"], metadata["name"]), int(metadata["resourceVersion"])
-        objects = self._objects.setdefault(kind, {})
-        before = objects.get(key)
-        if before and before.version >= version:
+        """Keep an object, unless what is known is as new; whether it was taken."""
+        key, version = _key(live), _version(live)
+        before = self._objects[kind].get(key)
+        if version <= (before.version if before else self._gone[kind].get(key, -1)):
             return False
         self._forget(kind, key)
         entry = _Entry(version, _pack(trim(kind, live)), tuple(_indexed(kind, live)))
-        objects[key] = entry
+        self._objects[kind][key] = entry
         for label, value in entry.indexed:
             self._index.setdefault((kind, key[0], label, value), set()).add(key[1])
         return True
 
-    def remove(self, kind: str, namespace: str, name: str) -> None:
-        """An object is gone."""
-        self._forget(kind, (namespace, name))
+    def remove(self, kind: str, live: Manifest) -> bool:
+        """An object is gone, as its last state tells; whether it was there, and no other one came after it."""
+        key, version = _key(live), _version(live)
+        before = self._objects[kind].get(key)
+        if before and before.version > version:
+            return False
+        self._gone[kind][key] = version
+        self._forget(kind, key)
+        return before is not None
 
-    def replace(self, kind: str, namespace: str | None, listed: Iterable[Manifest]) -> list[tuple[str, str]]:
-        """Take a whole list of a kind, of one namespace or of all; (namespace, name) of what it has no longer."""
-        there = set()
-        for live in listed:
-            self.put(kind, live)
-            there.add((live["metadata"]["namespace"], live["metadata"]["name"]))
-        kept = self._objects.get(kind, {})
-        gone = sorted(key for key in kept if key not in there and namespace in (None, key[0]))
-        for key in gone:
+    def remove_missing(
+        self, kind: str, namespace: str | None, there: Collection[tuple[str, str]], version: int
+    ) -> list[Manifest]:
+        """Take a list's word, of one namespace or of all: what it does not have, as of `version`, is gone; gives that.
+
+        `there` has what it has, as (namespace, name).
+        """
+        self._gone[kind].clear()
+        missing = [
+            key
+            for key, entry in self._objects[kind].items()
+            if namespace in (None, key[0]) and key not in there and entry.version <= version
+        ]
+        removed = [_unpack(self._objects[kind][key]) for key in sorted(missing)]
+        for key in missing:
             self._forget(kind, key)
-        return gone
+        return removed
 
     def get(self, kind: str, namespace: str, name: str) -> Manifest | None:
         """The object, or None where there is none."""
-        entry = self._objects.get(kind, {}).get((namespace, name))
-        return _unpack(kind, entry) if entry else None
+        entry = self._objects[kind].get((namespace, name))
+        return _unpack(entry) if entry else None
 
     def select(self, kind: str, namespace: str | None, labels: Mapping[str, str] | None = None) -> list[Manifest]:
         """The objects of a kind with these labels, in one namespace or in all, by name."""
-        objects = self._objects.get(kind, {})
-        found = (_unpack(kind, objects[key]) for key in sorted(self._keys(kind, namespace, labels or {})))
+        objects = self._objects[kind]
+        found = (_unpack(objects[key]) for key in sorted(self._keys(kind, namespace, labels or {})))
         wanted = {label: value for label, value in (labels or {}).items() if label not in INDEXED}
         return [live for live in found if wanted.items() <= live["metadata"].get("labels", {}).items()]
 
-    def count(self, kind: str) -> int:
-        """How many objects of a kind there are."""
-        return len(self._objects.get(kind, {}))
+    def names(self, kind: str, namespace: str, label: str, value: str) -> list[str]:
+        """The names of the objects of a kind with this label, which is one of INDEXED."""
+        return sorted(self._index.get((kind, namespace, label, value), ()))
 
     def _keys(self, kind: str, namespace: str | None, labels: Mapping[str, str]) -> Iterator[tuple[str, str]]:
         indexed = [(label, value) for label, value in labels.items() if label in INDEXED]
         if namespace is None or not indexed:
             given = set(indexed)
-            for key, entry in self._objects.get(kind, {}).items():
+            for key, entry in self._objects[kind].items():
                 if namespace in (None, key[0]) and given <= set(entry.indexed):
                     yield key
             return
@@ -104,7 +123,7 @@ class Store:
             yield namespace, name
 
     def _forget(self, kind: str, key: tuple[str, str]) -> None:
-        entry = self._objects.get(kind, {}).pop(key, None)
+        entry = self._objects[kind].pop(key, None)
         for label, value in entry.indexed if entry else ():
             place = (kind, key[0], label, value)
             self._index[place].discard(key[1])
@@ -127,12 +146,30 @@ def trim(kind: str, live: Manifest) -> Manifest:
         # All that is asked of who manages which field.
         fields: dict[str, Any] = {"f:spec": {"f:replicas": {}}}
         kept["managedFields"] = [{"manager": names.FIELD_MANAGER, "operation": "Apply", "fieldsV1": fields}]
-    trimmed: Manifest = {"metadata": kept}
-    if kind != "Pod":  # of pods only how they fare
-        trimmed["spec"] = live.get("spec", {})
+    trimmed: Manifest = {"apiVersion": live["apiVersion"], "kind": kind, "metadata": kept}
+    spec = live.get("spec", {})
+    trimmed["spec"] = _trim_pod_spec(spec) if kind == "Pod" else spec
     if "status" in live:
         trimmed["status"] = live["status"]
     return trimmed
+
+
+def _trim_pod_spec(spec: Manifest) -> Manifest:
+    """Of a pod only what decides where it can run."""
+    kept = {name: spec[name] for name in _KEPT_OF_PODS if name in spec}
+    containers = [
+        {name: container[name] for name in ("name", "resources") if name in container}
+        for container in spec.get("containers", [])
+    ]
+    return {**kept, "containers": containers}
+
+
+def _key(live: Manifest) -> tuple[str, str]:
+    return live["metadata"]["namespace"], live["metadata"]["name"]
+
+
+def _version(live: Manifest) -> int:
+    return int(live["metadata"]["resourceVersion"])
 
 
 def _indexed(kind: str, live: Manifest) -> Iterator[tuple[str, str]]:
@@ -147,9 +184,9 @@ def _indexed(kind: str, live: Manifest) -> Iterator[tuple[str, str]]:
 
 
 def _pack(live: Manifest) -> bytes:
-    return json.dumps(live, separators=(",", ":")).encode()
+    return to_json(live)
 
 
-def _unpack(kind: str, entry: _Entry) -> Manifest:
-    live: dict[str, Any] = json.loads(entry.packed)
-    return {"kind": kind, **live}
+def _unpack(entry: _Entry) -> Manifest:
+    live: Manifest = from_json(entry.packed)
+    return live

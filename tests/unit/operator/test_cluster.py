@@ -7,10 +7,11 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 from kubernetes.aio.client import ApiClient, Configuration
-from pierhead_operator.cluster import Cluster, ClusterError, Rejected
+from pierhead_operator.cluster import Cluster, ClusterError, Rejected, find_resource
 from pierhead_operator.resources import SERVING_KINDS
 from pierhead_operator.routing import ROUTE_KINDS
 from pierhead_operator.status import Event
+from pierhead_operator.store import Store
 from pierhead_operator.types import DeployedModel
 
 from tests.unit.operator.conftest import make_deployed_model
@@ -127,6 +128,70 @@ async def test_every_kind_that_is_made_can_be_read(api, server):
     for kind in sorted(SERVING_KINDS.union(*ROUTE_KINDS.values())):
         assert await Cluster(api).list_objects(kind, "default") == []
     assert all(path.startswith(("/api/", "/apis/")) for _, path, _, _ in server.requests)
+
+
+def _service(name, version):
+    labels = {"app.kubernetes.io/managed-by": "pierhead"}
+    metadata = {"name": name, "namespace": "default", "resourceVersion": str(version), "labels": labels}
+    return {"apiVersion": "v1", "metadata": metadata}
+
+
+def _page(version, *items, **metadata):
+    return 200, {"apiVersion": "v1", "items": list(items), "metadata": {"resourceVersion": str(version), **metadata}}
+
+
+@pytest.fixture
+def store():
+    return Store({"Service", "DeployedModel"})
+
+
+async def test_what_is_kept_is_read_without_a_request(api, server, store):
+    cluster = Cluster(api, store=store)
+    assert await cluster.get("Service", "default", "s") is None
+    store.put("Service", _service("s", 1))
+    assert (await cluster.get("Service", "default", "s"))["metadata"]["name"] == "s"
+    assert len(await cluster.list_objects("Service", "default")) == 1
+    assert server.requests == []
+    server.answers = [(200, SERVICE)]
+    assert await cluster.fetch("Service", "default", "s") == SERVICE
+
+
+async def test_write_is_seen_at_once(api, server, store):
+    server.answers = [(200, {**SERVICE, "spec": {"clusterIP": "10.96.0.7"}})]
+    cluster = Cluster(api, store=store)
+    await cluster.apply(SERVICE)
+    assert (await cluster.get("Service", "default", "s"))["spec"] == {"clusterIP": "10.96.0.7"}
+    written = make_deployed_model()
+    written["metadata"]["resourceVersion"] = "8"
+    server.answers = [(200, {**written, "status": {"modelVersion": "7"}})]
+    await cluster.apply_status(DM, DM.status)
+    assert (await cluster.get_resource(DeployedModel, "default", DM.name)).status.model_version == "7"
+
+
+async def test_refresh_corrects_what_is_known_and_gives_what_is_gone(api, server, store):
+    for name, version in (("old", 3), ("gone", 4), ("new", 30)):
+        store.put("Service", _service(name, version))
+    server.answers = [_page(20, _service("old", 10), **{"continue": "more"}), _page(20, _service("other", 5))]
+    cluster = Cluster(api, store=store)
+    told = [live["metadata"]["name"] async for live in cluster.refresh("Service", None, {"app": "x"})]
+    assert told == ["old", "other", "gone"]
+    kept = await cluster.list_objects("Service", None)
+    versions = {live["metadata"]["name"]: live["metadata"]["resourceVersion"] for live in kept}
+    assert versions == {"old": "10", "other": "5", "new": "30"}
+    assert {query["labelSelector"] for _, _, query, _ in server.requests} == {"app=x"}
+
+
+async def test_refresh_of_a_kind_that_is_not_installed_finds_nothing(api, server, store):
+    server.answers = [(404, {})]
+    assert [live async for live in Cluster(api, store=store).refresh("Service", None)] == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "resource"),
+    [("Pod", ("", "v1", "pods")), ("DeployedModel", ("pierhead.dev", "v1", "deployedmodels"))],
+)
+def test_resource_of_a_kind(kind, resource):
+    assert find_resource(kind) == resource
 
 
 @pytest.mark.parametrize(

@@ -339,15 +339,3 @@ async def test_deleted_lease_is_its_holders_until_it_would_have_run_out(cluster,
     await make("a").acquire()
     assert clock.now == pytest.approx(1000 + DURATION_SECONDS, abs=0.1)
     assert cluster.writes == ["other", "a"]
-
-
-async def test_age_tells_since_when_nothing_was_read(cluster, clock, make):
-    lease = make("a")
-    clock.now += 5
-    assert lease.age == 5
-    await lease.acquire()
-    assert lease.age == 0
-    cluster.fail = itertools.repeat("before")
-    with pytest.raises(LeaseLostError):
-        await lease.keep()
-    assert lease.age >= RENEW_DEADLINE_SECONDS

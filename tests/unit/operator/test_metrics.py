@@ -174,7 +174,7 @@ def test_kopf_tells_only_what_is_wrong_and_nothing_of_its_own_settings(configure
     configured(json=True)
     kopf = logging.getLogger("kopf.objects")
     kopf.info("an event")
-    extra = {"settings": make_kopf_settings(), "k8s_ref": {"name": "photos"}, "k8s_skip": True}
+    extra = {"settings": make_kopf_settings(()), "k8s_ref": {"name": "photos"}, "k8s_skip": True}
     kopf.warning("trouble", extra=extra)
     line = json.loads(capsys.readouterr().err)
     assert line.keys() == {"time", "severity", "logger", "message"}

@@ -5,7 +5,11 @@ from datetime import timedelta
 
 import pytest
 from pierhead_operator.cluster import ClusterError, Key, Rejected
+from pierhead_operator.feed import OWN_KINDS
+from pierhead_operator.names import LABEL_ENDPOINT, LABEL_MODEL, OURS
 from pierhead_operator.reconcile import Reconciler
+from pierhead_operator.store import trim
+from pierhead_operator.types import DeployedModel
 
 from tests.unit.operator.conftest import NOW, make_deployed_model, make_endpoint, make_model
 
@@ -47,17 +51,24 @@ class FakeCluster:
         self.rejects = set()
 
     async def get(self, kind, namespace, name):
+        """As watches tell it."""
+        found = self.objects.get((kind, name))
+        return trim(kind, found) if found and (kind in OWN_KINDS or _has(found, OURS)) else None
+
+    async def fetch(self, kind, namespace, name):
         return self.objects.get((kind, name))
 
     async def list_objects(self, kind, namespace, labels=None):
-        return [o for (k, _), o in self.objects.items() if k == kind and _has(o, labels or {})]
+        return [trim(kind, o) for (k, _), o in self.objects.items() if k == kind and _has(o, labels or {})]
 
     async def get_resource(self, kind, namespace, name):
         found = self.objects.get((kind.KIND, name))
         return kind.model_validate(found) if found else None
 
-    async def list_resources(self, kind, namespace):
-        return [kind.model_validate(o) for o in await self.list_objects(kind.KIND, namespace)]
+    async def list_deployed_models(self, namespace, label, name):
+        field = {LABEL_ENDPOINT: "endpoint", LABEL_MODEL: "model"}[label]
+        found = await self.list_objects("DeployedModel", namespace)
+        return [DeployedModel.model_validate(o) for o in found if o["spec"][field] == name]
 
     async def apply(self, manifest, live=None):
         kind, name = manifest["kind"], manifest["metadata"]["name"]
@@ -307,7 +318,7 @@ async def _deploy_two(make_reconciler):
         cluster.objects["Deployment", f"dm-{name}"]["status"] = ANSWERING
         await reconciler.reconcile(Key("DeployedModel", "default", name))
     labels = {"app.kubernetes.io/managed-by": "pierhead", "pierhead.dev/deployed-model": "photos-2"}
-    cluster.objects["Pod", "p"] = {"metadata": {"name": "p", "labels": labels}}
+    cluster.objects["Pod", "p"] = {"apiVersion": "v1", "metadata": {"name": "p", "labels": labels}}
     await reconciler.reconcile(ENDPOINT)
     assert _weights(cluster) == {"dm-photos-1": 80, "dm-photos-2": 20}
     return cluster, reconciler, Key("DeployedModel", "default", "photos-2")

@@ -7,15 +7,17 @@ from pierhead_operator import names
 from pierhead_operator.resources import owns_replicas
 from pierhead_operator.store import Store, trim
 
+KINDS = ("DeployedModel", "Deployment", "Pod", "Service")
+
 
 def _object(name="a", version=1, namespace="ns", labels=None, **more):
     metadata = {"name": name, "namespace": namespace, "resourceVersion": str(version), "labels": labels or {}}
-    return {"metadata": metadata, "spec": {"version": version}, **more}
+    return {"apiVersion": "v1", "metadata": metadata, "spec": {"version": version}, **more}
 
 
 @pytest.fixture
 def store():
-    return Store()
+    return Store(KINDS)
 
 
 def _names(found):
@@ -46,19 +48,45 @@ def test_object_says_its_kind_and_kinds_are_apart(store):
 def test_removed_object_is_gone_also_by_its_labels(store):
     labels = {names.LABEL_ENDPOINT: "photos"}
     store.put("Service", _object(labels=labels))
-    store.remove("Service", "ns", "a")
+    assert store.names("Service", "ns", names.LABEL_ENDPOINT, "photos") == ["a"]
+    assert store.remove("Service", _object(version=2))
     assert store.get("Service", "ns", "a") is None
     assert store.select("Service", "ns", labels) == []
+    assert store.names("Service", "ns", names.LABEL_ENDPOINT, "photos") == []
+
+
+def test_end_of_the_one_before_leaves_its_namesake(store):
+    store.put("Service", _object(version=10))
+    assert not store.remove("Service", _object(version=9))
+    assert store.get("Service", "ns", "a")
+
+
+def test_answer_that_comes_after_the_end_brings_nothing_back(store):
+    store.put("Service", _object(version=1))
+    store.remove("Service", _object(version=3))
+    assert not store.put("Service", _object(version=2))
+    assert store.get("Service", "ns", "a") is None
+    assert store.put("Service", _object(version=4))
+
+
+def _missing(store, namespace, there, version):
+    return [live["metadata"]["name"] for live in store.remove_missing("Pod", namespace, there, version)]
 
 
 def test_list_takes_away_what_it_has_no_longer(store):
     for name in ("a", "b"):
         store.put("Pod", _object(name))
     store.put("Pod", _object("c", namespace="other"))
-    assert store.replace("Pod", "ns", [_object("b", 2), _object("d")]) == [("ns", "a")]
-    assert _names(store.select("Pod", None)) == ["b", "d", "c"]
-    assert store.replace("Pod", None, []) == [("ns", "b"), ("ns", "d"), ("other", "c")]
-    assert store.count("Pod") == 0
+    assert _missing(store, "ns", {("ns", "b")}, 5) == ["a"]
+    assert _names(store.select("Pod", None)) == ["b", "c"]
+    assert _missing(store, None, set(), 5) == ["b", "c"]
+    assert store.select("Pod", None) == []
+
+
+def test_list_says_nothing_of_what_came_after_it(store):
+    store.put("Pod", _object("a", version=6))
+    assert _missing(store, None, set(), 5) == []
+    assert _names(store.select("Pod", None)) == ["a"]
 
 
 def test_label_that_moved_is_found_where_it_is(store):
@@ -86,7 +114,7 @@ _LABELS = st.dictionaries(
     st.sampled_from(["n", "m", None]),
 )
 def test_selection_is_what_a_look_at_each_object_finds(puts, wanted, namespace):
-    store, there = Store(), {}
+    store, there = Store(KINDS), {}
     for version, (name, where, labels) in enumerate(puts):
         store.put("Pod", _object(name, version, where, labels))
         there[where, name] = labels
@@ -98,7 +126,9 @@ def test_selection_is_what_a_look_at_each_object_finds(puts, wanted, namespace):
 
 
 def test_only_what_is_read_is_kept():
-    live = _object(spec={"containers": ["large"]}, status={"phase": "Running"})
+    container = {"name": "server", "resources": {"requests": {"cpu": "1"}}}
+    spec = {"containers": [{**container, "env": ["large"]}], "nodeSelector": {"zone": "a"}, "volumes": ["large"]}
+    live = _object(spec=spec, status={"phase": "Running"})
     live["metadata"]["annotations"] = {
         "kubectl.kubernetes.io/last-applied-configuration": "large",
         names.ANNOTATION_APPLIED: "1",
@@ -107,9 +137,9 @@ def test_only_what_is_read_is_kept():
     kept = trim("Pod", live)
     assert kept["metadata"]["annotations"] == {names.ANNOTATION_APPLIED: "1"}
     assert "managedFields" not in kept["metadata"]
-    assert "spec" not in kept
+    assert kept["spec"] == {"containers": [container], "nodeSelector": {"zone": "a"}}
     assert kept["status"] == {"phase": "Running"}
-    assert trim("Service", live)["spec"] == {"containers": ["large"]}
+    assert trim("Deployment", live)["spec"] == spec
 
 
 @pytest.mark.parametrize("manager", ["pierhead", "kube-controller-manager"])
