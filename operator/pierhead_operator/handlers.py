@@ -55,7 +55,7 @@ def make_registry(listener: Listener, kinds: Collection[str]) -> kopf.OperatorRe
 
 def _register(registry: kopf.OperatorRegistry, kind: str, listener: Listener) -> None:
     @kopf.on.event(*find_resource(kind), registry=registry, id=f"on_{kind}")
-    def on_event(event: kopf.RawEvent, **_: Any) -> None:
+    async def on_event(event: kopf.RawEvent, **_: Any) -> None:  # kopf runs what is not async in another thread
         live: Manifest = dict(event["object"])
         if event["type"] == "DELETED":
             listener.tell_deleted(kind, live)

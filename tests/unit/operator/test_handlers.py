@@ -55,7 +55,7 @@ class Listener:
     ("event", "told"), [(None, "there"), ("ADDED", "there"), ("MODIFIED", "there"), ("DELETED", "gone")]
 )
 @pytest.mark.parametrize("kind", ["Pod", "DeployedModel"])
-def test_event_is_handed_on_with_its_kind(monkeypatch, kind, event, told):
+async def test_event_is_handed_on_with_its_kind(monkeypatch, kind, event, told):
     handlers = {}
 
     def on_event(group, version, plural, **_):
@@ -65,5 +65,5 @@ def test_event_is_handed_on_with_its_kind(monkeypatch, kind, event, told):
     listener = Listener()
     make_registry(listener, {"Pod", "DeployedModel"})
     live = {"metadata": {"name": "a"}}
-    handlers[find_resource(kind)](event={"type": event, "object": live}, body=None)
+    await handlers[find_resource(kind)](event={"type": event, "object": live}, body=None)
     assert listener.told == [(told, kind, live)]
