@@ -299,7 +299,7 @@ def decide_next_look(outcome: Outcome) -> float | None:
     """In how many seconds something may have changed that no event tells."""
     if outcome.silence:
         return _PROBE_AGAIN_SECONDS
-    return _CAPACITY_AGAIN_SECONDS if outcome.workload.updating else None
+    return _CAPACITY_AGAIN_SECONDS if outcome.workload.replacing else None
 
 
 def resolve_version(dm: DeployedModel, model: Model | None) -> str:

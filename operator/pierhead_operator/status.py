@@ -196,9 +196,14 @@ class Workload:
         return self.rolled_out and self.count("availableReplicas") >= dm.spec.resources.min_replica_count
 
     @property
+    def replacing(self) -> bool:
+        """Whether pods of an earlier template are still there."""
+        return self.count("updatedReplicas") < self.count("replicas")
+
+    @property
     def updating(self) -> bool:
         """Whether pods of an earlier template still serve while those of the last one come."""
-        return 0 < self.count("updatedReplicas") < self.count("replicas") and self.count("availableReplicas") > 0
+        return self.replacing and self.count("availableReplicas") > 0
 
     @property
     def in_place(self) -> bool:
@@ -273,17 +278,18 @@ def explain_workload(dm: DeployedModel, workload: Workload) -> Finding | None:
     if enough:
         # What an autoscaler asks for beyond the minimum may wait for a node.
         findings = [finding for finding in findings if finding.reason != REASON_UNSCHEDULABLE]
+    if workload.refusal and not enough:
+        findings.append(Finding(REASON_POD_CREATION_FAILED, workload.refusal))
     if workload.updating:
         # A new pod that waits for what the old one holds: soon the old one makes room.
         findings = [_soften(finding) for finding in findings]
-    if workload.refusal and not enough:
-        findings.append(Finding(REASON_POD_CREATION_FAILED, workload.refusal))
     # The same pods in another order must give the same status.
     return min(findings, key=lambda finding: (finding.reason, finding.message), default=None)
 
 
 def _soften(finding: Finding) -> Finding:
-    if finding.reason != REASON_UNSCHEDULABLE:
+    over_quota = finding.reason == REASON_POD_CREATION_FAILED and "exceeded quota" in finding.message
+    if finding.reason != REASON_UNSCHEDULABLE and not over_quota:
         return finding
     message = f"a new pod waits for room beside the old one, which serves on ({finding.message})"
     return Finding(REASON_WAITING_FOR_CAPACITY, message)

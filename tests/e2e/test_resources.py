@@ -42,33 +42,43 @@ def test_update_takes_the_place_of_the_old_pod_where_there_is_no_second_gpu(kube
     _advertise_gpus(1)
     try:
         machine = {"acceleratorType": "NVIDIA_L4", "acceleratorCount": 1}
-        kubectl.apply(
-            make_model(v1="photos/1", v2="photos/2"),
-            make_endpoint(),
-            make_deployed_model("photos", dedicatedResources={"machineSpec": machine}),
-        )
-        kubectl.wait_ready("deployedmodel", "photos")
-        [old] = [pod["metadata"]["name"] for pod in kubectl.pods("photos")]
-        kubectl.patch("deployedmodel", "photos", {"spec": {"modelVersion": "v2"}})
-        found = wait_until(
-            "the condition tells what is waited for",
-            lambda: (c := kubectl.condition("deployedmodel", "photos")).get("reason") == "WaitingForCapacity" and c,
-        )
-        assert found["status"] == "False"
-        assert kubectl.condition("deployedmodel", "photos", "Available")["status"] == "True", "the old pod serves on"
-        kubectl.wait_ready("deployedmodel", "photos")
-        assert kubectl.get("deployedmodel", "photos")["status"]["modelVersion"] == "v2"
-        wait_until("the old pod is gone", lambda: old not in [p["metadata"]["name"] for p in kubectl.pods("photos")])
-        strategy = wait_until(
-            "the next update tries a pod beside the old one again",
-            lambda: (
-                (s := kubectl.get("deployment", "dm-photos")["spec"]["strategy"]["rollingUpdate"])["maxSurge"] == 1
-                and s
-            ),
-        )
-        assert strategy["maxUnavailable"] == 0
+        _update_in_place(kubectl, dedicatedResources={"machineSpec": machine})
     finally:
         _advertise_gpus(0)
+
+
+def test_update_takes_the_place_of_the_old_pod_where_a_quota_has_no_room_for_a_second(kubectl):
+    """Nobody makes the new pod then: it is not even there to wait."""
+    metadata = {"name": "one-pod"}
+    kubectl.apply({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": metadata, "spec": {"hard": {"pods": "1"}}})
+    _update_in_place(kubectl)
+
+
+def _update_in_place(kubectl, **spec):
+    kubectl.apply(
+        make_model(v1="photos/1", v2="photos/2"),
+        make_endpoint(),
+        make_deployed_model("photos", **spec),
+    )
+    kubectl.wait_ready("deployedmodel", "photos")
+    [old] = [pod["metadata"]["name"] for pod in kubectl.pods("photos")]
+    kubectl.patch("deployedmodel", "photos", {"spec": {"modelVersion": "v2"}})
+    found = wait_until(
+        "the condition tells what is waited for",
+        lambda: (c := kubectl.condition("deployedmodel", "photos")).get("reason") == "WaitingForCapacity" and c,
+    )
+    assert found["status"] == "False"
+    assert kubectl.condition("deployedmodel", "photos", "Available")["status"] == "True", "the old pod serves on"
+    kubectl.wait_ready("deployedmodel", "photos")
+    assert kubectl.get("deployedmodel", "photos")["status"]["modelVersion"] == "v2"
+    wait_until("the old pod is gone", lambda: old not in [p["metadata"]["name"] for p in kubectl.pods("photos")])
+    strategy = wait_until(
+        "the next update tries a pod beside the old one again",
+        lambda: (
+            (s := kubectl.get("deployment", "dm-photos")["spec"]["strategy"]["rollingUpdate"])["maxSurge"] == 1 and s
+        ),
+    )
+    assert strategy["maxUnavailable"] == 0
 
 
 def test_autoscaler_adds_a_replica_under_load(kubectl, coffee):

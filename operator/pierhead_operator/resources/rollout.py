@@ -12,6 +12,8 @@ _TEMPLATE_LABEL = "pod-template-hash"
 # As the scheduler says it: `0/1 nodes are available: 1 Insufficient nvidia.com/gpu. preemption: ...`.
 _INSUFFICIENT = re.compile(r"Insufficient ([\w./-]*\w)")
 _NO_CLAIM = "cannot allocate all claims"
+# As the API server says it: `exceeded quota: gpus, requested: pods=1,cpu=2, used: pods=3,cpu=6, limited: pods=3,cpu=6`.
+_OVER_QUOTA = re.compile(r"exceeded quota: .*?, requested: (.*?), used: (.*?), limited: (.*)")
 _QUANTITY = re.compile(r"(\d*\.?\d+(?:[eE]-?\d+)?)([numkMGTPE]|[KMGTPE]i)?")
 _UNITS = {
     **{"n": 1e-9, "u": 1e-6, "m": 1e-3, "": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18},
@@ -22,8 +24,9 @@ _UNITS = {
 def decide_in_place(deployment: Manifest | None, pods: Sequence[Manifest], now: datetime, wait_seconds: float) -> bool:
     """Whether an old pod leaves before the new one comes: there is no room for both, and it holds what that waits for.
 
-    Asked of the live Deployment and its pods. It says so once a new pod has been waiting for `wait_seconds`, and until
-    all old pods are replaced. Whether the old pod answers does not matter: one that is broken holds as much.
+    Asked of the live Deployment and its pods. It says so once a new pod has been waiting for `wait_seconds`, for a node
+    or for a quota, and until all old pods are replaced. Whether the old pod answers does not matter: one that is broken
+    holds as much.
     """
     if deployment is None:
         return False
@@ -34,10 +37,14 @@ def decide_in_place(deployment: Manifest | None, pods: Sequence[Manifest], now: 
     if updated >= status.get("replicas", 0):
         return False  # there are no old pods
     staying = [pod for pod in pods if not pod["metadata"].get("deletionTimestamp")]
+    since = now - timedelta(seconds=wait_seconds)
+    if refusal := _long_refusal(deployment, since):
+        # None of the new template is there: all that stay are old.
+        return not updated and any(_frees_enough(old, refusal) for old in staying)
     return any(
         _may_take_the_place(new, old, missing)
         for new in staying
-        if (missing := _long_missing(new, now - timedelta(seconds=wait_seconds)))
+        if (missing := _long_missing(new, since))
         for old in staying
     )
 
@@ -45,6 +52,39 @@ def decide_in_place(deployment: Manifest | None, pods: Sequence[Manifest], now: 
 def _is_in_place(deployment: Manifest) -> bool:
     step = (deployment["spec"].get("strategy") or {}).get("rollingUpdate") or {}
     return step.get("maxSurge") == 0
+
+
+def _long_refusal(deployment: Manifest, since: datetime) -> str:
+    """Why the API server makes no new pod, at least since then; empty where it does."""
+    for condition in deployment.get("status", {}).get("conditions", []):
+        if condition["type"] == "ReplicaFailure" and condition["status"] == "True":
+            moment = datetime.fromisoformat(condition["lastTransitionTime"])
+            return str(condition.get("message", "")) if moment <= since else ""
+    return ""
+
+
+def _frees_enough(old: Manifest, refusal: str) -> bool:
+    """Whether a quota that refuses a new pod has room for it once an old one is gone."""
+    parts = _OVER_QUOTA.search(refusal)
+    if parts is None:
+        return False
+    requested, used, limited = (_parse_amounts(part) for part in parts.groups())
+    return all(used[name] - _held(old, name) + amount <= limited[name] for name, amount in requested.items())
+
+
+def _parse_amounts(text: str) -> dict[str, float]:
+    """Such as `pods=1,requests.cpu=500m`."""
+    return {name: _parse_quantity(amount) for name, _, amount in (item.partition("=") for item in text.split(","))}
+
+
+def _held(pod: Manifest, counted: str) -> float:
+    """How much a pod counts against a quota, by the quota's name of it."""
+    if counted in ("pods", "count/pods"):
+        return 1.0
+    kind, _, resource = counted.partition(".")
+    if kind in ("requests", "limits"):
+        return _amount(pod.get("spec", {}), resource, kind)
+    return _amount(pod.get("spec", {}), counted)
 
 
 def _long_missing(pod: Manifest, since: datetime) -> str:
@@ -93,11 +133,11 @@ def _may_run_where(asks: Manifest, held: Manifest) -> bool:
     )
 
 
-def _amount(pod_spec: Manifest, resource: str) -> float:
-    """How much of a resource a pod's server requests."""
+def _amount(pod_spec: Manifest, resource: str, kind: str = "requests") -> float:
+    """How much of a resource a pod's server requests, or may use at most (`limits`)."""
     for container in pod_spec.get("containers", []):
         if container["name"] == names.SERVER_CONTAINER:
-            quantity = str(container.get("resources", {}).get("requests", {}).get(resource, "0"))
+            quantity = str(container.get("resources", {}).get(kind, {}).get(resource, "0"))
             return _parse_quantity(quantity)
     return 0.0
 

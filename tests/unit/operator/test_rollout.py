@@ -14,11 +14,23 @@ NO_NODE = "0/2 nodes are available: 2 node(s) didn't match Pod's node affinity/s
 SURGE, IN_PLACE = {"maxSurge": 1, "maxUnavailable": 0}, {"maxSurge": 0, "maxUnavailable": 1}
 
 
-def make_deployment(replicas=2, updated=1, wanted=1, step=SURGE):
+def make_deployment(replicas=2, updated=1, wanted=1, step=SURGE, conditions=()):
     """One that is wanted to have one replica, and has an old and a new one."""
     strategy = {"type": "RollingUpdate", "rollingUpdate": step}
-    status = {"replicas": replicas, "updatedReplicas": updated}
+    status = {"replicas": replicas, "updatedReplicas": updated, "conditions": list(conditions)}
     return {"spec": {"replicas": wanted, "strategy": strategy}, "status": status}
+
+
+def make_refused(requested, used, limited, seconds=WAIT + 1, replicas=1, updated=0):
+    """One whose new pod a quota refuses since `seconds`."""
+    quota = f"exceeded quota: gpus, requested: {requested}, used: {used}, limited: {limited}"
+    return make_failed(f'pods "dm-photos-1-x" is forbidden: {quota}', seconds, replicas, updated)
+
+
+def make_failed(message, seconds=WAIT + 1, replicas=1, updated=0):
+    since = (NOW - timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    failure = {"type": "ReplicaFailure", "status": "True", "message": message, "lastTransitionTime": since}
+    return make_deployment(replicas, updated, replicas, conditions=[failure])
 
 
 def make_pod(template, waiting=None, message=NO_GPU, deleting=False, **spec):
@@ -96,6 +108,22 @@ ROWS = {
     "claims another device": (
         make_deployment(), [OLD, make_pod("new", LONG, NO_CLAIM, resourceClaims=CLAIM)], False,
     ),
+    "a quota has no second GPU": (make_refused("requests.nvidia.com/gpu=1", *["requests.nvidia.com/gpu=1"] * 2), [OLD], True),
+    "a quota has no room for a second pod": (make_refused("pods=1", "pods=3", "pods=3"), [OLD], True),
+    "a quota has no CPU": (make_refused("cpu=1500m,pods=1", "cpu=9,pods=2", "cpu=9500m,pods=9"), [OLD], True),
+    "a quota has refused for a moment": (make_refused("pods=1", "pods=3", "pods=3", WAIT - 1), [OLD], False),
+    "a quota would refuse it without the old one, too": (make_refused("cpu=3", "cpu=9", "cpu=9"), [OLD], False),
+    "others hold more than the quota has by now": (make_refused("pods=1", "pods=5", "pods=3"), [OLD], False),
+    "a quota counts what the old one does not hold": (
+        make_refused("limits.memory=1Gi", "limits.memory=4Gi", "limits.memory=4Gi"), [OLD], False,
+    ),
+    "a quota refuses, and the old one is leaving": (
+        make_refused("pods=1", "pods=3", "pods=3"), [make_pod("old", deleting=True)], False,
+    ),
+    "a quota refuses the second new pod": (
+        make_refused("pods=1", "pods=3", "pods=3", replicas=3, updated=1), [OLD, OLD, make_pod("new")], False,
+    ),
+    "a webhook refuses": (make_failed("admission webhook says no"), [OLD], False),
     "the old pod has not gone yet": (make_deployment(step=IN_PLACE), [OLD, NEW], True),
     "one of three is replaced": (
         make_deployment(replicas=3, wanted=3, step=IN_PLACE), [OLD, OLD, make_pod("new")], True,

@@ -150,6 +150,14 @@ WORKLOADS = {
     ),
     "no GPU": ({}, make_deployment(available=0), [make_pod(conditions=[UNSCHEDULABLE])], None, "False", "Unschedulable", "False"),
     "quota": ({}, make_deployment(replicas=0, updated=0, available=0, conditions=[QUOTA]), [], None, "False", "PodCreationFailed", "False"),
+    "update waits for the quota that the old pod uses": (
+        {}, make_deployment(replicas=1, updated=0, conditions=[QUOTA]), [make_pod(ready=True)],
+        None, "False", "WaitingForCapacity", "True",
+    ),
+    "update is refused": (
+        {}, make_deployment(replicas=1, updated=0, conditions=[{**QUOTA, "message": "violates PodSecurity"}]), [make_pod(ready=True)],
+        None, "False", "PodCreationFailed", "True",
+    ),
     "model gone, pods still serve": (
         {}, make_deployment(), [make_pod(ready=True)], Finding("ModelNotFound", "no Model photos"), "False", "ModelNotFound", "True",
     ),
