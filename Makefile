@@ -1,7 +1,7 @@
 PYTHON := .venv/bin/python
 UV := .uv/bin/uv
 
-.PHONY: quickstart test preflight unit e2e chaos fmt lint crds images cluster-up cluster-down bench bench-server lock
+.PHONY: quickstart test preflight unit e2e chaos fmt lint crds images cluster-up cluster-down bench bench-server bench-operator lock
 
 quickstart: preflight .venv/installed  ## a classifier on a real Kubernetes, answering photographs
 	$(PYTHON) -m cluster quickstart
@@ -44,6 +44,9 @@ bench: .venv/installed  ## the figures of docs/performance.md
 
 bench-server: .venv/installed  ## the model server beside a raw PyTorch loop and LitServe
 	$(PYTHON) -m bench.server --peer litserve
+
+bench-operator: .venv/installed  ## the operator with 5,000 DeployedModels, on a control plane of its own
+	$(PYTHON) -m bench.operator
 
 lock: .uv/installed  ## requirements/*.txt from pyproject.toml
 	sh requirements/lock.sh $(UV)

@@ -116,6 +116,13 @@ METRICS_SERVER = Tool(
     version=settings.METRICS_SERVER_VERSION,
     binaries={"metrics-server": "sigs.k8s.io/metrics-server/cmd/metrics-server"},
 )
+# Plays the nodes and their pods where the operator is measured.
+KWOK = Tool(
+    name="kwok",
+    version=settings.KWOK_VERSION,
+    binaries={"kwok": "sigs.k8s.io/kwok/cmd/kwok"},
+    files={"stages": ("sigs.k8s.io/kwok", "kustomize/stage")},
+)
 # No program: what Istio's objects are judged by in the tests. Istio itself does not run in the cluster.
 ISTIO = Tool(
     name="istio",

@@ -14,6 +14,7 @@ ENVOY_GATEWAY_VERSION = "1.9.1"
 ENVOY_VERSION = "1.40.0"
 FAKE_GCS_SERVER_VERSION = "1.56.1"
 METRICS_SERVER_VERSION = "0.9.0"
+KWOK_VERSION = "0.8.0"  # for the bench of the operator: no cluster has it
 ISTIO_VERSION = "1.31.1"  # of its API alone: Istio does not run in the cluster
 
 DEBIAN_SUITE = "bookworm"

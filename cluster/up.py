@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -92,6 +92,25 @@ def up(*, metrics_server: bool = False, paths: Paths | None = None) -> Cluster:
     return describe(paths)
 
 
+def up_control_plane(paths: Paths, tools: Sequence[go_build.Tool], programs: Sequence[Component]) -> None:
+    """Starts etcd and the API server, then `programs`: a cluster without a node of its own, which `down` ends, too.
+
+    `tools` are what is built for it beside Kubernetes. Raises ClusterError where a cluster is up: it is not to be lost.
+    """
+    host.check_kind()
+    with locks.exclusive(LOCK):
+        _refuse_another(paths)
+        if is_up(paths):
+            raise ClusterError("a cluster is up: end it first with `python -m cluster down`")
+        _make_room(paths, cached=not go_build.missing(paths, [go_build.KUBE]))
+        go_build.build(paths, [go_build.KUBE, *tools])
+        with step("start the control plane"):
+            _configure(paths)
+            _start_apiserver(paths)
+            for program in programs:
+                _start(paths, program)
+
+
 def describe(paths: Paths) -> Cluster:
     """How to reach the cluster of these paths, whether it is up or not."""
     return Cluster(
@@ -126,13 +145,7 @@ def _refuse_another(paths: Paths) -> None:
 
 
 def _start_afresh(paths: Paths, tools: list[go_build.Tool]) -> None:
-    host.check_room(paths, cached=paths.registry.exists() and not go_build.missing(paths, tools))
-    if OWNER.exists() or paths.state.exists():
-        with step("clear what is left of an earlier cluster"):
-            clean(read_owner() or paths)
-    settings.RUN.mkdir(exist_ok=True)
-    OWNER.write_text(str(paths.cache))
-    host.install_packages()
+    _make_room(paths, cached=paths.registry.exists() and not go_build.missing(paths, tools))
     go_build.build(paths, tools)
     _make_images(paths, tools)
     begun = time.monotonic()
@@ -150,6 +163,17 @@ def _start_afresh(paths: Paths, tools: list[go_build.Tool]) -> None:
     say(f"the cluster is ready (started in {time.monotonic() - begun:.0f} s)")
 
 
+def _make_room(paths: Paths, *, cached: bool) -> None:
+    """Leaves the machine with nothing of an earlier cluster, and with all of Debian that one needs."""
+    host.check_room(paths, cached=cached)
+    if OWNER.exists() or paths.state.exists():
+        with step("clear what is left of an earlier cluster"):
+            clean(read_owner() or paths)
+    settings.RUN.mkdir(exist_ok=True)
+    OWNER.write_text(str(paths.cache))
+    host.install_packages()
+
+
 def _make_images(paths: Paths, tools: list[go_build.Tool]) -> None:
     for image in _images(tools):
         images.ensure(paths, image)
@@ -163,18 +187,26 @@ def _images(tools: list[go_build.Tool]) -> list[images.Image]:
 
 def _start_control_plane(paths: Paths) -> None:
     with step("start the control plane"):
-        config.write_all(paths, images.make_pause_image().reference)
-        pki.make_all(paths.pki, paths.log("pki"))
+        _configure(paths)
         cgroups.make()
-        network.up(paths.log("network"))
-        etcd = components.make_etcd(paths)
-        _start(paths, etcd)
         _start(paths, components.make_containerd(paths))
-        _wait(paths, "etcd is healthy", _etcd_is_healthy, 30, etcd)
-        apiserver = components.make_apiserver(paths)
-        _start(paths, apiserver)
-        with kube.Api(paths) as api:
-            _wait(paths, "the API server is ready", api.is_ready, 60, apiserver, etcd)
+        _start_apiserver(paths)
+
+
+def _configure(paths: Paths) -> None:
+    config.write_all(paths, images.make_pause_image().reference)
+    pki.make_all(paths.pki, paths.log("pki"))
+    network.up(paths.log("network"))
+
+
+def _start_apiserver(paths: Paths) -> None:
+    etcd = components.make_etcd(paths)
+    _start(paths, etcd)
+    _wait(paths, "etcd is healthy", _etcd_is_healthy, 30, etcd)
+    apiserver = components.make_apiserver(paths)
+    _start(paths, apiserver)
+    with kube.Api(paths) as api:
+        _wait(paths, "the API server is ready", api.is_ready, 60, apiserver, etcd)
 
 
 def _start_node(paths: Paths) -> None:

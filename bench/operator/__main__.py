@@ -1,0 +1,93 @@
+"""`python -m bench.operator`: the operator's scale and speed on a real API server, with nodes and pods that kwok plays.
+
+It starts a control plane of its own, and refuses where a cluster is up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import rich
+import rich.box
+import rich.console
+import rich.table
+import typer
+
+from bench.operator import control_plane, report
+from bench.operator.fleet import Fleet
+from bench.operator.measure import Figures, measure
+from bench.server.machine import describe_machine
+from bench.server.processes import BenchError
+from cluster import locks
+from cluster.errors import ClusterError
+from cluster.progress import say
+from cluster.settings import Paths
+
+
+def bench(
+    endpoints: Annotated[int, typer.Option(min=10)] = 2500,
+    models_per_endpoint: Annotated[int, typer.Option(min=1, max=8)] = 2,
+    output: Annotated[Path | None, typer.Option("--json", help="Where to write all that was measured.")] = None,
+) -> None:
+    paths = Paths.from_environment()
+    with locks.exclusive_if_free(paths.locks / "bench-run") as alone:
+        if not alone:
+            raise BenchError("another bench runs: they would measure each other")
+        facts = describe_machine("cpu")
+        with control_plane.running(paths):
+            figures = asyncio.run(measure(paths, Fleet(endpoints, models_per_endpoint)))
+    _print(figures, facts)
+    if output:
+        output.write_text(json.dumps(_encode(figures, facts), indent=1), encoding="utf-8")
+        say(f"all figures are in {output}")
+
+
+def _print(figures: Figures, facts: dict[str, str]) -> None:
+    console = rich.console.Console(width=None if sys.stdout.isatty() else 240, highlight=False)
+    console.print("; ".join(f"{name} {fact}" for name, fact in facts.items()))
+    for table in report.make_tables(figures):
+        shown = rich.table.Table(*table.columns, box=rich.box.MARKDOWN)
+        for row in table.rows:
+            shown.add_row(*row)
+        console.print(f"\n## {table.title}\n", markup=False)
+        console.print(shown)
+
+
+def _encode(figures: Figures, facts: dict[str, str]) -> dict[str, Any]:
+    measured = {
+        name: {" ".join(key): count for key, count in value.items()} if name.endswith("_requests") else value
+        for name, value in vars(figures).items()
+    }
+    goals = [vars(row) for row in report.make_rows(figures)]
+    return {"machine": facts, **measured, "fleet": vars(figures.fleet), "goals": goals}
+
+
+def main() -> NoReturn:
+    # As after Ctrl-C: whatever runs is ended on the way out.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    failed: list[Exception] = []
+    try:
+        typer.run(bench)
+    except* (BenchError, ClusterError) as group:  # in a group where tasks ran together
+        failed += list(_leaves(group))
+    for error in failed:
+        say(f"failed: {error}")
+    sys.exit(1 if failed else 0)
+
+
+def _leaves(group: ExceptionGroup[Exception]) -> Iterator[Exception]:
+    for error in group.exceptions:
+        if isinstance(error, ExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error
+
+
+if __name__ == "__main__":
+    main()
