@@ -23,10 +23,10 @@ app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pret
 
 @app.command()
 def up(
-    metrics_server: Annotated[bool, typer.Option(help="With figures for `kubectl top` and the autoscaler.")] = False,
+    metrics: Annotated[bool, typer.Option(help="With figures for `kubectl top` and the autoscaler.")] = False,
 ) -> None:
     """Start the cluster, building what is not cached; harmless when it is up."""
-    cluster = cluster_up.up(metrics_server=metrics_server)
+    cluster = cluster_up.up(metrics=metrics)
     say(f"gateway {cluster.gateway_url}, storage {cluster.storage_url}")
     say('to use it from this shell: eval "$(python -m cluster env)"')
 
@@ -76,7 +76,7 @@ def run(command: list[str]) -> None:
     """Run COMMAND against a cluster with the working tree's Pierhead; one that was not up is ended afterwards."""
     was_up = cluster_up.is_up(Paths.from_environment())
     try:
-        target = install.find_local(metrics_server=True)
+        target = install.find_local(metrics=True)
         install.install(target)
         install.upload_artifacts(settings.STORAGE_URL)
         status = subprocess.run(command, env=target.environment, check=False).returncode

@@ -19,7 +19,11 @@ GATEWAY_NAMESPACE = "envoy-gateway-system"
 DNS_PATH = "/apis/apps/v1/namespaces/kube-system/deployments/coredns"
 STORAGE_PATH = "/apis/apps/v1/namespaces/pierhead-storage/deployments/storage"
 GATEWAY_PATH = "/apis/gateway.networking.k8s.io/v1/namespaces/pierhead-system/gateways/pierhead"
-METRICS_PATH = "/apis/apiregistration.k8s.io/v1/apiservices/v1beta1.metrics.k8s.io"
+METRICS_PATHS = {
+    "metrics API": "/apis/apiregistration.k8s.io/v1/apiservices/v1beta1.metrics.k8s.io",
+    "Prometheus": "/apis/apps/v1/namespaces/monitoring/deployments/prometheus",
+    "custom metrics API": "/apis/apiregistration.k8s.io/v1/apiservices/v1beta1.custom.metrics.k8s.io",
+}
 CRD_PATHS = tuple(
     f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{name}"
     for name in (
@@ -41,6 +45,8 @@ def make_values() -> dict[str, str]:
         "coredns": images.make_go_image(go_build.COREDNS).reference,
         "fake_gcs_server": images.make_go_image(go_build.FAKE_GCS_SERVER).reference,
         "metrics_server": images.make_go_image(go_build.METRICS_SERVER).reference,
+        "prometheus": images.make_go_image(go_build.PROMETHEUS).reference,
+        "prometheus_adapter": images.make_go_image(go_build.PROMETHEUS_ADAPTER).reference,
         "envoy": images.make_envoy_image().reference,
         "domain": settings.CLUSTER_DOMAIN,
         "dns_ip": settings.DNS_SERVICE_IP,

@@ -35,6 +35,7 @@ class Tool:
     binaries: Mapping[str, str]  # file name -> Go package
     variables: Mapping[str, str] = field(default_factory=dict)  # Go variable -> value, set by the linker
     files: Mapping[str, tuple[str, str]] = field(default_factory=dict)  # name -> (module, path in it), copied along
+    tags: tuple[str, ...] = ()  # of Go's build constraints
 
     @property
     def module(self) -> Path:
@@ -45,12 +46,16 @@ class Tool:
         return " ".join(["-s", "-w", *(f"-X {name}={value}" for name, value in self.variables.items())])
 
     @property
+    def tag_flags(self) -> tuple[str, ...]:
+        return (f"-tags={','.join(self.tags)}",) if self.tags else ()
+
+    @property
     def key(self) -> str:
         """Twelve hexadecimal digits over the lock files, our own sources and the flags."""
         digest = hashlib.sha256(
             repr([self.version, sorted(self.binaries.items()), sorted(self.files.items())]).encode()
         )
-        digest.update(repr([GO_FLAGS, self.link_flags]).encode())
+        digest.update(repr([(*GO_FLAGS, *self.tag_flags), self.link_flags]).encode())
         for path in sorted(self.module.iterdir()):
             digest.update(path.name.encode() + b"\0" + path.read_bytes())
         return digest.hexdigest()[:12]
@@ -123,6 +128,18 @@ KWOK = Tool(
     binaries={"kwok": "sigs.k8s.io/kwok/cmd/kwok"},
     files={"stages": ("sigs.k8s.io/kwok", "kustomize/stage")},
 )
+PROMETHEUS = Tool(
+    name="prometheus",
+    version=settings.PROMETHEUS_VERSION,
+    binaries={"prometheus": "github.com/prometheus/prometheus/cmd/prometheus"},
+    # It finds its targets in Kubernetes alone: the rest pulls in the SDKs of every cloud.
+    tags=("remove_all_sd", "enable_kubernetes_sd"),
+)
+PROMETHEUS_ADAPTER = Tool(
+    name="prometheus-adapter",
+    version=settings.PROMETHEUS_ADAPTER_VERSION,
+    binaries={"prometheus-adapter": "sigs.k8s.io/prometheus-adapter/cmd/adapter"},
+)
 # No program: what Istio's objects are judged by in the tests. Istio itself does not run in the cluster.
 ISTIO = Tool(
     name="istio",
@@ -133,6 +150,7 @@ ISTIO = Tool(
 
 # The slowest first: everything else can be made while nothing waits for it.
 TOOLS = (KUBE, COREDNS, ENVOY_GATEWAY, HELM, FAKE_GCS_SERVER)
+METRICS = (METRICS_SERVER, PROMETHEUS, PROMETHEUS_ADAPTER)
 
 
 def missing(paths: Paths, tools: Iterable[Tool]) -> list[Tool]:
@@ -201,7 +219,7 @@ def _build(paths: Paths, tool: Tool, go: str) -> None:
         made = folder / "made"
         made.mkdir()
         # One invocation: `go` compiles what the packages share once, and links them side by side.
-        build = ["build", "-ldflags", tool.link_flags, "-o", f"{made}/", *tool.binaries.values()]
+        build = ["build", *tool.tag_flags, "-ldflags", tool.link_flags, "-o", f"{made}/", *tool.binaries.values()]
         commands.run(
             [go, *(build if tool.binaries else ["mod", "download"])],
             log=log,

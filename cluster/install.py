@@ -75,9 +75,9 @@ def make_values(target: Target) -> dict[str, Any]:
     }
 
 
-def find_local(*, metrics_server: bool = False) -> Target:
+def find_local(*, metrics: bool = False) -> Target:
     """The cluster of this machine, started if it is not up, with the images of the working tree."""
-    cluster = cluster_up.up(metrics_server=metrics_server)
+    cluster = cluster_up.up(metrics=metrics)
     return Target(
         environment={**os.environ, **cluster.make_variables(os.environ.get("PATH", ""))},
         operator_image=images.build_operator(),

@@ -15,6 +15,8 @@ ENVOY_VERSION = "1.40.0"
 FAKE_GCS_SERVER_VERSION = "1.56.1"
 METRICS_SERVER_VERSION = "0.9.0"
 KWOK_VERSION = "0.8.0"  # for the bench of the operator: no cluster has it
+PROMETHEUS_VERSION = "0.313.5"  # of its Go module: Prometheus 3.13.5
+PROMETHEUS_ADAPTER_VERSION = "0.12.0"
 ISTIO_VERSION = "1.31.1"  # of its API alone: Istio does not run in the cluster
 
 DEBIAN_SUITE = "bookworm"

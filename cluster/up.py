@@ -72,22 +72,22 @@ class Cluster:
         }
 
 
-def up(*, metrics_server: bool = False, paths: Paths | None = None) -> Cluster:
+def up(*, metrics: bool = False, paths: Paths | None = None) -> Cluster:
     """Returns once the cluster serves; quick and harmless when it does already.
 
     Raises ClusterError if this machine cannot run it, or something failed: the message names a log.
     """
     paths = paths or Paths.from_environment()
-    tools = [*go_build.TOOLS, *([go_build.METRICS_SERVER] if metrics_server else [])]
+    tools = [*go_build.TOOLS, *(go_build.METRICS if metrics else [])]
     host.check_kind()
     with locks.exclusive(LOCK):
         _refuse_another(paths)
         if not is_up(paths):
             _start_afresh(paths, tools)
-        elif metrics_server and not _has_metrics(paths):
+        elif metrics and not _has_metrics(paths):
             go_build.build(paths, tools)
             _make_images(paths, tools)
-            with step("start metrics-server"):
+            with step("start metrics-server and Prometheus"):
                 _bring_up_metrics(paths)
     return describe(paths)
 
@@ -132,7 +132,7 @@ def is_up(paths: Paths) -> bool:
 
 def _has_metrics(paths: Paths) -> bool:
     with kube.Api(paths) as api:
-        return api.has_condition(addons.METRICS_PATH, "Available")
+        return all(api.has_condition(path, "Available") for path in addons.METRICS_PATHS.values())
 
 
 def _refuse_another(paths: Paths) -> None:
@@ -180,7 +180,7 @@ def _make_images(paths: Paths, tools: list[go_build.Tool]) -> None:
 
 
 def _images(tools: list[go_build.Tool]) -> list[images.Image]:
-    served = (go_build.COREDNS, go_build.ENVOY_GATEWAY, go_build.FAKE_GCS_SERVER, go_build.METRICS_SERVER)
+    served = (go_build.COREDNS, go_build.ENVOY_GATEWAY, go_build.FAKE_GCS_SERVER, *go_build.METRICS)
     made = [images.make_go_image(tool) for tool in served if tool in tools]
     return [images.make_pause_image(), images.make_envoy_image(), *made]
 
@@ -238,8 +238,9 @@ def _bring_up_gateway(paths: Paths) -> None:
 
 
 def _bring_up_metrics(paths: Paths) -> None:
-    addons.apply(paths, "metrics-server")
-    _bring_up(paths, "metrics API", addons.METRICS_PATH, "Available")
+    addons.apply(paths, "metrics-server", "prometheus", "prometheus-adapter")
+    for what, path in addons.METRICS_PATHS.items():
+        _bring_up(paths, what, path, "Available")
 
 
 def _bring_up(paths: Paths, what: str, path: str, condition: str) -> None:

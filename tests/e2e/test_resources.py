@@ -81,6 +81,16 @@ def _update_in_place(kubectl, **spec):
     assert strategy["maxUnavailable"] == 0
 
 
+def find_owners_of_replicas(kubectl):
+    """The field managers that say how many replicas the Deployment has."""
+    deployment = json.loads(kubectl("get", "deployment", "dm-photos", "--show-managed-fields", "--output", "json"))
+    return {
+        entry["manager"]
+        for entry in deployment["metadata"]["managedFields"]
+        if "f:replicas" in entry["fieldsV1"].get("f:spec", {})
+    }
+
+
 def test_autoscaler_adds_a_replica_under_load(kubectl, coffee):
     kubectl.apply(
         make_model(v1="photos/1"),
@@ -118,12 +128,7 @@ def test_autoscaler_takes_over_without_a_drop(kubectl):
     kubectl.wait_ready("deployedmodel", "photos")
     kubectl.patch("deployedmodel", "photos", {"spec": {"automaticResources": {"maxReplicaCount": 4}}})
     wait_until("the autoscaler is there", lambda: kubectl.get("horizontalpodautoscaler", "dm-photos"))
-    deployment = json.loads(kubectl("get", "deployment", "dm-photos", "--show-managed-fields", "--output", "json"))
-    managers = {
-        entry["manager"]
-        for entry in deployment["metadata"]["managedFields"]
-        if "f:replicas" in entry["fieldsV1"].get("f:spec", {})
-    }
-    assert deployment["spec"]["replicas"] == 2
+    managers = find_owners_of_replicas(kubectl)
+    assert kubectl.get("deployment", "dm-photos")["spec"]["replicas"] == 2
     assert managers
     assert "pierhead" not in managers

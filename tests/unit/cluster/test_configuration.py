@@ -58,7 +58,9 @@ def test_a_certificate_is_signed_by_its_authority():
     assert "basicConstraints=critical,CA:true" in own
 
 
-@pytest.mark.parametrize("name", ["coredns", "storage", "gateway", "metrics-server"])
+@pytest.mark.parametrize(
+    "name", ["coredns", "storage", "gateway", "metrics-server", "prometheus", "prometheus-adapter"]
+)
 def test_manifests_render_to_objects_that_pull_only_what_is_missing(name):
     objects = list(yaml.safe_load_all(addons.render(name, addons.make_values())))
     assert all(one["kind"] and one["metadata"]["name"] for one in objects)
@@ -67,6 +69,29 @@ def test_manifests_render_to_objects_that_pull_only_what_is_missing(name):
             for container in one["spec"]["template"]["spec"]["containers"]:
                 assert container["image"].startswith(f"{settings.REGISTRY}/pierhead/")
                 assert container["imagePullPolicy"] == "IfNotPresent"
+
+
+def _find(name, kind):
+    objects = yaml.safe_load_all(addons.render(name, addons.make_values()))
+    return next(one for one in objects if one["kind"] == kind)
+
+
+def test_prometheus_scrapes_the_pods_that_serve():
+    [job] = yaml.safe_load(_find("prometheus", "ConfigMap")["data"]["prometheus.yml"])["scrape_configs"]
+    [[selector]] = [found["selectors"] for found in job["kubernetes_sd_configs"]]
+    objects = yaml.safe_load_all((settings.REPOSITORY / "tests/golden/automatic/objects.yaml").read_text())
+    pod = next(one for one in objects if one["kind"] == "Deployment")["spec"]["template"]
+    key, _, values = selector["label"].partition(" in ")
+    assert pod["metadata"]["labels"][key] in values.strip("()").split(", ")
+    [port] = pod["spec"]["containers"][0]["ports"]
+    assert port["name"] in job["relabel_configs"][0]["regex"].split("|")
+
+
+def test_the_metrics_adapter_asks_prometheus():
+    service = _find("prometheus", "Service")
+    name, port = service["metadata"]["name"], service["spec"]["ports"][0]["port"]
+    [container] = _find("prometheus-adapter", "Deployment")["spec"]["template"]["spec"]["containers"]
+    assert f"--prometheus-url=http://{name}.{service['metadata']['namespace']}.svc:{port}" in container["args"]
 
 
 def test_the_ports_of_the_addresses_are_fixed():

@@ -35,6 +35,7 @@ def test_key_is_stable():
         {"binaries": {"kubectl": "k8s.io/kubernetes/cmd/kubectl"}},
         {"variables": {}},
         {"files": {}},
+        {"tags": ("netgo",)},
     ],
 )
 def test_key_changes_with_what_is_built(change):

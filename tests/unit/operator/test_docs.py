@@ -62,6 +62,13 @@ def test_every_autoscaling_metric_is_documented():
     assert set(rows) == set(get_args(AutoscalingMetricSpec.model_fields["metric_name"].annotation))
 
 
+def test_rule_of_the_metrics_adapter_is_the_one_that_is_tested():
+    [rule] = re.findall(r"```yaml\n(.*?)```", _section("Metrics for the autoscaler"), re.DOTALL)
+    manifests = yaml.safe_load_all((REPOSITORY / "cluster" / "manifests" / "prometheus-adapter.yaml").read_text())
+    assert [rule] == [one["data"]["config.yaml"] for one in manifests if one["kind"] == "ConfigMap"]
+    assert all(name in rule for name in AutoscalingSettings().model_dump().values())
+
+
 def test_operator_knows_the_settings_that_the_chart_gives_it():
     values = yaml.safe_load((REPOSITORY / "charts" / "pierhead" / "values.yaml").read_text())
     machines = MachineSettings.model_validate(values["machines"])

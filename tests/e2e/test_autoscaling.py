@@ -1,0 +1,42 @@
+"""Autoscaling by what the servers themselves measure, through a real Prometheus and a real metrics adapter."""
+
+from tests.e2e.conftest import make_deployed_model, make_endpoint, make_model
+from tests.e2e.test_resources import find_owners_of_replicas
+from tests.e2e.test_traffic import Load
+from tests.kube import predict_url, wait_answered, wait_until
+from tests.prober import Prober, small_picture
+
+
+def test_requests_in_flight_add_a_replica_and_take_it_away(kubectl, coffee):
+    resources = {"maxReplicaCount": 2, "autoscalingMetricSpecs": [{"metricName": "requests/inFlight", "target": 3}]}
+    kubectl.apply(
+        make_model(v1="photos/1"), make_endpoint(), make_deployed_model("photos", dedicatedResources=resources)
+    )
+    kubectl.wait_ready("endpoint", "photos")
+    url = predict_url(kubectl.namespace, "photos")
+    wait_answered(url, small_picture(), "photos")
+
+    def replicas():
+        return kubectl.get("deployment", "dm-photos")["spec"]["replicas"]
+
+    def is_active():
+        return kubectl.condition("horizontalpodautoscaler", "dm-photos", "ScalingActive").get("status") == "True"
+
+    wait_until("the autoscaler is given the metric", is_active)
+    assert replicas() == 1
+    with Prober(url, rate=5) as prober:
+        with Load(url, coffee, clients=8) as load:
+            wait_until("the autoscaler asks for a second replica", lambda: replicas() == 2)
+            wait_until(
+                "both answer",
+                lambda: kubectl.get("deployedmodel", "photos")["status"]["availableReplicaCount"] == 2,
+                seconds=180,
+            )
+            assert is_active()
+        assert not load.failures
+        wait_until("the autoscaler takes it away", lambda: replicas() == 1, seconds=180)
+        wait_until("its pod is gone", lambda: len(kubectl.pods("photos")) == 1)
+        before = prober.answers.total
+        wait_until("predictions go on", lambda: prober.answers.total > before + 20)
+    prober.check()
+    assert "pierhead" not in find_owners_of_replicas(kubectl)
