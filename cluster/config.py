@@ -167,6 +167,23 @@ def kubeconfig(paths: Paths, user: str) -> Path:
     return paths.config / f"{user}.kubeconfig"
 
 
+def make_audit_policy() -> dict[str, Any]:
+    """Notes what each service account asks for, and no content: so tests see which rights are used, and which miss."""
+    return {
+        "apiVersion": "audit.k8s.io/v1",
+        "kind": "Policy",
+        "omitStages": ["RequestReceived"],
+        "rules": [
+            # Kubernetes' own controllers and the gateway's ask all the time.
+            {
+                "level": "None",
+                "userGroups": [f"system:serviceaccounts:{name}" for name in ("kube-system", "envoy-gateway-system")],
+            },
+            {"level": "Metadata", "userGroups": ["system:serviceaccounts"]},
+        ],
+    }
+
+
 def write_all(paths: Paths, pause_image: str) -> None:
     """Writes every component's configuration below `paths.config`."""
     cni = paths.config / "cni"
@@ -175,6 +192,7 @@ def write_all(paths: Paths, pause_image: str) -> None:
     (cni / "10-pierhead.conflist").write_text(json.dumps(make_cni_config(), indent=2))
     (paths.config / "kubelet.yaml").write_text(yaml.safe_dump(make_kubelet_config(paths)))
     (paths.config / "kube-proxy.yaml").write_text(yaml.safe_dump(make_kube_proxy_config(paths)))
+    (paths.config / "audit-policy.yaml").write_text(yaml.safe_dump(make_audit_policy()))
     # Pods that take the node's resolver get one that knows nothing: no query leaves the machine.
     (paths.config / "resolv.conf").write_text("nameserver 127.0.0.1\n")
     for user in KUBECONFIG_USERS:

@@ -35,7 +35,8 @@ class Target:
     """A cluster to install Pierhead on.
 
     `environment` is what kubectl and helm run with; `url` is where the gateway answers; `gateway` its namespace and
-    name; `storage_env` what serving pods are told of the storage.
+    name, `private_gateway` those of one that only the cluster reaches, if there is one; `storage_env` what serving pods
+    are told of the storage.
     """
 
     environment: Mapping[str, str]
@@ -44,6 +45,7 @@ class Target:
     gateway: tuple[str, str]
     url: str
     storage_env: Mapping[str, str]
+    private_gateway: tuple[str, str] | None = None
     envoy_gateway: bool = False  # whether the Gateway is Envoy Gateway's
 
     def kubectl(self, *arguments: str, timeout: float = 60) -> str:
@@ -57,7 +59,7 @@ class Target:
 
 def make_values(target: Target) -> dict[str, Any]:
     """The chart's values for a target."""
-    namespace, name = target.gateway
+    private = target.private_gateway
     return {
         "operator": {"image": target.operator_image},
         "server": {
@@ -69,10 +71,16 @@ def make_values(target: Target) -> dict[str, Any]:
         "rollout": {"capacityWaitSeconds": 10},
         "routing": {
             "provider": "gateway-api",
-            "gateway": {"namespace": namespace, "name": name},
+            "gateway": _make_reference(target.gateway),
+            **({"privateGateway": _make_reference(private)} if private else {}),
             "envoyGateway": target.envoy_gateway,
         },
     }
+
+
+def _make_reference(gateway: tuple[str, str]) -> dict[str, str]:
+    namespace, name = gateway
+    return {"namespace": namespace, "name": name}
 
 
 def find_local(*, metrics: bool = False) -> Target:
@@ -85,6 +93,7 @@ def find_local(*, metrics: bool = False) -> Target:
         gateway=("pierhead-system", "pierhead"),
         url=cluster.gateway_url,
         storage_env={"STORAGE_EMULATOR_HOST": settings.STORAGE_URL_IN_CLUSTER},
+        private_gateway=("pierhead-system", "pierhead-private"),
         envoy_gateway=True,
     )
 

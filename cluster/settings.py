@@ -119,6 +119,11 @@ class Paths:
         return self.state / "config"
 
     @property
+    def audit(self) -> Path:
+        """What programs in pods asked of the API server: one JSON object a line, in the format audit.k8s.io/v1."""
+        return self.state / "audit.log"
+
+    @property
     def kubeconfig(self) -> Path:
         return self.config / "admin.kubeconfig"
 

@@ -102,8 +102,24 @@ def scratch_namespace(name: str) -> Iterator[Kubectl]:
         kubectl("delete", "namespace", kubectl.namespace, "--wait=false")
 
 
-def predict_url(namespace: str, endpoint: str) -> str:
-    return f"{os.environ['PIERHEAD_URL']}/v1/projects/{namespace}/locations/local/endpoints/{endpoint}:predict"
+SYSTEM = Kubectl("pierhead-system")
+OPERATOR = "pierhead-operator"
+
+
+def scale_operator(replicas: int) -> None:
+    """Stops the installed operator, or starts it; waits until that is so."""
+    SYSTEM("scale", "deployment", OPERATOR, f"--replicas={replicas}")
+    SYSTEM("rollout", "status", f"deployment/{OPERATOR}", "--timeout=60s")
+    wait_until(
+        f"{replicas} operators run",
+        lambda: len(SYSTEM.items("pods", "app.kubernetes.io/name=pierhead-operator")) == replicas,
+    )
+
+
+def predict_url(namespace: str, endpoint: str, gateway: str | None = None) -> str:
+    """Where an Endpoint is predicted against, at this gateway's URL or at that of $PIERHEAD_URL."""
+    base = gateway or os.environ["PIERHEAD_URL"]
+    return f"{base}/v1/projects/{namespace}/locations/local/endpoints/{endpoint}:predict"
 
 
 def predict(client: httpx.Client, url: str, body: bytes) -> str:

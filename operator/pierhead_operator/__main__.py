@@ -37,7 +37,7 @@ from pierhead_operator.store import Store
 
 logger = logging.getLogger("pierhead_operator")
 
-_CONCURRENCY = 8
+_CONCURRENCY = 16  # reconciles at once: they wait for the API server most of the time
 _RETRY_SECONDS = 5.0
 
 Work = Callable[[Key], Awaitable[float | None]]

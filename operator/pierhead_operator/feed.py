@@ -55,11 +55,17 @@ def find_concerned(kind: str, live: Manifest, store: Store) -> Iterator[Key]:
     metadata = live["metadata"]
     namespace, name = metadata["namespace"], metadata["name"]
     match kind:
-        case Model.KIND | Endpoint.KIND:
+        case Model.KIND:
             yield Key(kind, namespace, name)
-            label = names.LABEL_MODEL if kind == Model.KIND else names.LABEL_ENDPOINT
-            for deployed_model in store.names(DeployedModel.KIND, namespace, label, name):
+            for deployed_model in store.names(DeployedModel.KIND, namespace, names.LABEL_MODEL, name):
                 yield Key(DeployedModel.KIND, namespace, deployed_model)
+        case Endpoint.KIND:
+            yield Key(kind, namespace, name)
+            for deployed_model in store.names(DeployedModel.KIND, namespace, names.LABEL_ENDPOINT, name):
+                yield Key(DeployedModel.KIND, namespace, deployed_model)
+                # What is on a private endpoint is not on its Model's own paths.
+                model = store.labels(DeployedModel.KIND, namespace, deployed_model)[names.LABEL_MODEL]
+                yield Key(Model.KIND, namespace, model)
         case DeployedModel.KIND:
             yield Key(kind, namespace, name)
             yield Key(Endpoint.KIND, namespace, live["spec"]["endpoint"])

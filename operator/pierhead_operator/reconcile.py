@@ -54,6 +54,8 @@ _PROBE_AGAIN_SECONDS = 2.0
 _DRAIN_AGAIN_SECONDS = 2.0
 _CAPACITY_AGAIN_SECONDS = 10.0
 
+_NOT_OWNED_ADVICE = "delete it, or give this resource another name"
+
 
 class ClusterAccess(Protocol):
     """What reconciling needs of cluster.Cluster."""
@@ -179,11 +181,18 @@ class Reconciler:
 
     async def _observe_outcome(self, dm: DeployedModel, version: str, problem: Finding | None) -> Outcome:
         workload = await self._observe_workload(dm)
-        silence = None
-        if workload.count("availableReplicas") and not dm.status.is_true(AVAILABLE):
-            # Once they answered, their readiness tells: weight is there, and probes would compete with it.
-            silence = await self.prober.ask(dm.namespace, dm.name)
+        silence = await self._ask(dm) if workload.count("availableReplicas") else None
         return Outcome(version, problem, workload, silence)
+
+    async def _ask(self, dm: DeployedModel) -> str | None:
+        """Why a DeployedModel's pods, though ready, give no predictions through their Service; None where they do."""
+        name = names.server(dm.name)
+        service = await self.cluster.get("Service", dm.namespace, name)
+        if service is None or not is_owned(service, dm):
+            return f"no Service {name} of Pierhead's leads to the pods"
+        if dm.status.is_true(AVAILABLE):
+            return None  # their readiness tells: weight is there, and probes would compete with it
+        return await self.prober.ask(dm.namespace, dm.name)
 
     async def _observe_traffic(self, endpoint: Endpoint) -> Traffic:
         there = {
@@ -243,7 +252,7 @@ class Reconciler:
             # Of what is not Pierhead's nobody tells.
             live = live or await self.cluster.fetch(kind, owner.namespace, name)
             if live and not is_owned(live, owner) and not removal.is_left(live, owner.name):
-                return Finding(REASON_NOT_OWNED, f"{kind} {name} is not Pierhead's: rename or delete it")
+                return Finding(REASON_NOT_OWNED, f"{kind} {name} is not Pierhead's: {_NOT_OWNED_ADVICE}")
             marked = mark_applied(manifest)
             if needs_apply(marked, live):
                 try:

@@ -142,11 +142,18 @@ def _stopped(failure: Finding | None) -> Finding | None:
 
 
 def transition_event(before: Status, after: Status) -> Event | None:
-    """The event that tells that Ready changed its status or its reason; None where it did not."""
+    """The event that tells that Ready changed its status, or why it is not True; None where it did not.
+
+    Nor where it is merely on its way: each step would be an event, and the condition tells.
+    """
     old, new = before.condition(READY), after.condition(READY)
     if new is None or (old is not None and (old.status, old.reason) == (new.status, new.reason)):
         return None
-    normal = new.status == "True" or new.reason in _PROGRESS_REASONS
+    was_ready = old is not None and old.status == "True"
+    on_its_way = new.status != "True" and new.reason in _PROGRESS_REASONS
+    if on_its_way and not was_ready:
+        return None
+    normal = new.status == "True" or on_its_way
     return Event(type="Normal" if normal else "Warning", reason=new.reason, message=new.message)
 
 
@@ -365,7 +372,10 @@ def compute_endpoint_status(
     endpoint: Endpoint, traffic: Traffic, predict_path: str, problem: Finding | None, now: datetime
 ) -> EndpointStatus:
     """The status of an Endpoint. `problem`: what keeps the gateway from taking the effective split, if anything."""
-    failure = _explain_traffic(endpoint, traffic) or problem
+    failure = _explain_traffic(endpoint, traffic)
+    # What waits for DeployedModels comes by itself: it must not hide what somebody has to mend.
+    if failure is None or (problem and problem.reason in _STALLING_REASONS):
+        failure = problem
     applied = Finding(REASON_TRAFFIC_APPLIED, _render_split(traffic.effective) or "nobody serves: 503")
     return EndpointStatus(
         observed_generation=endpoint.metadata.generation,

@@ -110,6 +110,10 @@ class Store:
         """The names of the objects of a kind with this label, which is one of INDEXED."""
         return sorted(self._index.get((kind, namespace, label, value), ()))
 
+    def labels(self, kind: str, namespace: str, name: str) -> dict[str, str]:
+        """Of the labels of an object that is there those of INDEXED."""
+        return dict(self._objects[kind][namespace, name].indexed)
+
     def _keys(self, kind: str, namespace: str | None, labels: Mapping[str, str]) -> Iterator[tuple[str, str]]:
         indexed = [(label, value) for label, value in labels.items() if label in INDEXED]
         if namespace is None or not indexed:

@@ -1,27 +1,11 @@
 """The chart, rendered by the real Helm and judged by the real API server."""
 
-import subprocess
-from pathlib import Path
-
 import pytest
 import yaml
 
-CHART = str(Path(__file__).parents[2] / "charts" / "pierhead")
+from tests.chart import helm_template, render
+
 GATEWAY = ("routing.provider=gateway-api", "routing.gateway.namespace=gateways", "routing.gateway.name=public")
-
-
-def helm_template(*settings):
-    arguments = [argument for setting in settings for argument in ("--set", setting)]
-    done = subprocess.run(
-        ["helm", "template", "pierhead", CHART, *arguments], capture_output=True, text=True, timeout=60, check=False
-    )
-    return done.returncode, done.stdout, done.stderr
-
-
-def render(*settings):
-    status, stdout, stderr = helm_template(*settings)
-    assert status == 0, stderr
-    return [document for document in yaml.safe_load_all(stdout) if document]
 
 
 @pytest.mark.parametrize(

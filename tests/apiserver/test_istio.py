@@ -3,39 +3,19 @@
 import copy
 
 import pytest
-import yaml
 
-from cluster import go_build
-from cluster.settings import Paths
 from tests.apiserver.golden import find_routes, try_apply
+from tests.istio import istio_crds
 from tests.kube import KubectlError, scratch_namespace
 
-CRDS = ("destinationrules.networking.istio.io", "virtualservices.networking.istio.io")
 ROUTES = find_routes("istio*", "networking.istio.io")
 
 
 @pytest.fixture(scope="module")
 def kubectl(cluster):
     """kubectl in a namespace, with Istio's CRDs in the cluster meanwhile."""
-    with scratch_namespace("istio") as kubectl:
-        # A cluster of the caller's own may have Istio: then it is Istio's to say what its objects are.
-        missing = [name for name in CRDS if not kubectl.get("crd", name)]
-        if missing:
-            kubectl.apply(*_read_crds(missing))
-        try:
-            if missing:
-                kubectl("wait", "--for=condition=Established", "--timeout=60s", *(f"crd/{name}" for name in missing))
-            yield kubectl
-        finally:
-            if missing:
-                kubectl("delete", "crd", *missing)
-
-
-def _read_crds(names):
-    paths = Paths.from_environment()
-    go_build.build(paths, [go_build.ISTIO])
-    documents = yaml.safe_load_all((go_build.ISTIO.folder(paths) / "crds.yaml").read_text())
-    return [document for document in documents if document and document["metadata"]["name"] in names]
+    with istio_crds(), scratch_namespace("istio") as kubectl:
+        yield kubectl
 
 
 def test_there_are_manifests_to_judge():

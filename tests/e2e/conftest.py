@@ -4,9 +4,11 @@ import base64
 import json
 from pathlib import Path
 
+import httpx
 import pytest
 import skimage.data
 
+from cluster.settings import STORAGE_URL
 from tests.kube import predict_url, scratch_namespace, wait_answered
 
 
@@ -24,8 +26,29 @@ def make_model(**artifacts):
     return _object("Model", "photos", {"defaultVersion": versions[0]["name"], "versions": versions})
 
 
-def make_endpoint(split=None):
-    return _object("Endpoint", "photos", {"trafficSplit": split} if split else {})
+# Answers with what it is asked, and starts sooner than a network does.
+ECHO = "class Predictor:\n    from_path = classmethod(lambda cls, folder: cls())\n    predict = lambda self, instances: instances\n"
+ECHO_BODY = json.dumps({"instances": [1]}).encode()
+
+
+def upload_predictor(name, predictor=ECHO):
+    """The version `name` of a Model, with this predictor.py as gs://models/predictors/NAME."""
+    files = {"model.yaml": "format: predictor\n", "predictor.py": predictor, "warmup.json": ECHO_BODY.decode()}
+    with httpx.Client(base_url=STORAGE_URL, timeout=60) as client:
+        for file, content in files.items():
+            to = {"uploadType": "media", "name": f"predictors/{name}/{file}"}
+            client.post("/upload/storage/v1/b/models/o", params=to, content=content.encode()).raise_for_status()
+    return {"name": name, "artifactUri": f"gs://models/predictors/{name}", "allowCode": True}
+
+
+def make_echo_model(*versions):
+    """The Model `photos` of who needs somebody that answers, whatever it is."""
+    uploaded = [upload_predictor(name) for name in versions or ("v1",)]
+    return _object("Model", "photos", {"defaultVersion": uploaded[0]["name"], "versions": uploaded})
+
+
+def make_endpoint(split=None, **spec):
+    return _object("Endpoint", "photos", {**({"trafficSplit": split} if split else {}), **spec})
 
 
 def make_deployed_model(name, version="v1", **spec):

@@ -1,35 +1,20 @@
 """A version that cannot serve never gets traffic, and what served before keeps all of it."""
 
-import json
-
-import httpx
 import pytest
 
-from cluster.settings import STORAGE_URL
+from tests.e2e.conftest import ECHO, ECHO_BODY, upload_predictor
 from tests.kube import predict_many, predict_url, wait_until
 from tests.prober import Prober
 
-GOOD = "class Predictor:\n    from_path = classmethod(lambda cls, folder: cls())\n    predict = lambda self, instances: instances\n"
 # What is wrong -> its predictor.py, and the reason that says so.
 BAD = {
     "crashes": ("import os\nos.abort()\n", "ModelProcessDied"),
-    "hangs": (GOOD.replace("cls()", "__import__('time').sleep(3600)"), "Progressing"),
+    "hangs": (ECHO.replace("cls()", "__import__('time').sleep(3600)"), "Progressing"),
     "answers-errors": (
-        GOOD.replace("predict = lambda self, instances: instances", "predict = lambda self, instances: 1 / 0"),
+        ECHO.replace("predict = lambda self, instances: instances", "predict = lambda self, instances: 1 / 0"),
         "ArtifactInvalid",
     ),
 }
-BODY = json.dumps({"instances": [1]}).encode()
-
-
-def _upload(name, predictor):
-    """A predictor's artifact as gs://models/bad-versions/NAME."""
-    files = {"model.yaml": "format: predictor\n", "predictor.py": predictor, "warmup.json": BODY.decode()}
-    with httpx.Client(base_url=STORAGE_URL, timeout=60) as client:
-        for file, content in files.items():
-            to = {"uploadType": "media", "name": f"bad-versions/{name}/{file}"}
-            client.post("/upload/storage/v1/b/models/o", params=to, content=content.encode()).raise_for_status()
-    return f"gs://models/bad-versions/{name}"
 
 
 def _object(kind, name, **spec):
@@ -39,10 +24,8 @@ def _object(kind, name, **spec):
 @pytest.fixture(scope="module")
 def versions(cluster):
     """Each version by its name, the good one first."""
-    there = {"good": GOOD, **{name: predictor for name, (predictor, _) in BAD.items()}}
-    return [
-        {"name": name, "artifactUri": _upload(name, predictor), "allowCode": True} for name, predictor in there.items()
-    ]
+    there = {"good": ECHO, **{name: predictor for name, (predictor, _) in BAD.items()}}
+    return [upload_predictor(name, predictor) for name, predictor in there.items()]
 
 
 @pytest.mark.parametrize("bad", BAD)
@@ -55,9 +38,9 @@ def test_bad_version_gets_no_traffic(bad, versions, kubectl):
         _object("DeployedModel", "old", endpoint="e", model="m", modelVersion="good"),
     )
     kubectl.wait_ready("endpoint", "e")
-    wait_until("it answers", lambda: predict_many(url, BODY, 20) == {"old": 20})
+    wait_until("it answers", lambda: predict_many(url, ECHO_BODY, 20) == {"old": 20})
     [before] = [pod["metadata"]["name"] for pod in kubectl.pods("old")]
-    with Prober(url, body=BODY) as prober:
+    with Prober(url, body=ECHO_BODY) as prober:
         kubectl.patch("deployedmodel", "old", {"spec": {"modelVersion": bad}})
         kubectl.apply(_object("DeployedModel", "new", endpoint="e", model="m", modelVersion=bad))
         kubectl.patch("endpoint", "e", {"spec": {"trafficSplit": {"old": 50, "new": 50}}})

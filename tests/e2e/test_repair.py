@@ -3,11 +3,9 @@
 import pytest
 
 from tests.e2e.conftest import make_deployed_model, make_endpoint, make_model
-from tests.kube import Kubectl, predict_many, predict_url, wait_answered, wait_until
+from tests.kube import OPERATOR, SYSTEM, predict_many, predict_url, scale_operator, wait_answered, wait_until
 
 CHILDREN = "deployments,replicasets,pods,services,endpointslices,horizontalpodautoscalers,httproutes"
-SYSTEM = Kubectl("pierhead-system")
-OPERATOR = "pierhead-operator"
 # Short names: `endpoints` alone means Kubernetes' own.
 KINDS = "mdl,pep,dm"
 
@@ -69,20 +67,11 @@ def test_deletion_leaves_nothing_behind(kubectl):
     _wait_nothing_left(kubectl)
 
 
-def _scale_operator(replicas):
-    SYSTEM("scale", "deployment", OPERATOR, f"--replicas={replicas}")
-    SYSTEM("rollout", "status", f"deployment/{OPERATOR}", "--timeout=60s")
-    wait_until(
-        f"{replicas} operators run",
-        lambda: len(SYSTEM.items("pods", "app.kubernetes.io/name=pierhead-operator")) == replicas,
-    )
-
-
 @pytest.fixture
 def operator_switch():
     """Stops and starts the operator; it runs again at the end, whatever happened."""
-    yield _scale_operator
-    _scale_operator(1)
+    yield scale_operator
+    scale_operator(1)
 
 
 def test_deletion_while_the_operator_is_down_leaves_nothing_behind(kubectl, coffee, operator_switch):

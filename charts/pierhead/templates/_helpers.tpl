@@ -19,7 +19,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- define "pierhead.rules" -}}
 - apiGroups: [pierhead.dev]
   resources: [models, endpoints, deployedmodels]
-  verbs: [get, list, watch]
+  verbs: [list, watch]
 - apiGroups: [pierhead.dev]
   resources: [models/status, endpoints/status, deployedmodels/status]
   verbs: [patch]
@@ -72,7 +72,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end }}
 - apiGroups: [""]
   resources: [pods]
-  verbs: [get, list, watch]
+  verbs: [list, watch]
 - apiGroups: [events.k8s.io]
   resources: [events]
   verbs: [create]

@@ -97,7 +97,8 @@ def test_the_metrics_adapter_asks_prometheus():
 def test_the_ports_of_the_addresses_are_fixed():
     storage = list(yaml.safe_load_all(addons.render("storage", addons.make_values())))[-1]
     assert settings.STORAGE_URL.endswith(f":{storage['spec']['ports'][0]['nodePort']}")
-    proxy = list(yaml.safe_load_all(addons.render("gateway", addons.make_values())))[1]
+    gateway = yaml.safe_load_all(addons.render("gateway", addons.make_values()))
+    [proxy] = [one for one in gateway if (one["kind"], one["metadata"]["name"]) == ("EnvoyProxy", "pierhead-public")]
     service = proxy["spec"]["provider"]["kubernetes"]["envoyService"]
     assert settings.GATEWAY_URL.endswith(f":{service['patch']['value']['spec']['ports'][0]['nodePort']}")
 

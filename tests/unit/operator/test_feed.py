@@ -45,13 +45,14 @@ def test_deployed_model_concerns_its_endpoint_and_its_model(feed, keys):
     assert keys == [DM, ENDPOINT, MODEL]
 
 
-@pytest.mark.parametrize("owner", [ENDPOINT, MODEL], ids=lambda key: key.kind)
-def test_endpoint_and_model_concern_their_deployed_models(feed, keys, owner):
+@pytest.mark.parametrize(("owner", "concerned"), [(ENDPOINT, [DM, MODEL]), (MODEL, [DM])], ids=["Endpoint", "Model"])
+def test_endpoint_and_model_concern_their_deployed_models(feed, keys, owner, concerned):
+    """And an Endpoint their Models, too, whose own paths lead only to what is public."""
     _tell_deployed_model(feed)
     _tell_deployed_model(feed, "other", namespace="elsewhere")
     keys.clear()
     feed.tell(owner.kind, _object(owner.name))
-    assert keys == [owner, DM]
+    assert keys == [owner, *concerned]
 
 
 @pytest.mark.parametrize(

@@ -233,14 +233,17 @@ def test_condition_keeps_its_transition_time_until_its_status_changes(deployed_m
 def test_event_only_on_transitions(deployed_model):
     nothing = deployed_model.status
     starting = judge(deployed_model, make_deployment(available=0))
-    assert transition_event(nothing, starting).type == "Normal"
+    assert transition_event(nothing, starting) is None, "each step on the way would be one"
     assert transition_event(starting, starting) is None
     dm = deployed_model.model_copy(update={"status": starting})
     crashed = judge(dm, make_deployment(available=0), [CRASHED], NOW)
     event = transition_event(starting, crashed)
     assert (event.type, event.reason, event.message) == ("Warning", "ArtifactNotFound", "nothing there")
+    assert transition_event(crashed, starting) is None
     serving = judge(dm, make_deployment(), now=NOW)
     assert transition_event(crashed, serving).type == "Normal"
+    leaving = transition_event(serving, starting)
+    assert (leaving.type, leaving.reason) == ("Normal", "Progressing")
 
 
 def _dms(**available):
@@ -261,6 +264,9 @@ TRAFFIC = {
     "applied": ({"a": 80, "b": 20}, _dms(a=True, b=True), {"a": 80, "b": 20}, None, "True", "TrafficApplied", "a 80 %, b 20 %"),
     "route refused": ({"a": 100}, _dms(a=True), {"a": 100}, Finding("RouteNotAccepted", "no listener"), "False",
                       "RouteNotAccepted", "no listener"),
+    "route not ours": ({"a": 100}, _dms(a=False), {}, Finding("NotOwned", "delete it"), "False", "NotOwned", "delete it"),
+    "waiting, route too": ({"a": 100}, _dms(a=False), {}, Finding("RoutePending", "not yet"), "False",
+                           "WaitingForDeployedModels", "nobody answers yet"),
 }  # fmt: skip
 
 
