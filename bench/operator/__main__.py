@@ -21,7 +21,7 @@ import typer
 
 from bench.operator import control_plane, report
 from bench.operator.fleet import Fleet
-from bench.operator.measure import Figures, measure
+from bench.operator.measure import Figures, measure, measure_alone
 from bench.server.machine import describe_machine
 from bench.server.processes import BenchError
 from cluster import locks
@@ -40,8 +40,12 @@ def bench(
         if not alone:
             raise BenchError("another bench runs: they would measure each other")
         facts = describe_machine("cpu")
+        fleet = Fleet(endpoints, models_per_endpoint)
         with control_plane.running(paths):
-            figures = asyncio.run(measure(paths, Fleet(endpoints, models_per_endpoint)))
+            alone_seconds = asyncio.run(measure_alone(paths, fleet))
+        with control_plane.running(paths):
+            figures = asyncio.run(measure(paths, fleet))
+            figures.alone_seconds = alone_seconds
     _print(figures, facts)
     if output:
         output.write_text(json.dumps(_encode(figures, facts), indent=1), encoding="utf-8")

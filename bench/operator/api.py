@@ -22,7 +22,14 @@ Key = tuple[str, str]  # namespace, name
 
 DEPLOYED_MODELS = f"/apis/{names.API_VERSION}/deployedmodels"
 DEPLOYMENTS = "/apis/apps/v1/deployments"
-_PLURALS = {"Model": "models", "Endpoint": "endpoints", "DeployedModel": "deployedmodels"}
+_OURS = f"/apis/{names.API_VERSION}"
+_PATHS = {
+    "Model": (_OURS, "models"),
+    "Endpoint": (_OURS, "endpoints"),
+    "DeployedModel": (_OURS, "deployedmodels"),
+    "Deployment": ("/apis/apps/v1", "deployments"),
+    "Service": ("/api/v1", "services"),
+}
 _CONCURRENCY = 16
 _REQUEST_SECONDS = 60
 _WATCH_SECONDS = 7200  # longer than any bench
@@ -39,8 +46,9 @@ class Api:
         self._session = session
 
     async def create(self, manifest: Manifest) -> None:
-        """Creates one of Pierhead's resources; raises BenchError with what the API server says against it."""
-        path = f"/apis/{names.API_VERSION}/namespaces/{key_of(manifest)[0]}/{_PLURALS[manifest['kind']]}"
+        """Creates an object; raises BenchError with what the API server says against it."""
+        api, plural = _PATHS[manifest["kind"]]
+        path = f"{api}/namespaces/{key_of(manifest)[0]}/{plural}"
         async with self._session.post(path, json=manifest) as response:
             if response.status != 201:
                 raise BenchError(f"{manifest['kind']} {key_of(manifest)}: {await response.text()}")
@@ -123,6 +131,11 @@ class Watched:
             else:
                 self.since.setdefault(key_of(live), time.monotonic())
             self._changed.set()
+
+
+def is_available(live: Manifest) -> bool:
+    """Whether a Deployment of one replica has it."""
+    return bool(live.get("status", {}).get("availableReplicas"))
 
 
 def is_ready(live: Manifest) -> bool:

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from pierhead_operator import names
+from pierhead_operator.resources import Serving, desired_objects
+from pierhead_operator.settings import OperatorSettings
+from pierhead_operator.types import DeployedModel, Model
 
 Manifest = dict[str, Any]
 
@@ -40,12 +43,27 @@ class Fleet:
             made.append(make_endpoint(_namespace(number), f"e{number}", split))
         return made
 
+    def make_children(self) -> list[Manifest]:
+        """The Deployments and Services that the operator makes of it, as if somebody else had made them."""
+        settings = OperatorSettings.model_validate(make_settings())
+        return [child for manifest in self.make_deployed_models() for child in _make_children(manifest, settings)]
+
     def make_deployed_models(self) -> list[Manifest]:
         return [
             make_deployed_model(number, f"e{number}", f"e{number}-{part}")
             for number in range(self.endpoints)
             for part in range(self.models_per_endpoint)
         ]
+
+
+def _make_children(manifest: Manifest, settings: OperatorSettings) -> list[Manifest]:
+    deployed_model = DeployedModel.model_validate(manifest)
+    model = Model.model_validate(make_model(deployed_model.namespace, deployed_model.spec.model))
+    children = desired_objects(Serving(deployed_model, model, model.spec.versions[0], settings, None))
+    for child in children:
+        # Nobody is there who owns them: Kubernetes would take them away.
+        del child["metadata"]["ownerReferences"]
+    return children
 
 
 def make_fresh() -> list[tuple[Manifest, Manifest]]:

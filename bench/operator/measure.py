@@ -43,6 +43,8 @@ class Figures:
     """All that is measured: seconds, bytes, requests, and cores of CPU time by program."""
 
     fleet: Fleet
+    # Without an operator: from the first of its Deployments' and Services' requests to the last one available.
+    alone_seconds: float = 0.0
     created_seconds: float = 0.0  # from the first DeployedModel's request to the last one's answer
     ready_seconds: float = 0.0  # from the same to the last one Ready
     cores: dict[str, float] = field(default_factory=dict)  # meanwhile
@@ -223,6 +225,20 @@ class Bench:
             telling = tasks.create_task(tell())
             yield
             telling.cancel()
+
+
+async def measure_alone(paths: Paths, fleet: Fleet) -> float:
+    """Seconds that a control plane needs for the fleet's Deployments and Services by itself: the least there is."""
+    async with kubernetes.connect(paths) as api:
+        available = Watched(api, kubernetes.DEPLOYMENTS, kubernetes.is_available)
+        with step(f"{fleet.deployed_models} Deployments and Services, without an operator"):
+            async with available.running():
+                begun = time.monotonic()
+                await api.create_all(fleet.make_children())
+                await available.wait_until(
+                    "all are available", lambda: len(available.since) == fleet.deployed_models, _LIMIT_SECONDS
+                )
+                return max(available.since.values()) - begun
 
 
 async def measure(paths: Paths, fleet: Fleet) -> Figures:

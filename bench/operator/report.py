@@ -47,6 +47,11 @@ def _make_fleet_rows(figures: Figures) -> list[Row]:
         Row(f"{wanted} DeployedModels created", f"{figures.created_seconds:.1f} s"),
         Row("all of them Ready, since the first create", f"{figures.ready_seconds:.1f} s"),
         Row("transitions to Ready a second", f"{rate:.1f}", f">= {TRANSITIONS}", rate >= TRANSITIONS),
+        Row(
+            "the same Deployments and Services available a second, without an operator",
+            f"{wanted / figures.alone_seconds:.1f}",
+        ),
+        Row("of that pace, with Pierhead", f"{figures.alone_seconds / figures.ready_seconds:.2f}"),
         *_make_request_rows("all at once", figures.fleet_requests, wanted),
         Row("reconciles that were tried again", f"{figures.fleet_errors:.0f}"),
     ]

@@ -23,6 +23,7 @@ PARSERS = {kind.KIND: kind for kind in KINDS}
 def make_figures(**changes):
     figures = Figures(
         Fleet(100, 2),
+        alone_seconds=2.0,
         created_seconds=1.0,
         ready_seconds=4.0,
         cores={"etcd": 0.5, BENCH: 1.5},
@@ -48,6 +49,19 @@ def failed(figures):
 
 
 # --- the fleet ---
+
+
+def test_pace_is_compared_with_that_of_the_control_plane_by_itself():
+    rows = {row.what: row.measured for row in report.make_rows(make_figures())}
+    assert rows["the same Deployments and Services available a second, without an operator"] == "100.0"
+    assert rows["of that pace, with Pierhead"] == "0.50"
+
+
+def test_children_are_those_that_the_operator_makes_and_nobodys():
+    children = Fleet(10, 2).make_children()
+    assert [child["kind"] for child in children[:2]] == ["Deployment", "Service"]
+    assert len({(child["kind"], child["metadata"]["name"]) for child in children}) == 40
+    assert not any("ownerReferences" in child["metadata"] for child in children)
 
 
 def test_every_object_of_the_fleet_is_valid_and_its_own():
