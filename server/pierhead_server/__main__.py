@@ -1,10 +1,10 @@
 """`pierhead-server`: serve one artifact, configured by the environment or by a folder's name.
 
+`pierhead-server batch` predicts one shard of a batch prediction job, and ends.
 `pierhead-server compile --model DIR` makes the folder's compiled form, and leaves it beside the model.
 """
 
 import argparse
-import contextlib
 import os
 import signal
 import sys
@@ -16,15 +16,21 @@ from pierhead_server.launch import launch
 if TYPE_CHECKING:
     from pierhead_server.errors import StartupError
 
-_MOST_CHARACTERS = 2000  # Kubernetes keeps 4096 bytes of a termination message
+_EXIT_STARTUP = 1
+_EXIT_TERMINATED = 143  # 128 + SIGTERM
 
 
 def main() -> None:
-    """Serve until SIGTERM (exit 0); a StartupError is told in one line and ends in exit 1."""
-    # A container's first process has no default for signals: before uvicorn's handler, SIGTERM would be lost.
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    """Serve until SIGTERM (exit 0); a StartupError is told in one line and ends in exit 1.
+
+    Of the batch worker in 65 where no retry helps, else in 75; SIGTERM ends it with 143.
+    """
     arguments = _parse_arguments()
-    launched = launch() if arguments.command == "serve" else None
+    # A container's first process has no default for signals: before uvicorn's handler, SIGTERM would be lost.
+    # For a batch worker 0 would mean that its shard is done.
+    terminated = _EXIT_TERMINATED if arguments.command == "batch" else 0
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(terminated))
+    launched = launch() if arguments.command in ("serve", "batch") else None
     # Imported here, beside torch: `--help` needs none of it.
     from pierhead_server.errors import StartupError
     from pierhead_server.logs import configure_logging
@@ -39,6 +45,11 @@ def main() -> None:
             from pierhead_server.forkserver import compile_beside
 
             compile_beside(arguments.model)
+        elif arguments.command == "batch" and launched:
+            from pierhead_server.batch.document import read_task
+            from pierhead_server.batch.run import run as run_batch
+
+            run_batch(settings, read_task(os.environ), launched)
         elif launched:
             from pierhead_server.serve import run
 
@@ -46,7 +57,7 @@ def main() -> None:
     except StartupError as error:
         if launched:
             launched.process.kill()
-        _fail(error, termination_log)
+        _fail(error, termination_log, arguments.command)
 
 
 def _parse_arguments() -> argparse.Namespace:
@@ -57,9 +68,10 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "command",
         nargs="?",
-        choices=("serve", "compile"),
+        choices=("serve", "batch", "compile"),
         default="serve",
-        help="serve a model (what it does if left out), or compile it and leave the compiled form in its folder",
+        help="serve a model (what it does if left out), predict one shard of a batch prediction job, "
+        "or compile the model and leave the compiled form in its folder",
     )
     parser.add_argument(
         "--model", type=Path, metavar="DIR", help="a folder with model.yaml; else PIERHEAD_ARTIFACT_URI"
@@ -80,14 +92,15 @@ def _given(arguments: argparse.Namespace) -> dict[str, object]:
     return {name: value for name, value in given.items() if value is not None}
 
 
-def _fail(error: "StartupError", termination_log: Path) -> NoReturn:
-    line = f"{error.reason}: {' '.join(str(error).split())}"[:_MOST_CHARACTERS]
-    print(line, file=sys.stderr, flush=True)
-    # Opened, never created: Kubernetes puts the file there, and elsewhere nobody would read it.
-    with contextlib.suppress(OSError), termination_log.open("r+") as file:
-        file.truncate()
-        file.write(f"{line}\n")
-    sys.exit(1)
+def _fail(error: "StartupError", termination_log: Path, command: str) -> NoReturn:
+    from pierhead_server.termination import tell
+
+    print(tell(termination_log, f"{error.reason}: {' '.join(str(error).split())}"), file=sys.stderr, flush=True)
+    if command != "batch":
+        sys.exit(_EXIT_STARTUP)
+    from pierhead_server.batch.errors import exit_code
+
+    sys.exit(exit_code(error))
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from pierhead_server.errors import (
 
 if TYPE_CHECKING:
     from obstore import GetResult
-    from obstore.store import ClientConfig, ObjectStore, RetryConfig
+    from obstore.store import ClientConfig, GCSCredential, ObjectStore, RetryConfig
 
 logger = logging.getLogger(__name__)
 
@@ -66,14 +66,14 @@ def fetch_artifact(
     from obstore.exceptions import BaseError
 
     try:
-        return _Source(uri, _open_store(uri, emulator), max_bytes).fetch(cache, digest)
+        return _Source(uri, open_store(uri, emulator), max_bytes).fetch(cache, digest)
     except BaseError as error:
-        raise ArtifactUnreachableError(f"{uri}: {_first_line(error)}") from None
+        raise ArtifactUnreachableError(f"{uri}: {first_line(error)}") from None
     except OSError as error:  # no space, or no right to write; or a file that vanished meanwhile
-        raise ArtifactUnreachableError(f"{uri}: copying it to {cache.folder} failed: {_first_line(error)}") from None
+        raise ArtifactUnreachableError(f"{uri}: copying it to {cache.folder} failed: {first_line(error)}") from None
 
 
-def _open_store(uri: str, emulator: str | None) -> "ObjectStore":
+def open_store(uri: str, emulator: str | None) -> "ObjectStore":
     """The storage of an address. Its credentials come from the environment, as each cloud's own clients take them."""
     from obstore.store import GCSStore, from_url
 
@@ -91,8 +91,17 @@ def _open_store(uri: str, emulator: str | None) -> "ObjectStore":
     # The client speaks Cloud Storage's XML API, which fake-gcs-server answers under its public host's name alone.
     options |= {"allow_http": True, "default_headers": {"host": "storage.googleapis.com"}}
     return GCSStore.from_url(
-        uri, config={"base_url": emulator, "skip_signature": True}, client_options=options, retry_config=retry
+        uri,
+        config={"base_url": emulator, "skip_signature": True},
+        # Deleting would look for credentials in spite of it, and wait for Google's.
+        credential_provider=_give_emulators_credential,
+        client_options=options,
+        retry_config=retry,
     )
+
+
+def _give_emulators_credential() -> "GCSCredential":
+    return {"token": "emulator", "expires_at": None}
 
 
 @dataclass(frozen=True)
@@ -291,7 +300,7 @@ class _Download:
                             return
                         self._write(file, chunk, name, end)
                 except BaseError as error:
-                    cause = _first_line(error)
+                    cause = first_line(error)
                 else:
                     cause = "the answer ended too early"
                 if file.tell() == end:
@@ -331,6 +340,6 @@ def _allocate(path: Path, size: int) -> None:
             os.posix_fallocate(file.fileno(), 0, size)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     """Without what follows a `?`: the query of a signed address is a secret."""
     return re.sub(r"\?\S*", "", str(error).split("\n", 1)[0]).strip()

@@ -5,8 +5,8 @@ from typing import BinaryIO, Literal, TypeVar
 
 import msgspec
 
-# `probe` asks for the model's own sample: its calls have no body.
-Dialect = Literal["vertex", "raw", "aiplatform", "kserve", "oip", "probe"]
+# `probe` asks for the model's own sample: its calls have no body. `batch` is the batch worker's, in msgpack.
+Dialect = Literal["vertex", "raw", "aiplatform", "kserve", "oip", "probe", "batch"]
 
 _LENGTH = struct.Struct("!Q")
 LENGTH_BYTES = _LENGTH.size

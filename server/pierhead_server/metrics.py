@@ -40,15 +40,15 @@ class Metrics:
     def __init__(self, served: ServedModel) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each, of when counting began
         self._served = served
-        self._registry = CollectorRegistry()
-        ProcessCollector(registry=self._registry)
-        PlatformCollector(registry=self._registry)
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
         self._make_request_metrics()
         self._make_model_metrics()
 
     def _make_request_metrics(self) -> None:
         self._requests = Counter(
-            "pierhead_predict_requests", "Predict requests answered.", ["code", "dialect"], registry=self._registry
+            "pierhead_predict_requests", "Predict requests answered.", ["code", "dialect"], registry=self.registry
         )
         self._latency = self._make_histogram(
             "pierhead_predict_request_duration_seconds",
@@ -60,18 +60,18 @@ class Metrics:
             "pierhead_predict_requests_rejected",
             "Predict requests refused without a look at their instances.",
             ["reason"],
-            registry=self._registry,
+            registry=self.registry,
         )
         for reason in _REJECTIONS.values():
             self._rejected.labels(reason)
         self._in_flight = Gauge(
-            "pierhead_predict_requests_in_flight", "Predict requests being answered.", registry=self._registry
+            "pierhead_predict_requests_in_flight", "Predict requests being answered.", registry=self.registry
         )
         self._instances = self._make_histogram(
             "pierhead_predict_instances", "Instances in a predict request that the model computed.", _COUNTS
         )
         self._queue_length = Gauge(
-            "pierhead_queue_length", "Predict requests that wait for the model.", registry=self._registry
+            "pierhead_queue_length", "Predict requests that wait for the model.", registry=self.registry
         )
         self._queue_seconds = self._make_histogram(
             "pierhead_queue_duration_seconds", "How long a predict request waited for the model.", _PART_SECONDS
@@ -91,23 +91,23 @@ class Metrics:
         self._parse_seconds = seconds.labels("parse")
         self._prepare_seconds = seconds.labels("prepare")
         self._forward_seconds = seconds.labels("forward")
-        self.workers = Gauge("pierhead_workers", "Processes that compute.", registry=self._registry)
+        self.workers = Gauge("pierhead_workers", "Processes that compute.", registry=self.registry)
         self.restarts = Counter(
             "pierhead_model_process_restarts",
             "Times a process of the model died and was started anew.",
-            registry=self._registry,
+            registry=self.registry,
         )
         self._info = Gauge(
             "pierhead_model_info",
             "Always 1; the labels say what is served, and in which form.",
             ["deployed_model_id", "model", "model_version_id", "form"],
-            registry=self._registry,
+            registry=self.registry,
         )
 
     def _make_histogram(
         self, name: str, help_text: str, buckets: Sequence[float], labels: Sequence[str] = ()
     ) -> Histogram:
-        return Histogram(name, help_text, labels, buckets=buckets, registry=self._registry)
+        return Histogram(name, help_text, labels, buckets=buckets, registry=self.registry)
 
     def watch_queue(self, length: Callable[[], int]) -> None:
         """Read the queue's length from here whenever it is asked for."""
@@ -145,4 +145,4 @@ class Metrics:
 
     def expose(self) -> bytes:
         """All metrics in Prometheus' text format."""
-        return generate_latest(self._registry)
+        return generate_latest(self.registry)

@@ -113,6 +113,8 @@ def parse(call: Call, limits: Limits, signature: Signature | None = None) -> Req
         if not call.body:
             raise InvalidArgumentError("the body is empty: send the bytes of one instance")
         return Request((call.body,), {}, call.dialect)
+    if call.dialect == "batch":
+        return _parse_batch(call.body)
     document = parse_json(call.body)
     if not isinstance(document, dict):
         raise InvalidArgumentError(f'the body must be a JSON object with "instances", not {describe_kind(document)}')
@@ -121,6 +123,14 @@ def parse(call: Call, limits: Limits, signature: Signature | None = None) -> Req
     if all(map(_is_flat, instances)) or b'"b64"' in call.body or b"\\" in call.body:  # an escape may hide the name
         _restore_binary(instances)
     return Request(instances, document, call.dialect)
+
+
+def _parse_batch(body: bytes) -> Request:
+    """What the batch worker wrote: JSON's values in msgpack, fetched bytes among them."""
+    document = msgspec.msgpack.decode(body)
+    instances = document.pop("instances")
+    _restore_binary(instances)
+    return Request(instances, document, "batch")
 
 
 def _is_binary(content_type: str) -> bool:
@@ -450,6 +460,6 @@ def encode_error(dialect: Dialect, code: int, status: str, message: str) -> byte
     if len(message) > _MAX_MESSAGE:
         message = f"{message[:_MAX_MESSAGE]}..."
     message = message.encode("utf-8", "backslashreplace").decode("utf-8")
-    if dialect in ("vertex", "raw", "probe"):
+    if dialect in ("vertex", "raw", "probe", "batch"):
         return msgspec.json.encode({"error": {"code": code, "message": message, "status": status}})
     return msgspec.json.encode({"error": message})

@@ -86,7 +86,7 @@ async def serve(settings: Settings, launched: Launched) -> None:
 
     Raises StartupError when there is nothing (any more) to serve, OSError for a taken port.
     """
-    served = _make_served(settings)
+    served = make_served(settings)
     metrics = Metrics(served)
     starts = chain((launched,), iter(launch, None))
     workers = Workers(make_pool(settings), metrics, starts.__next__)
@@ -106,7 +106,8 @@ async def serve(settings: Settings, launched: Launched) -> None:
         model.result()
 
 
-def _make_served(settings: Settings) -> ServedModel:
+def make_served(settings: Settings) -> ServedModel:
+    """What answers say of this server."""
     return ServedModel(
         settings.deployed_model_id, settings.model, settings.model_display_name, settings.model_version_id
     )
@@ -153,7 +154,7 @@ def make_load(settings: Settings, folder: Path) -> Load:
     pool = make_pool(settings)
     return Load(
         folder=str(folder),
-        served=_make_served(settings),
+        served=make_served(settings),
         limits=Limits(settings.max_instances),
         max_image_pixels=settings.max_image_pixels,
         allow_code=settings.allow_code,

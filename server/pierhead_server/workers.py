@@ -43,6 +43,9 @@ logger = logging.getLogger(__name__)
 RESTARTS = 3  # in a row, without an answer between
 FIRST_BACKOFF_SECONDS = 0.5  # doubled for each restart in a row
 START_SECONDS = 120.0  # until a worker's first message; one on a GPU takes the model there first
+# Together at least, where throughput is all: in its quick form a small network takes two thirds of the time so, and a
+# large one no longer than one by one (seen with 4; 8 are slower for some).
+OFFLINE_CALLS = 4
 _EXIT_SECONDS = 5.0  # for processes whose connection was closed
 _OK = 200
 _REPLY = msgspec.msgpack.Decoder(Reply)
@@ -75,12 +78,19 @@ class Pool:
     queue_size: int  # calls that may wait
     answer_seconds: float  # that a worker may take for one batch
     device: str = "cpu"
+    offline: bool = False  # whether nobody waits for an answer: then throughput is all
+    batch: int | None = None  # calls in a batch, whatever suits the model
 
     def policy(self, batch: int) -> BatchPolicy:
         """How calls are batched for a model that computes `batch` of them best."""
+        size = self.batch or batch
+        if self.offline:
+            # The next batch is in the worker's hands when it ends the one before.
+            size = self.batch or max(batch, OFFLINE_CALLS)
+            return BatchPolicy(size=size, partial=self.device != "cpu", depth=2, delay=0.05)
         if self.device == "cpu":
-            return BatchPolicy(size=batch)
-        return BatchPolicy(size=batch, partial=True, depth=2, delay=0.005)
+            return BatchPolicy(size=size)
+        return BatchPolicy(size=size, partial=True, depth=2, delay=0.005)
 
 
 class ProcessDiedError(Exception):
@@ -199,6 +209,7 @@ class Workers:
         self._timer: asyncio.TimerHandle | None = None
         metrics.watch_queue(self._waiting.__len__)
         self.signature: Signature | None = None
+        self.loaded = asyncio.Event()  # a model was, at least once
         self.not_ready: str | None = "the model is loading"  # why, or None
         self.failure: str | None = None  # why there will be no model again
 
@@ -214,11 +225,19 @@ class Workers:
         if len(self._waiting) >= self._pool.queue_size:
             raise QueueFullError(f"{self._pool.queue_size} requests are waiting: try again later")
 
-    def submit(self, call: Call) -> "asyncio.Future[Reply]":
-        """Queue a call; cancel the future to give it up. Raises QueueFullError, UnavailableError."""
+    @property
+    def appetite(self) -> int:
+        """How many calls at a time keep all workers busy with whole batches."""
+        return self._pool.workers * self._policy.size * (self._policy.depth + 1)
+
+    def submit(self, call: Call, *, alone: bool = False) -> "asyncio.Future[Reply]":
+        """Queue a call, which a batch may be made with if it is not `alone`; cancel the future to give it up.
+
+        Raises QueueFullError, UnavailableError.
+        """
         self.check_capacity()
         loop = asyncio.get_running_loop()
-        job = Job(call, loop.create_future(), loop.time())
+        job = Job(call, loop.create_future(), loop.time(), alone)
         self._waiting.append(job)
         self._dispatch()
         return job.future
@@ -342,6 +361,7 @@ class Workers:
                 match event:
                     case Ready():
                         self.signature = event.signature
+                        self.loaded.set()
                         self._take_form(event.form, event.batch)
                         for number in range(self._pool.workers):
                             await self._start_worker(number, number)
@@ -395,8 +415,9 @@ class Workers:
         # Where others could answer the sample, what failed may be there again in a moment.
         how = worker.refusal or (f"no answer for {worker.late:g} s" if worker.late else death.how)
         # No reason to give up are calls that take too long, nor a death that one of several calls is to blame for: each
-        # is alone the next time.
-        counts = not worker.late and sum(len(batch.jobs) for batch in worker.in_hand) <= 1
+        # is alone the next time. Nor, offline, one that a single call is to blame for: millions may wait behind it.
+        held = sum(len(batch.jobs) for batch in worker.in_hand)
+        counts = not worker.late and (held == 0 if self._pool.offline else held <= 1)
         self._deaths += counts
         logger.error("worker %d died: %s", death.worker, how)
         self._metrics.restarts.inc()

@@ -71,7 +71,7 @@ def test_objects_under_the_prefix_are_copied(objects, folder, tmp_path):
     names = {path.relative_to(fetched).as_posix() for path in fetched.rglob("*") if path.is_file()}
     assert names == {"model.yaml", "model.safetensors", "labels.txt", "sub/b c.txt"}
     assert (fetched / "sub" / "b c.txt").stat().st_size == 3_000_000
-    # The emulator answers this name alone; see _open_store.
+    # The emulator answers this name alone; see open_store.
     assert bucket.hosts == {"storage.googleapis.com"}
 
 
@@ -460,7 +460,7 @@ def test_s3_is_read_with_the_environments_settings(objects, tmp_path):
 @pytest.mark.parametrize("uri", ["az://models/photos/1", "s3://models/photos/1", "gs://models/photos/1"])
 def test_addresses_of_each_storage_are_understood(uri, monkeypatch):
     monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
-    assert str(fetching._open_store(uri, None).prefix) == "photos/1"
+    assert str(fetching.open_store(uri, None).prefix) == "photos/1"
 
 
 def test_azure_without_account_says_so(tmp_path, monkeypatch):
@@ -471,4 +471,4 @@ def test_azure_without_account_says_so(tmp_path, monkeypatch):
 
 def test_query_of_a_signed_address_is_not_told():
     error = OSError("GET https://storage.example/o?X-Signature=secret failed\nsecret")
-    assert fetching._first_line(error) == "GET https://storage.example/o failed"
+    assert fetching.first_line(error) == "GET https://storage.example/o failed"

@@ -414,6 +414,28 @@ async def test_an_answer_between_deaths_starts_the_count_anew():
             assert await good
 
 
+async def test_calls_that_kill_do_not_end_a_batch_job():
+    workers = Watched(how=None)
+    workers._pool = replace(workers._pool, offline=True)
+    async with running(workers) as task:
+        told = [DIE] * (RESTARTS + 2) + [b"answer"]
+        answers = await asyncio.gather(*map(workers.ask, told), return_exceptions=True)
+        assert not task.done()
+    assert [type(answer) for answer in answers[:-1]] == [InternalError] * (RESTARTS + 2)
+    assert answers[-1].code == 200
+
+
+async def test_call_that_shall_be_alone_is(gate):
+    workers = Watched(how=None)
+    workers._pool = replace(workers._pool, offline=True, batch=4)
+    async with running(workers):
+        blocked = workers.block(gate)
+        asked = [workers.submit(Call("raw", b"answer"), alone=number == 1) for number in range(4)]
+        gate.touch()
+        beside = [read(reply)["beside"] for reply in await asyncio.gather(blocked, *asked)]
+    assert beside[2] == 1
+
+
 async def test_each_death_in_a_row_is_followed_by_a_longer_wait(monkeypatch):
     waits = []
 
