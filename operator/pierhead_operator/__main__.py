@@ -8,6 +8,7 @@ import socket
 import sys
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import aiohttp
@@ -23,6 +24,7 @@ from kubernetes.aio.config import (
 from pierhead_operator import health, logs
 from pierhead_operator import lease as election
 from pierhead_operator import settings as operator_settings
+from pierhead_operator.batch_reconcile import BatchReconciler
 from pierhead_operator.cluster import Cluster, ClusterError, Key, Rejected
 from pierhead_operator.feed import Feed, watched_kinds
 from pierhead_operator.handlers import make_kopf_settings, make_registry
@@ -34,6 +36,7 @@ from pierhead_operator.reconcile import Reconciler
 from pierhead_operator.resync import Resync
 from pierhead_operator.settings import OperatorSettings
 from pierhead_operator.store import Store
+from pierhead_operator.types import BatchPredictionJob
 
 logger = logging.getLogger("pierhead_operator")
 
@@ -51,8 +54,14 @@ async def run(settings: OperatorSettings) -> None:
     async with ApiClient(await _load_configuration()) as api, aiohttp.ClientSession() as session:
         lease = _make_lease(api, metrics)
         cluster = Cluster(api, lease.seconds_left, metrics.observe_request, store=store)
-        reconciler = Reconciler(cluster, Prober(session), settings, lambda: datetime.now(UTC))
-        queue = WorkQueue[Key](make_work(reconciler.reconcile, metrics), _CONCURRENCY, metrics.observe_wait)
+        prober, clock = Prober(session), partial(datetime.now, UTC)
+        reconciler = Reconciler(cluster, prober, settings, clock)
+        batches = BatchReconciler(cluster, prober, settings, clock)
+
+        async def reconcile(key: Key) -> float | None:
+            return await (batches if key.kind == BatchPredictionJob.KIND else reconciler).reconcile(key)
+
+        queue = WorkQueue[Key](make_work(reconcile, metrics), _CONCURRENCY, metrics.observe_wait)
         feed = Feed(store, queue.add, events.beat)
         resync = Resync(cluster, kinds, settings.watch_namespaces, feed.enqueue_concerned, metrics.set_resources)
 

@@ -44,6 +44,7 @@ _PATHS: dict[str, tuple[str, str]] = {
     "Event": ("/apis/events.k8s.io/v1", "events"),
     "HorizontalPodAutoscaler": ("/apis/autoscaling/v2", "horizontalpodautoscalers"),
     "HTTPRoute": ("/apis/gateway.networking.k8s.io/v1", "httproutes"),
+    "Job": ("/apis/batch/v1", "jobs"),
     "Lease": ("/apis/coordination.k8s.io/v1", "leases"),
     "Pod": ("/api/v1", "pods"),
     "PodDisruptionBudget": ("/apis/policy/v1", "poddisruptionbudgets"),
@@ -219,6 +220,12 @@ class Cluster:
             }
             await self._apply(handover, names.HANDOVER_FIELD_MANAGER)
         await self._apply(manifest, names.FIELD_MANAGER)
+
+    async def apply_control(self, live: Manifest, spec: Manifest) -> None:
+        """Sets these fields of an object of ours that was made once and is not applied as a whole again."""
+        metadata = {key: live["metadata"][key] for key in ("name", "namespace", "uid")}
+        manifest = {"apiVersion": live["apiVersion"], "kind": live["kind"], "metadata": metadata, "spec": spec}
+        await self._apply(manifest, names.CONTROL_FIELD_MANAGER)
 
     async def apply_status(self, resource: Resource, status: Status) -> None:
         """Writes a whole status; nothing where the resource is gone, or is another one of that name by now."""

@@ -8,14 +8,14 @@ from pierhead_operator.resources import SERVING_KINDS, Manifest
 from pierhead_operator.routing import route_kinds
 from pierhead_operator.settings import OperatorSettings
 from pierhead_operator.store import Store
-from pierhead_operator.types import DeployedModel, Endpoint, Model
+from pierhead_operator.types import BatchPredictionJob, DeployedModel, Endpoint, Model
 
-OWN_KINDS = frozenset({Model.KIND, Endpoint.KIND, DeployedModel.KIND})
+OWN_KINDS = frozenset({Model.KIND, Endpoint.KIND, DeployedModel.KIND, BatchPredictionJob.KIND})
 
 
 def watched_kinds(settings: OperatorSettings) -> frozenset[str]:
     """What is watched. Of routes only what this provider makes: kinds that are not installed cannot be watched."""
-    return OWN_KINDS | SERVING_KINDS | {"Pod"} | route_kinds(settings)
+    return OWN_KINDS | SERVING_KINDS | {"Job", "Pod"} | route_kinds(settings)
 
 
 def watched_labels(kind: str) -> dict[str, str]:
@@ -59,6 +59,10 @@ def find_concerned(kind: str, live: Manifest, store: Store) -> Iterator[Key]:
             yield Key(kind, namespace, name)
             for deployed_model in store.names(DeployedModel.KIND, namespace, names.LABEL_MODEL, name):
                 yield Key(DeployedModel.KIND, namespace, deployed_model)
+            for batch in store.names(BatchPredictionJob.KIND, namespace, names.LABEL_MODEL, name):
+                yield Key(BatchPredictionJob.KIND, namespace, batch)
+        case BatchPredictionJob.KIND:
+            yield Key(kind, namespace, name)
         case Endpoint.KIND:
             yield Key(kind, namespace, name)
             for deployed_model in store.names(DeployedModel.KIND, namespace, names.LABEL_ENDPOINT, name):
@@ -81,6 +85,7 @@ def _find_owner(namespace: str, labels: dict[str, str]) -> Key | None:
     # What belongs to a DeployedModel has the names of its Endpoint and its Model, too.
     for label, kind in (
         (names.LABEL_DEPLOYED_MODEL, DeployedModel.KIND),
+        (names.LABEL_BATCH_PREDICTION_JOB, BatchPredictionJob.KIND),
         (names.LABEL_ENDPOINT, Endpoint.KIND),
         (names.LABEL_MODEL, Model.KIND),
     ):

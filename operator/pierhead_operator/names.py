@@ -14,6 +14,9 @@ FIELD_MANAGER = "pierhead"
 # Holds `spec.replicas` for the moment in which an autoscaler takes over, see cluster.apply.
 HANDOVER_FIELD_MANAGER = "pierhead-handover"
 
+# Holds what of a Job is ours to change after it was made.
+CONTROL_FIELD_MANAGER = "pierhead-control"
+
 LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
 LABEL_NAME = "app.kubernetes.io/name"
 MANAGED_BY = "pierhead"
@@ -21,12 +24,14 @@ OURS = {LABEL_MANAGED_BY: MANAGED_BY}  # what everything that Pierhead makes car
 LABEL_ENDPOINT = f"{GROUP}/endpoint"
 LABEL_MODEL = f"{GROUP}/model"
 LABEL_DEPLOYED_MODEL = f"{GROUP}/deployed-model"
+LABEL_BATCH_PREDICTION_JOB = f"{GROUP}/batch-prediction-job"
 ANNOTATION_APPLIED = f"{GROUP}/applied"
 ANNOTATION_PINNED = f"{GROUP}/pinned"
 ANNOTATION_RENEW = f"{GROUP}/renew"
 
 SERVER_CONTAINER = "server"
 PROBE_PATH = "/v1/probe"  # of the model server: a prediction of the model's own sample
+PROGRESS_PATH = "/v1/progress"  # of a batch worker
 MAX_NAME = 63
 _DIGEST = 8
 
@@ -58,6 +63,11 @@ def model_route(model: str, part: int = 1) -> str:
     The number is in the prefix: behind the name, part 2 of Model `photos` would be part 1 of Model `photos-2`.
     """
     return shorten(f"mdl-{model}" if part == 1 else f"mdl{part}-{model}")
+
+
+def batch(batch_prediction_job: str) -> str:
+    """The Job of a BatchPredictionJob. Kubernetes names its pods' hosts after it and their index, up to 999."""
+    return shorten(f"bpj-{batch_prediction_job}", MAX_NAME - len("-999"))
 
 
 def endpoint_resource(project: str, location: str, endpoint: str) -> str:

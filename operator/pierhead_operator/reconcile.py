@@ -7,7 +7,8 @@ from datetime import datetime
 from typing import Protocol, TypeVar
 
 from pierhead_operator import names, pinning, removal, routing
-from pierhead_operator.cluster import ClusterError, Key, Rejected
+from pierhead_operator.applying import ClusterAccess, apply_all, retry_if_rejected, write_status
+from pierhead_operator.cluster import Key
 from pierhead_operator.removal import Leaving, Step
 from pierhead_operator.resources import (
     SERVING_KINDS,
@@ -16,12 +17,10 @@ from pierhead_operator.resources import (
     decide_in_place,
     desired_objects,
     is_owned,
-    mark_applied,
-    needs_apply,
     selector,
     unknown_machine,
 )
-from pierhead_operator.schema import Resource, Status
+from pierhead_operator.schema import Resource
 from pierhead_operator.settings import OperatorSettings
 from pierhead_operator.status import (
     AVAILABLE,
@@ -30,9 +29,6 @@ from pierhead_operator.status import (
     REASON_MACHINE_UNKNOWN,
     REASON_MODEL_NOT_FOUND,
     REASON_MODEL_VERSION_NOT_FOUND,
-    REASON_NOT_OWNED,
-    REASON_REJECTED,
-    Event,
     Finding,
     Outcome,
     Traffic,
@@ -41,7 +37,6 @@ from pierhead_operator.status import (
     compute_endpoint_status,
     compute_model_status,
     explain_route,
-    transition_event,
 )
 from pierhead_operator.types import DeployedModel, Endpoint, Model
 
@@ -53,24 +48,6 @@ R = TypeVar("R", bound=Resource)
 _PROBE_AGAIN_SECONDS = 2.0
 _DRAIN_AGAIN_SECONDS = 2.0
 _CAPACITY_AGAIN_SECONDS = 10.0
-
-_NOT_OWNED_ADVICE = "delete it, or give this resource another name"
-
-
-class ClusterAccess(Protocol):
-    """What reconciling needs of cluster.Cluster."""
-
-    async def get(self, kind: str, namespace: str, name: str) -> Manifest | None: ...
-    async def fetch(self, kind: str, namespace: str, name: str) -> Manifest | None: ...
-    async def list_objects(
-        self, kind: str, namespace: str | None, labels: dict[str, str] | None = None
-    ) -> Sequence[Manifest]: ...
-    async def get_resource(self, kind: type[R], namespace: str, name: str) -> R | None: ...
-    async def list_deployed_models(self, namespace: str, label: str, name: str) -> Sequence[DeployedModel]: ...
-    async def apply(self, manifest: Manifest, live: Manifest | None = None) -> None: ...
-    async def apply_status(self, resource: Resource, status: Status) -> None: ...
-    async def delete(self, live: Manifest) -> None: ...
-    async def create_event(self, resource: Resource, event: Event) -> None: ...
 
 
 class ProberAccess(Protocol):
@@ -108,10 +85,10 @@ class Reconciler:
             return
         serving = group_by_version(model, await self._list_public(model))
         routes = routing.make_model_routes(model, serving, self.settings)
-        problem = await self._apply_all(model, routes)
+        problem = await apply_all(self.cluster, model, routes)
         await self._delete_surplus_routes(model, routes)
-        await self._write_status(model, model.status, compute_model_status(model, problem, self.clock()))
-        _retry_if_rejected(problem)
+        await write_status(self.cluster, model, model.status, compute_model_status(model, problem, self.clock()))
+        retry_if_rejected(problem)
 
     async def reconcile_deployed_model(self, key: Key) -> float | None:
         dm = await self.cluster.get_resource(DeployedModel, key.namespace, key.name)
@@ -128,11 +105,11 @@ class Reconciler:
         serving = None if unknown else make_serving(dm, model, version, endpoint, settings)
         if serving:
             desired = self._desired(serving, before)
-            problem = await self._apply_all(dm, desired) or problem
+            problem = await apply_all(self.cluster, dm, desired) or problem
             await self._delete_surplus(dm, desired)
         outcome = await self._observe_outcome(dm, version if serving else dm.status.model_version, problem)
-        await self._write_status(dm, dm.status, compute_deployed_model_status(dm, outcome, self.clock()))
-        _retry_if_rejected(problem)
+        await write_status(self.cluster, dm, dm.status, compute_deployed_model_status(dm, outcome, self.clock()))
+        retry_if_rejected(problem)
         return decide_next_look(outcome)
 
     async def reconcile_endpoint(self, key: Key) -> None:
@@ -144,13 +121,13 @@ class Reconciler:
         routes = routing.make_endpoint_routes(
             endpoint, traffic.effective, mirror_target(endpoint, traffic), self.settings
         )
-        problem = await self._apply_all(endpoint, routes) or problem
+        problem = await apply_all(self.cluster, endpoint, routes) or problem
         await self._delete_surplus_routes(endpoint, routes)
         problem = problem or await self._judge_route(endpoint)
         path = routing.predict_path(endpoint, self.settings)
         status = compute_endpoint_status(endpoint, traffic, path, problem, self.clock())
-        await self._write_status(endpoint, endpoint.status, status)
-        _retry_if_rejected(problem)
+        await write_status(self.cluster, endpoint, endpoint.status, status)
+        retry_if_rejected(problem)
 
     async def _list_public(self, model: Model) -> list[DeployedModel]:
         """The DeployedModels of a Model that clients outside the cluster may reach."""
@@ -244,23 +221,6 @@ class Reconciler:
         ]
         return any(removal.mentions(route, names.server(key.name)) for route in routes)
 
-    async def _apply_all(self, owner: Resource, desired: list[Manifest]) -> Finding | None:
-        """Brings the owner's objects to what is desired; tells what is in the way, if anything."""
-        for manifest in desired:
-            kind, name = manifest["kind"], manifest["metadata"]["name"]
-            live = await self.cluster.get(kind, owner.namespace, name)
-            # Of what is not Pierhead's nobody tells.
-            live = live or await self.cluster.fetch(kind, owner.namespace, name)
-            if live and not is_owned(live, owner) and not removal.is_left(live, owner.name):
-                return Finding(REASON_NOT_OWNED, f"{kind} {name} is not Pierhead's: {_NOT_OWNED_ADVICE}")
-            marked = mark_applied(manifest)
-            if needs_apply(marked, live):
-                try:
-                    await self.cluster.apply(marked, live)
-                except Rejected as error:
-                    return Finding(REASON_REJECTED, f"{kind} {name}: {error}")
-        return None
-
     async def _delete_surplus(self, dm: DeployedModel, desired: list[Manifest]) -> None:
         """Deletes what a DeployedModel had and is no longer to have."""
         for kind in SERVING_KINDS - {manifest["kind"] for manifest in desired}:
@@ -290,18 +250,6 @@ class Reconciler:
         for live in left:
             logger.info("%s %s was another routing provider's", live["kind"], live["metadata"]["name"])
             await self.cluster.delete(live)
-
-    async def _write_status(self, resource: Resource, before: Status, after: Status) -> None:
-        if after != before:
-            await self.cluster.apply_status(resource, after)
-        if event := transition_event(before, after):
-            await self.cluster.create_event(resource, event)
-
-
-def _retry_if_rejected(problem: Finding | None) -> None:
-    # No event tells that a quota grew or a webhook came to reason: ask again.
-    if problem and problem.reason == REASON_REJECTED:
-        raise ClusterError(problem.message)
 
 
 def decide_next_look(outcome: Outcome) -> float | None:
@@ -351,7 +299,7 @@ def explain_references(
 
 def explain_machine(dm: DeployedModel, settings: OperatorSettings) -> Finding | None:
     """A machine that the installation does not know."""
-    message = unknown_machine(dm, settings)
+    message = unknown_machine(dm.spec.machine_spec, settings)
     return Finding(REASON_MACHINE_UNKNOWN, message) if message else None
 
 

@@ -37,6 +37,8 @@ class Metadata(ApiObject):
     namespace: str
     uid: str = ""
     generation: int = 0
+    creation_timestamp: datetime | None = None
+    labels: dict[str, str] = Field(default_factory=dict)
     annotations: dict[str, str] = Field(default_factory=dict)
     deletion_timestamp: str | None = None
 

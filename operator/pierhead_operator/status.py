@@ -24,6 +24,7 @@ TRAFFIC_APPLIED = "TrafficApplied"  # Endpoint: the gateway has taken the effect
 REASON_ACCEPTED = "Accepted"  # Model: the spec is in order; nothing runs for a Model alone
 REASON_SERVING = "Serving"  # DeployedModel: every replica of the wanted version answers predictions
 REASON_TRAFFIC_APPLIED = "TrafficApplied"  # Endpoint: the gateway splits traffic as wanted
+REASON_SUCCEEDED = "Succeeded"  # BatchPredictionJob: every instance has its prediction, or its error
 
 # Ready=False, on its way: nobody must act
 REASON_PROGRESSING = "Progressing"  # pods start, load the model or are replaced
@@ -31,6 +32,10 @@ REASON_WAITING_FOR_MODELS = "WaitingForDeployedModels"  # part of the wanted spl
 REASON_ROUTE_PENDING = "RoutePending"  # the gateway's controller has not judged the route yet
 REASON_WAITING_FOR_CAPACITY = "WaitingForCapacity"  # a new pod waits for room beside the old one, or takes its place
 REASON_NOT_READY = "NotReady"  # a server that had started fails its readiness probe
+REASON_PENDING = "Pending"  # BatchPredictionJob: the workers start
+REASON_QUEUED = "Queued"  # BatchPredictionJob: a queue, or spec.suspend, keeps the workers from starting
+REASON_RUNNING = "Running"  # BatchPredictionJob: the workers predict
+REASON_CANCELLED = "Cancelled"  # BatchPredictionJob: by spec.cancel
 REASON_PROBE_FAILED = "ProbeFailed"  # ready pods do not answer a prediction through their Service
 
 # Ready=False, the author of the manifests must act
@@ -42,6 +47,12 @@ REASON_DEPLOYED_MODEL_NOT_FOUND = "DeployedModelNotFound"  # the split names wha
 REASON_TRAFFIC_SPLIT_MISSING = "TrafficSplitMissing"  # several DeployedModels and no split
 REASON_MACHINE_UNKNOWN = "MachineUnknown"  # the installation knows no such machineType or acceleratorType
 REASON_ACCESS_NOT_OFFERED = "AccessNotOffered"  # access Private, and the installation has no gateway for it
+REASON_SPEC_TOO_LARGE = "SpecTooLarge"  # BatchPredictionJob: more addresses than a worker can be told
+REASON_INPUT_NOT_FOUND = "InputNotFound"  # BatchPredictionJob: an address of the input names nothing
+REASON_INPUT_INVALID = "InputInvalid"  # BatchPredictionJob: the input is not as instancesFormat says, or it changed
+REASON_OUTPUT_NOT_WRITABLE = "OutputNotWritable"  # BatchPredictionJob: nothing can be written under outputUriPrefix
+REASON_DEADLINE_EXCEEDED = "DeadlineExceeded"  # BatchPredictionJob: not done within spec.activeDeadlineSeconds
+REASON_FAILED = "Failed"  # BatchPredictionJob: a worker ended for good; the message has its last words
 REASON_NOT_OWNED = "NotOwned"  # an object of a name that is needed belongs to somebody else; it is left alone
 REASON_ARTIFACT_NOT_FOUND = "ArtifactNotFound"  # nothing in storage under artifactUri
 REASON_ARTIFACT_INVALID = "ArtifactInvalid"  # the artifact is no model folder, or its digest differs
@@ -52,6 +63,7 @@ REASON_CRASH_LOOPING = "CrashLooping"  # the server ends again and again; the me
 # Ready=False, the platform team must act; retried meanwhile
 REASON_SETTINGS_INVALID = "SettingsInvalid"  # an environment variable of the server is wrong: the chart's server.env
 REASON_ARTIFACT_UNREACHABLE = "ArtifactUnreachable"  # storage does not answer, or refuses
+REASON_STORAGE_UNREACHABLE = "StorageUnreachable"  # BatchPredictionJob: storage does not answer a worker
 REASON_IMAGE_PULL_FAILED = "ImagePullFailed"  # a pod waits for its image
 REASON_CONTAINER_CREATION_FAILED = "ContainerCreationFailed"  # the runtime cannot make the container
 REASON_POD_CREATION_FAILED = "PodCreationFailed"  # the API server refuses the pods: quota, pod security, webhooks
@@ -73,10 +85,15 @@ _PROGRESS_REASONS = (
     REASON_ROUTE_PENDING,
     REASON_WAITING_FOR_CAPACITY,
     REASON_PROBE_FAILED,
+    REASON_PENDING,
+    REASON_QUEUED,
+    REASON_RUNNING,
+    REASON_CANCELLED,
 )
 # What no waiting mends. A reference that is missing may be on its way in the same commit, an image or a node may come.
 _STALLING_REASONS = (
     REASON_MACHINE_UNKNOWN,
+    REASON_SPEC_TOO_LARGE,
     REASON_ACCESS_NOT_OFFERED,
     REASON_NOT_OWNED,
     REASON_ARTIFACT_NOT_FOUND,
@@ -109,7 +126,7 @@ class Event:
     message: str
 
 
-def _judge(type_: str, good: bool, finding: Finding, resource: Resource, now: datetime) -> Condition:
+def judge(type_: str, good: bool, finding: Finding, resource: Resource, now: datetime) -> Condition:
     """The condition; its transition time is the earlier one's as long as its status stays."""
     status: Status = resource.status  # type: ignore[attr-defined]  # every kind has one
     before = status.condition(type_)
@@ -125,15 +142,17 @@ def _judge(type_: str, good: bool, finding: Finding, resource: Resource, now: da
     )
 
 
-def _judge_progress(failure: Finding | None, resource: Resource, now: datetime) -> list[Condition]:
-    """Ready's two companions: whether it comes by itself, or somebody must act."""
-    stalled = failure is not None and failure.reason in _STALLING_REASONS
+def judge_progress(
+    failure: Finding | None, resource: Resource, now: datetime, *, final: bool = False
+) -> list[Condition]:
+    """Ready's two companions: whether it comes by itself, or somebody must act; `final`: nothing more will come."""
+    stalled = failure is not None and (final or failure.reason in _STALLING_REASONS)
     moving = failure is not None and not stalled
     done = Finding("Done", "all that the spec asks for is there")
     well = Finding("NotStalled", "nobody must act")
     return [
-        _judge(PROGRESSING, moving, (failure if moving else None) or _stopped(failure) or done, resource, now),
-        _judge(STALLED, stalled, (failure if stalled else None) or well, resource, now),
+        judge(PROGRESSING, moving, (failure if moving else None) or _stopped(failure) or done, resource, now),
+        judge(STALLED, stalled, (failure if stalled else None) or well, resource, now),
     ]
 
 
@@ -168,7 +187,7 @@ def compute_model_status(model: Model, problem: Finding | None, now: datetime) -
     accepted = Finding(REASON_ACCEPTED, f"the default version is {model.spec.default_version}")
     return ModelStatus(
         observed_generation=model.metadata.generation,
-        conditions=[_judge(READY, problem is None, problem or accepted, model, now)],
+        conditions=[judge(READY, problem is None, problem or accepted, model, now)],
     )
 
 
@@ -250,9 +269,9 @@ def compute_deployed_model_status(dm: DeployedModel, outcome: Outcome, now: date
     return DeployedModelStatus(
         observed_generation=dm.metadata.generation,
         conditions=[
-            _judge(READY, failure is None, summary, dm, now),
-            _judge(AVAILABLE, available > 0, _explain_availability(available, outcome), dm, now),
-            *_judge_progress(failure, dm, now),
+            judge(READY, failure is None, summary, dm, now),
+            judge(AVAILABLE, available > 0, _explain_availability(available, outcome), dm, now),
+            *judge_progress(failure, dm, now),
         ],
         model_version=outcome.version,
         replicas=workload.count("replicas"),
@@ -380,9 +399,9 @@ def compute_endpoint_status(
     return EndpointStatus(
         observed_generation=endpoint.metadata.generation,
         conditions=[
-            _judge(READY, failure is None, failure or applied, endpoint, now),
-            _judge(TRAFFIC_APPLIED, problem is None, problem or applied, endpoint, now),
-            *_judge_progress(failure, endpoint, now),
+            judge(READY, failure is None, failure or applied, endpoint, now),
+            judge(TRAFFIC_APPLIED, problem is None, problem or applied, endpoint, now),
+            *judge_progress(failure, endpoint, now),
         ],
         predict_path=predict_path,
         traffic_split=traffic.effective,

@@ -13,9 +13,17 @@ from pydantic_core import from_json, to_json
 from pierhead_operator import names
 from pierhead_operator.resources import Manifest, owns_replicas
 
-# By these objects are looked up: labels of what Pierhead makes, fields of DeployedModels.
-INDEXED = (names.LABEL_DEPLOYED_MODEL, names.LABEL_ENDPOINT, names.LABEL_MODEL)
-_FIELDS = {names.LABEL_ENDPOINT: "endpoint", names.LABEL_MODEL: "model"}
+# By these objects are looked up: labels of what Pierhead makes, fields of its own kinds.
+INDEXED = (
+    names.LABEL_DEPLOYED_MODEL,
+    names.LABEL_ENDPOINT,
+    names.LABEL_MODEL,
+    names.LABEL_BATCH_PREDICTION_JOB,
+)
+_FIELDS = {
+    "DeployedModel": {names.LABEL_ENDPOINT: "endpoint", names.LABEL_MODEL: "model"},
+    "BatchPredictionJob": {names.LABEL_MODEL: "model"},
+}
 
 _KEPT_METADATA = (
     "name",
@@ -181,10 +189,9 @@ def _indexed(kind: str, live: Manifest) -> Iterator[tuple[str, str]]:
     for label in INDEXED:
         if label in labels:
             yield label, labels[label]
-    if kind == "DeployedModel":
-        for label, field in _FIELDS.items():
-            if label not in labels:
-                yield label, live["spec"][field]
+    for label, field in _FIELDS.get(kind, {}).items():
+        if label not in labels:
+            yield label, live["spec"][field]
 
 
 def _pack(live: Manifest) -> bytes:

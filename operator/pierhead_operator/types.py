@@ -4,6 +4,7 @@ Field names are Vertex AI's in camelCase. Defaults live here and nowhere else; w
 say with a message for a person (`rule`). `crd.py` turns these classes into CustomResourceDefinitions.
 """
 
+from datetime import datetime
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
@@ -93,6 +94,10 @@ class ModelSpec(ApiObject):
     def version(self, name: str) -> ModelVersion | None:
         """The version of that name, if there is one."""
         return next((v for v in self.versions if v.name == name), None)
+
+    def find_version(self, name: str) -> ModelVersion | None:
+        """The version of that name or alias, if there is one."""
+        return self.version(name) or next((v for v in self.versions if name in v.aliases), None)
 
 
 class ModelStatus(Status):
@@ -394,6 +399,11 @@ class DeployedModelSpec(ApiObject):
         """The resources that were given; automatic ones with one replica where none were."""
         return self.dedicated_resources or self.automatic_resources or AutomaticResources()
 
+    @property
+    def machine_spec(self) -> MachineSpec:
+        """The machine that is asked for; an empty one where the choice is the installation's."""
+        return self.dedicated_resources.machine_spec if self.dedicated_resources else MachineSpec()
+
 
 class DeployedModelStatus(Status):
     """What is known of a DeployedModel."""
@@ -429,11 +439,17 @@ class DeployedModel(Resource):
 # --- BatchPredictionJob ----------------------------------------------------------------------------------------------
 
 
+def _fixed(field: str) -> dict[str, Any]:
+    return rule(("self == oldSelf", IMMUTABLE.format(field=field, kind="BatchPredictionJob")))
+
+
 class GcsSource(ApiObject):
     """Where instances are read from."""
 
-    uris: list[Annotated[str, Field(max_length=2048)]] = Field(
-        min_length=1, max_length=1024, description="Files with instances, such as gs://bucket/instances.jsonl."
+    uris: list[Annotated[str, Field(max_length=2048, pattern=r"^(gs|s3|az|https?|file|pvc)://.+")]] = Field(
+        min_length=1,
+        max_length=1024,
+        description="Files with instances, such as gs://bucket/instances.jsonl; * stands for any characters of a name.",
     )
 
 
@@ -441,21 +457,27 @@ class GcsDestination(ApiObject):
     """Where predictions are written to."""
 
     output_uri_prefix: str = Field(
-        min_length=1, max_length=2048, description="The folder that the job makes its own folder in."
+        min_length=1,
+        max_length=2048,
+        pattern=r"^(gs|s3|az|file|pvc)://.+",
+        description="The folder that the job makes its own folder in.",
     )
 
 
 class InputConfig(ApiObject):
     """The instances of a BatchPredictionJob."""
 
-    instances_format: Literal["jsonl"] = Field("jsonl", description="How instances are stored: one a line.")
+    instances_format: Literal["jsonl", "csv", "file-list"] = Field(
+        "jsonl",
+        description="How instances are stored: JSON, one a line; CSV with a header; or the URI of a picture a line.",
+    )
     gcs_source: GcsSource
 
 
 class OutputConfig(ApiObject):
     """The predictions of a BatchPredictionJob."""
 
-    predictions_format: Literal["jsonl"] = Field("jsonl", description="How predictions are stored: one a line.")
+    predictions_format: Literal["jsonl", "csv", "parquet"] = Field("jsonl", description="How predictions are stored.")
     gcs_destination: GcsDestination
 
 
@@ -472,33 +494,150 @@ class BatchDedicatedResources(ApiObject):
     )
 
     machine_spec: MachineSpec = Field(MachineSpec(), description="The machine that one worker needs.")
-    starting_replica_count: int = Field(1, ge=1, le=1000, description="Workers at the start.")
+    starting_replica_count: int = Field(1, ge=1, le=1000, description="Workers that must find room at the start.")
     max_replica_count: int | None = Field(
         None, ge=1, le=1000, description="Workers at most; startingReplicaCount where left out."
+    )
+
+    @property
+    def max_replicas(self) -> int:
+        """Workers at most."""
+        return self.max_replica_count or self.starting_replica_count
+
+
+class ManualBatchTuningParameters(ApiObject):
+    """How instances are put together."""
+
+    batch_size: int | None = Field(
+        None, ge=1, le=1024, description="Instances that the model computes at once; what suits it where left out."
     )
 
 
 class BatchPredictionJobSpec(ApiObject):
     """An asynchronous prediction over stored instances, straight from a Model."""
 
-    display_name: DisplayName = Field("", description="The name that people see; the object's name where left out.")
-    model: Name = Field(
-        description="The Model in this namespace.",
-        json_schema_extra=rule(("self == oldSelf", IMMUTABLE.format(field="model", kind="BatchPredictionJob"))),
+    model_config = ConfigDict(
+        json_schema_extra=rule(
+            (
+                "!has(self.unmanagedContainerModel)",
+                "unmanagedContainerModel is not supported: make a Model of the artifact, and name it in model",
+            ),
+            (
+                "!(has(oldSelf.cancel) && oldSelf.cancel) || (has(self.cancel) && self.cancel)",
+                "a cancelled job stays so",
+            ),
+        )
     )
-    model_version: Name | None = Field(None, description="The version; the Model's default version where left out.")
+
+    display_name: DisplayName = Field("", description="The name that people see; the object's name where left out.")
+    model: Name = Field(description="The Model in this namespace.", json_schema_extra=_fixed("model"))
+    model_version: str | None = Field(
+        None,
+        max_length=128,
+        pattern=r"^[a-z0-9][a-zA-Z0-9-]*$",
+        description="The version, or an alias of it; the Model's default version at the start where left out.",
+    )
     model_parameters: dict[str, Any] = Field(
         default_factory=dict,
         description="The parameters of each prediction, such as confidenceThreshold and maxPredictions.",
         json_schema_extra={"x-kubernetes-preserve-unknown-fields": True},
     )
-    input_config: InputConfig
-    output_config: OutputConfig
-    dedicated_resources: BatchDedicatedResources | None = Field(None, description="The workers; one where left out.")
+    unmanaged_container_model: OpenObject | None = Field(None, description="Vertex AI's; refused here.")
+    input_config: InputConfig = Field(json_schema_extra=_fixed("inputConfig"))
+    output_config: OutputConfig = Field(json_schema_extra=_fixed("outputConfig"))
+    dedicated_resources: BatchDedicatedResources = Field(
+        BatchDedicatedResources(), description="The workers; one where left out."
+    )
+    manual_batch_tuning_parameters: ManualBatchTuningParameters = Field(
+        ManualBatchTuningParameters(), description="How instances are put together."
+    )
+    service_account: Name | None = Field(
+        None, description="The ServiceAccount of the workers, such as one that storage knows by workload identity."
+    )
+    pod_overrides: PodOverrides = Field(
+        PodOverrides(), description="What the workers have beside the installation's own."
+    )
+    cancel: bool = Field(False, description="Ends the job for good; what was predicted by then stays.")
+    suspend: bool = Field(False, description="Takes the workers away until it is false again; what they did stays.")
+    active_deadline_seconds: int | None = Field(
+        None, ge=1, description="The job fails where it is not done so long after its start."
+    )
+    ttl_seconds_after_finished: int | None = Field(
+        None, ge=0, description="The job deletes itself so long after its end; never where left out."
+    )
+
+
+Count = Annotated[int, Field(json_schema_extra={"format": "int64"})]
+
+
+class CompletionStats(ApiObject):
+    """How many instances were predicted."""
+
+    successful_count: Count = Field(0, description="Instances with a prediction.")
+    failed_count: Count = Field(0, description="Instances with an error.")
+    incomplete_count: Count = Field(-1, description="Instances without either; -1 while that is not known.")
+
+
+class OutputInfo(ApiObject):
+    """Where the predictions are."""
+
+    gcs_output_directory: str = Field("", description="The job's own folder.")
+
+
+class ResourcesConsumed(ApiObject):
+    """What the workers took."""
+
+    replica_hours: float = Field(0.0, description="Hours of all workers together.")
+
+
+class JobError(ApiObject):
+    """Why a job, or a part of it, failed."""
+
+    code: int = Field(description="The code of google.rpc.Status.")
+    message: str = Field("", max_length=4096, description="The cause in a sentence.")
+
+
+class ShardProgress(ApiObject):
+    """How far one worker's part is."""
+
+    shard: int = Field(description="The part, from 0.")
+    successful: Count = 0
+    failed: Count = 0
+    bytes_done: Count = 0
+    bytes_total: Count = 0
+    done: bool = False
+
+
+JobState = Literal[
+    "JOB_STATE_PENDING",
+    "JOB_STATE_QUEUED",
+    "JOB_STATE_RUNNING",
+    "JOB_STATE_SUCCEEDED",
+    "JOB_STATE_PARTIALLY_SUCCEEDED",
+    "JOB_STATE_FAILED",
+    "JOB_STATE_CANCELLING",
+    "JOB_STATE_CANCELLED",
+]
 
 
 class BatchPredictionJobStatus(Status):
     """What is known of a BatchPredictionJob."""
+
+    state: JobState | None = Field(None, description="Vertex AI's state of the job.")
+    progress: str = Field("", description="How much of the input is done, in percent.")
+    model_version: str = Field("", description="The version that predicts, fixed at the start.")
+    create_time: datetime | None = Field(None, description="When the job was made.")
+    start_time: datetime | None = Field(None, description="When the first worker started.")
+    end_time: datetime | None = Field(None, description="When the job ended.")
+    update_time: datetime | None = Field(None, description="When this status last changed.")
+    estimated_end_time: datetime | None = Field(None, description="When the job ends if it goes on as it did so far.")
+    completion_stats: CompletionStats = Field(CompletionStats(), description="How many instances were predicted.")
+    output_info: OutputInfo = Field(OutputInfo(), description="Where the predictions are.")
+    partial_failures: list[JobError] = Field(default_factory=list, description="Parts that failed.")
+    error: JobError | None = Field(None, description="Why the job failed.")
+    resources_consumed: ResourcesConsumed = Field(ResourcesConsumed(), description="What the workers took.")
+    shards: list[ShardProgress] = Field(default_factory=list, description="How far each worker's part is.")
+    renewed: str = Field("", description="The value of the annotation pierhead.dev/renew that was acted on.")
 
 
 class BatchPredictionJob(Resource):
@@ -509,6 +648,8 @@ class BatchPredictionJob(Resource):
     SHORT_NAME: ClassVar[str] = "bpj"
     COLUMNS: ClassVar[tuple[Column, ...]] = (
         Column(name="Model", type="string", json_path=".spec.model"),
+        Column(name="State", type="string", json_path=".status.state"),
+        Column(name="Progress", type="string", json_path=".status.progress"),
         READY,
         REASON,
         MESSAGE,

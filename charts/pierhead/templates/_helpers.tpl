@@ -18,17 +18,24 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{/* What the operator may do in the namespaces that it looks after: what it does, and no more. */}}
 {{- define "pierhead.rules" -}}
 - apiGroups: [pierhead.dev]
-  resources: [models, endpoints, deployedmodels]
+  resources: [models, endpoints, deployedmodels, batchpredictionjobs]
   verbs: [list, watch]
+# Those that are to be gone some time after their end.
 - apiGroups: [pierhead.dev]
-  resources: [models/status, endpoints/status, deployedmodels/status]
+  resources: [batchpredictionjobs]
+  verbs: [delete]
+- apiGroups: [pierhead.dev]
+  resources: [models/status, endpoints/status, deployedmodels/status, batchpredictionjobs/status]
   verbs: [patch]
 # Owner references that hold their owner's deletion back need the right to finalize it.
 - apiGroups: [pierhead.dev]
-  resources: [models/finalizers, endpoints/finalizers, deployedmodels/finalizers]
+  resources: [models/finalizers, endpoints/finalizers, deployedmodels/finalizers, batchpredictionjobs/finalizers]
   verbs: [update]
 - apiGroups: [apps]
   resources: [deployments]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [batch]
+  resources: [jobs]
   verbs: [get, list, watch, create, patch, delete]
 - apiGroups: [""]
   resources: [services]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from pierhead_operator.resources.objects import Manifest
 from pierhead_operator.settings import OperatorSettings
-from pierhead_operator.types import DeployedModel, MachineSpec
+from pierhead_operator.types import MachineSpec
 
 # Names of accelerators begin alike: what is less alike than this is another one.
 _ALIKE = 0.8
@@ -29,15 +29,9 @@ class Machine:
         return "cpu" in asked and not self.resource_claims and not any("/" in name for name in asked)
 
 
-def machine_spec(dm: DeployedModel) -> MachineSpec:
-    """The machine that is asked for; an empty one where the choice is the installation's."""
-    dedicated = dm.spec.dedicated_resources
-    return dedicated.machine_spec if dedicated else MachineSpec()
-
-
-def compute_machine(dm: DeployedModel, settings: OperatorSettings) -> Machine:
+def compute_machine(spec: MachineSpec, settings: OperatorSettings) -> Machine:
     """What the machine that is asked for means here; `unknown_machine` was asked before."""
-    spec, machines = machine_spec(dm), settings.machines
+    machines = settings.machines
     resources, node_selector, tolerations = settings.server.resources, dict[str, str](), list[Manifest]()
     if spec.machine_type:
         machine = machines.machine_types[spec.machine_type]
@@ -53,9 +47,9 @@ def compute_machine(dm: DeployedModel, settings: OperatorSettings) -> Machine:
     return Machine(resources, spec.resource_claims, node_selector, tolerations)
 
 
-def unknown_machine(dm: DeployedModel, settings: OperatorSettings) -> str | None:
+def unknown_machine(spec: MachineSpec, settings: OperatorSettings) -> str | None:
     """Why a machine cannot be had: the installation does not know it. None where it does."""
-    spec, machines = machine_spec(dm), settings.machines
+    machines = settings.machines
     asked: list[tuple[str, str | None, Collection[str]]] = [
         ("machineType", spec.machine_type, machines.machine_types),
         ("acceleratorType", spec.accelerator_type, machines.accelerator_types),

@@ -1,12 +1,13 @@
-"""The pods that serve a DeployedModel. Pure."""
+"""The pods of the model server: those that serve a DeployedModel, and what they share with batch workers. Pure."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pierhead_operator import names
 from pierhead_operator.resources.machines import Machine, compute_machine
 from pierhead_operator.resources.objects import Manifest, selector
 from pierhead_operator.settings import OperatorSettings, ServerSettings
-from pierhead_operator.types import VERSION_VARIABLES, DeployedModel, Endpoint, Model, ModelVersion
+from pierhead_operator.types import VERSION_VARIABLES, DeployedModel, Endpoint, Model, ModelVersion, PodOverrides
 
 PORT = 8080
 _SERVER_UID = 65532
@@ -55,21 +56,31 @@ class Serving:
         return self.endpoint.spec.client_connection_config.inference_timeout_seconds
 
 
-def make_pod_template(serving: Serving) -> Manifest:
-    """What a Deployment makes its pods of."""
-    overrides = serving.deployed_model.spec.pod_overrides
-    metadata: Manifest = {
-        "labels": {**overrides.labels, **names.OURS, **serving.labels},
+@dataclass(frozen=True)
+class ServerPod:
+    """A pod of the model server, as far as all of them are alike."""
+
+    server: ServerSettings
+    machine: Machine
+    overrides: PodOverrides
+    service_account: str | None
+    env: Sequence[Manifest]  # what it runs
+    limits_env: Sequence[Manifest] = ()  # what its resource says that the installation says, too
+
+
+def make_pod_metadata(overrides: PodOverrides, labels: dict[str, str]) -> Manifest:
+    """A pod's metadata: what was asked for, and Pierhead's own, which count more."""
+    return {
+        "labels": {**overrides.labels, **names.OURS, **labels},
         **({"annotations": overrides.annotations} if overrides.annotations else {}),
     }
-    return {"metadata": metadata, "spec": _make_pod_spec(serving)}
 
 
-def _make_pod_spec(serving: Serving) -> Manifest:
-    dm = serving.deployed_model
-    machine, overrides = compute_machine(dm, serving.settings), dm.spec.pod_overrides
+def make_pod_spec(pod: ServerPod, container: Manifest, **fields: object) -> Manifest:
+    """A pod of one container; `fields` are the pod's beside what all have."""
+    machine, overrides = pod.machine, pod.overrides
     asked = {
-        "serviceAccountName": dm.spec.service_account,
+        "serviceAccountName": pod.service_account,
         "imagePullSecrets": [{"name": name} for name in overrides.image_pull_secrets],
         "priorityClassName": overrides.priority_class_name,
         "nodeSelector": {**machine.node_selector, **overrides.node_selector},
@@ -78,7 +89,7 @@ def _make_pod_spec(serving: Serving) -> Manifest:
         "resourceClaims": machine.resource_claims,
     }
     return {
-        # Serving pods need nothing of the Kubernetes API.
+        # They need nothing of the Kubernetes API.
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "securityContext": {
@@ -88,35 +99,16 @@ def _make_pod_spec(serving: Serving) -> Manifest:
             "fsGroup": _SERVER_UID,
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        # The drain, then what is in flight. It is only waited for while there is something.
-        "terminationGracePeriodSeconds": _DRAIN_SECONDS + max(serving.predict_seconds, _PREDICT_SECONDS),
-        "topologySpreadConstraints": _make_spread(dm),
-        "containers": [_make_container(serving, machine)],
-        "volumes": [{"name": name, **source} for name, (_, source) in _volumes(serving).items()],
+        **fields,
+        "containers": [container],
+        "volumes": [{"name": name, **source} for name, (_, source) in _volumes(pod.server).items()],
         **{field: value for field, value in asked.items() if value},
     }
 
 
-def _make_spread(dm: DeployedModel) -> list[Manifest]:
-    """Replicas on many nodes, in many zones, as far as there is room.
-
-    For one replica as well: if the template told how many there are, to scale would be to restart them.
-    """
-    return [
-        {
-            "maxSkew": 1,
-            "topologyKey": key,
-            "whenUnsatisfiable": "ScheduleAnyway",
-            "labelSelector": {"matchLabels": selector(dm.name)},
-            # Each template by itself, or new pods would avoid the nodes of the old ones that they replace.
-            "matchLabelKeys": ["pod-template-hash"],
-        }
-        for key in _SPREAD_OVER
-    ]
-
-
-def _make_container(serving: Serving, machine: Machine) -> Manifest:
-    server = serving.settings.server
+def make_container(pod: ServerPod, **fields: object) -> Manifest:
+    """The container of a pod; `fields` are its own beside what all have."""
+    server, machine = pod.server, pod.machine
     resources = dict(machine.resources)
     if machine.resource_claims:
         resources["claims"] = [{"name": claim.get("name", "")} for claim in machine.resource_claims]
@@ -124,14 +116,11 @@ def _make_container(serving: Serving, machine: Machine) -> Manifest:
         "name": names.SERVER_CONTAINER,
         "image": server.image,
         "imagePullPolicy": server.image_pull_policy,
-        "env": _env(serving, machine),
+        "env": _env(pod),
         **({"envFrom": server.env_from} if server.env_from else {}),
         "ports": [{"name": "http", "containerPort": PORT, "protocol": "TCP"}],
         "resources": resources,
-        # Liveness is asked only once the model is loaded: a slow start is not a dead server.
-        "startupProbe": _probe("/readyz", periodSeconds=1, timeoutSeconds=2, failureThreshold=_STARTUP_SECONDS),
-        "readinessProbe": _probe("/readyz", periodSeconds=2, timeoutSeconds=2, failureThreshold=2),
-        "livenessProbe": _probe("/healthz", periodSeconds=10, timeoutSeconds=5, failureThreshold=3),
+        **fields,
         # The server writes why it cannot start; where it could not even do that, its last lines tell.
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "securityContext": {
@@ -139,24 +128,29 @@ def _make_container(serving: Serving, machine: Machine) -> Manifest:
             "readOnlyRootFilesystem": True,
             "capabilities": {"drop": ["ALL"]},
         },
-        "volumeMounts": [{"name": name, "mountPath": path} for name, (path, _) in _volumes(serving).items()],
+        "volumeMounts": [{"name": name, "mountPath": path} for name, (path, _) in _volumes(server).items()],
     }
 
 
-def _probe(path: str, **timing: int) -> Manifest:
+def make_probe(path: str, **timing: int) -> Manifest:
+    """A probe of the server's own."""
     return {"httpGet": {"path": path, "port": "http"}, **timing}
 
 
-def _env(serving: Serving, machine: Machine) -> list[Manifest]:
-    """The server's variables: the nearer to the DeployedModel the word, the more it counts."""
-    overrides = serving.deployed_model.spec.pod_overrides.env
+def make_variables(values: dict[str, str]) -> list[Manifest]:
+    """Environment variables; none for an empty value."""
+    return [{"name": name, "value": value} for name, value in values.items() if value]
+
+
+def _env(pod: ServerPod) -> list[Manifest]:
+    """The container's variables: the nearer to the resource the word, the more it counts."""
     env: dict[str, Manifest] = {}
     for variable in [
-        *_own_env(serving),
-        *_worker_env(machine),
-        *serving.settings.server.env,
-        *_limits_env(serving),
-        *(variable for variable in overrides if variable.get("name") not in VERSION_VARIABLES),
+        *pod.env,
+        *_worker_env(pod.machine),
+        *pod.server.env,
+        *pod.limits_env,
+        *(variable for variable in pod.overrides.env if variable.get("name") not in VERSION_VARIABLES),
     ]:
         # Kubernetes takes each name once. What refers to others, as $(NAME), has to come after them.
         name = variable.get("name", "")
@@ -165,18 +159,20 @@ def _env(serving: Serving, machine: Machine) -> list[Manifest]:
     return list(env.values())
 
 
-def _own_env(serving: Serving) -> list[Manifest]:
-    dm, model, version = serving.deployed_model, serving.model, serving.version
-    server = serving.settings.server
-    return _variables(
+def make_model_env(
+    model: Model, version: ModelVersion, settings: OperatorSettings, deployed_model: str = ""
+) -> list[Manifest]:
+    """The variables that tell the server what it runs."""
+    server = settings.server
+    return make_variables(
         {
             "PIERHEAD_ARTIFACT_URI": version.artifact_uri,
             "PIERHEAD_ARTIFACT_DIGEST": version.digest or "",
             "PIERHEAD_ALLOW_CODE": "true" if version.allow_code else "",
             "PIERHEAD_MODEL_DIR": _MODEL_DIR,
             "PIERHEAD_MODEL_CACHE_BYTES": _cache_bytes(server),
-            "PIERHEAD_DEPLOYED_MODEL_ID": dm.name,
-            "PIERHEAD_MODEL": names.model_resource(dm.namespace, serving.settings.location, model.name),
+            "PIERHEAD_DEPLOYED_MODEL_ID": deployed_model,
+            "PIERHEAD_MODEL": names.model_resource(model.namespace, settings.location, model.name),
             "PIERHEAD_MODEL_DISPLAY_NAME": model.display_name,
             "PIERHEAD_MODEL_VERSION_ID": version.name,
             # Compiling takes a minute of a CPU: once for all pods who share what comes of it, else not at all.
@@ -202,25 +198,8 @@ def _worker_env(machine: Machine) -> list[Manifest]:
     return [{"name": "PIERHEAD_WORKERS", "valueFrom": {"resourceFieldRef": cpus}}]
 
 
-def _limits_env(serving: Serving) -> list[Manifest]:
-    """What the Endpoint says of its requests, where that is not what the server does anyway."""
-    most = serving.endpoint.spec.max_request_bytes if serving.endpoint else None
-    seconds = serving.predict_seconds
-    return _variables(
-        {
-            "PIERHEAD_MAX_REQUEST_BYTES": str(most or ""),
-            "PIERHEAD_PREDICT_TIMEOUT_SECONDS": str(seconds) if seconds != _PREDICT_SECONDS else "",
-        }
-    )
-
-
-def _variables(values: dict[str, str]) -> list[Manifest]:
-    return [{"name": name, "value": value} for name, value in values.items() if value]
-
-
-def _volumes(serving: Serving) -> dict[str, tuple[str, Manifest]]:
+def _volumes(server: ServerSettings) -> dict[str, tuple[str, Manifest]]:
     """The pod's volumes: where each is mounted, and what it is."""
-    server = serving.settings.server
     volumes: dict[str, tuple[str, Manifest]] = {
         "model": (_MODEL_DIR, server.artifact_cache or {"emptyDir": {}}),
         "tmp": ("/tmp", {"emptyDir": {}}),  # noqa: S108 - the container's own
@@ -228,3 +207,66 @@ def _volumes(serving: Serving) -> dict[str, tuple[str, Manifest]]:
     if server.compiled_cache:
         volumes["compiled"] = (_COMPILED_DIR, server.compiled_cache)
     return volumes
+
+
+# --- of a DeployedModel ----------------------------------------------------------------------------------------------
+
+
+def make_pod_template(serving: Serving) -> Manifest:
+    """What a Deployment makes its pods of."""
+    spec = serving.deployed_model.spec
+    pod = ServerPod(
+        server=serving.settings.server,
+        machine=compute_machine(spec.machine_spec, serving.settings),
+        overrides=spec.pod_overrides,
+        service_account=spec.service_account,
+        env=make_model_env(serving.model, serving.version, serving.settings, serving.deployed_model.name),
+        limits_env=_limits_env(serving),
+    )
+    container = make_container(
+        pod,
+        # Liveness is asked only once the model is loaded: a slow start is not a dead server.
+        startupProbe=make_probe("/readyz", periodSeconds=1, timeoutSeconds=2, failureThreshold=_STARTUP_SECONDS),
+        readinessProbe=make_probe("/readyz", periodSeconds=2, timeoutSeconds=2, failureThreshold=2),
+        livenessProbe=make_probe("/healthz", periodSeconds=10, timeoutSeconds=5, failureThreshold=3),
+    )
+    return {
+        "metadata": make_pod_metadata(spec.pod_overrides, serving.labels),
+        "spec": make_pod_spec(
+            pod,
+            container,
+            # The drain, then what is in flight. It is only waited for while there is something.
+            terminationGracePeriodSeconds=_DRAIN_SECONDS + max(serving.predict_seconds, _PREDICT_SECONDS),
+            topologySpreadConstraints=_make_spread(serving.deployed_model),
+        ),
+    }
+
+
+def _make_spread(dm: DeployedModel) -> list[Manifest]:
+    """Replicas on many nodes, in many zones, as far as there is room.
+
+    For one replica as well: if the template told how many there are, to scale would be to restart them.
+    """
+    return [
+        {
+            "maxSkew": 1,
+            "topologyKey": key,
+            "whenUnsatisfiable": "ScheduleAnyway",
+            "labelSelector": {"matchLabels": selector(dm.name)},
+            # Each template by itself, or new pods would avoid the nodes of the old ones that they replace.
+            "matchLabelKeys": ["pod-template-hash"],
+        }
+        for key in _SPREAD_OVER
+    ]
+
+
+def _limits_env(serving: Serving) -> list[Manifest]:
+    """What the Endpoint says of its requests, where that is not what the server does anyway."""
+    most = serving.endpoint.spec.max_request_bytes if serving.endpoint else None
+    seconds = serving.predict_seconds
+    return make_variables(
+        {
+            "PIERHEAD_MAX_REQUEST_BYTES": str(most or ""),
+            "PIERHEAD_PREDICT_TIMEOUT_SECONDS": str(seconds) if seconds != _PREDICT_SECONDS else "",
+        }
+    )

@@ -129,7 +129,8 @@ SERVING_KINDS = frozenset({"Service", "Deployment", "HorizontalPodAutoscaler", "
 def desired_objects(serving: Serving, in_place: bool = False) -> list[Manifest]:
     """All that should exist for a DeployedModel, in the order in which it is applied."""
     dm = serving.deployed_model
-    objects = [make_service(serving), make_deployment(serving, in_place)]
+    # What takes longest to be of use comes first.
+    objects = [make_deployment(serving, in_place), make_service(serving)]
     if dm.spec.resources.min_replica_count > 1:
         objects.append(make_pod_disruption_budget(serving))
     if is_autoscaled(dm):

@@ -75,3 +75,21 @@ def endpoint() -> Endpoint:
 @pytest.fixture
 def deployed_model() -> DeployedModel:
     return DeployedModel.model_validate(make_deployed_model())
+
+
+def make_batch(
+    labels: dict[str, str] | None = None, annotations: dict[str, str] | None = None, **spec: Any
+) -> dict[str, Any]:
+    made = manifest(
+        "BatchPredictionJob",
+        "nightly",
+        {
+            "model": "photos",
+            "inputConfig": {"gcsSource": {"uris": ["gs://in/photos.jsonl"]}},
+            "outputConfig": {"gcsDestination": {"outputUriPrefix": "gs://out/photos/"}},
+            **spec,
+        },
+    )
+    made["metadata"] |= {"creationTimestamp": "2026-11-22T12:00:00Z", "labels": labels or {}}
+    made["metadata"]["annotations"] = annotations or {}
+    return made

@@ -26,7 +26,7 @@ GATEWAY = {"namespace": "gateways", "name": "public"}
 )
 def test_only_what_the_provider_makes_is_watched(routing, routes):
     settings = OperatorSettings.model_validate({"server": {"image": "i"}, "routing": routing})
-    assert watched_kinds(settings) == OWN_KINDS | SERVING_KINDS | {"Pod"} | routes
+    assert watched_kinds(settings) == OWN_KINDS | SERVING_KINDS | {"Job", "Pod"} | routes
 
 
 def test_foreign_objects_are_never_sent():

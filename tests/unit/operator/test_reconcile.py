@@ -79,6 +79,11 @@ class FakeCluster:
         self.objects[kind, name] = {**before, **deepcopy(manifest)}
         self.objects[kind, name]["metadata"] |= {"uid": f"uid-{name}", "generation": 1}
 
+    async def apply_control(self, live, spec):
+        key = live["kind"], live["metadata"]["name"]
+        self.calls.append(("control", *key))
+        self.objects[key]["spec"] |= spec
+
     async def apply_status(self, resource, status):
         self.calls.append(("status", resource.KIND, resource.name))
         self.objects[resource.KIND, resource.name]["status"] = status.dump()
@@ -122,8 +127,8 @@ async def test_deployed_model_gets_its_objects_and_a_status(make_reconciler):
     cluster, reconciler = make_reconciler(make_model(), make_endpoint(), make_deployed_model())
     await reconciler.reconcile(DM)
     assert cluster.calls == [
-        ("apply", "Service", "dm-photos-1"),
         ("apply", "Deployment", "dm-photos-1"),
+        ("apply", "Service", "dm-photos-1"),
         ("status", "DeployedModel", "photos-1"),
     ]
     assert cluster.ready(DM) == ("False", "Progressing")
@@ -186,6 +191,7 @@ async def test_foreign_object_is_reported_and_left_alone(make_reconciler):
     await reconciler.reconcile(DM)
     assert cluster.objects["Service", "dm-photos-1"] == FOREIGN
     assert cluster.ready(DM) == ("False", "NotOwned")
+    assert ("Deployment", "dm-photos-1") not in cluster.objects, "pods that nobody could reach"
 
 
 async def test_traffic_leaves_what_somebody_elses_service_stands_before(make_reconciler):

@@ -311,12 +311,12 @@ FIELD = "dedicatedResources.machineSpec"
 )
 def test_unknown_machine(settings, machine, message):
     dm = DeployedModel.model_validate(make_deployed_model(dedicatedResources={"machineSpec": machine}))
-    assert unknown_machine(dm, _change(settings, {"machines": MACHINES})) == message
+    assert unknown_machine(dm.spec.machine_spec, _change(settings, {"machines": MACHINES})) == message
 
 
 def test_unknown_machine_where_none_is_known(settings):
     dm = DeployedModel.model_validate(make_deployed_model(dedicatedResources={"machineSpec": {"machineType": "n1"}}))
-    assert "none is known (the chart's machines.machineTypes)" in unknown_machine(dm, settings)
+    assert "none is known (the chart's machines.machineTypes)" in unknown_machine(dm.spec.machine_spec, settings)
 
 
 # Replicas
@@ -336,7 +336,7 @@ def test_deployment_in_place_differs_in_its_strategy_alone(model, settings):
     assert in_place["spec"].pop("strategy")["rollingUpdate"] == {"maxSurge": 0, "maxUnavailable": 1}
     assert usual["spec"].pop("strategy")["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
     assert usual == in_place
-    assert desired_objects(serving, True)[1] == make_deployment(serving, True)
+    assert desired_objects(serving, True)[0] == make_deployment(serving, True)
 
 
 def test_metric_by_both_of_its_names_is_there_once(model, settings):
@@ -368,7 +368,7 @@ def test_needs_apply_stable_no_writes(model, settings):
 
 
 def test_needs_apply_after_changes(model, settings):
-    deployment = desired_objects(_serving(model, settings, {}))[1]
+    deployment = desired_objects(_serving(model, settings, {}))[0]
     marked = mark_applied(deployment)
     assert needs_apply(marked, None)
     by_hand = _live(marked)
@@ -379,7 +379,7 @@ def test_needs_apply_after_changes(model, settings):
 
 
 def test_is_owned(deployed_model, model, settings):
-    service = desired_objects(_serving(model, settings, {}))[0]
+    service = desired_objects(_serving(model, settings, {}))[1]
     assert is_owned(service, deployed_model)
     assert not is_owned({"metadata": {"name": "other"}}, deployed_model)
     reborn = DeployedModel.model_validate(

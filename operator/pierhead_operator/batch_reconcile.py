@@ -1,0 +1,164 @@
+"""The reconcile of a BatchPredictionJob: its Kubernetes Job is made once, watched, and ended when it is cancelled."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+from pierhead_operator import names
+from pierhead_operator.applying import ClusterAccess, apply_all, retry_if_rejected, write_status
+from pierhead_operator.batch_status import ENDED, Observed, compute_batch_status, is_renewed, parse_progress
+from pierhead_operator.cluster import Key
+from pierhead_operator.resources import Manifest, is_owned, unknown_machine
+from pierhead_operator.resources.batch import (
+    Batching,
+    explain_document,
+    is_of_another_try,
+    make_control,
+    make_job,
+    output_folder,
+)
+from pierhead_operator.settings import OperatorSettings
+from pierhead_operator.status import (
+    REASON_MACHINE_UNKNOWN,
+    REASON_MODEL_NOT_FOUND,
+    REASON_MODEL_VERSION_NOT_FOUND,
+    REASON_SPEC_TOO_LARGE,
+    Finding,
+)
+from pierhead_operator.types import BatchPredictionJob, Model, ModelVersion, ShardProgress
+
+_LOOK_AGAIN_SECONDS = 5.0
+_AT_ONCE = 32  # workers that are asked
+
+
+class WorkerAccess(Protocol):
+    """What reconciling needs of prober.Prober."""
+
+    async def ask_progress(self, address: str) -> ShardProgress | None: ...
+
+
+@dataclass(frozen=True)
+class BatchReconciler:
+    """Brings one BatchPredictionJob after the other to its end."""
+
+    cluster: ClusterAccess
+    workers: WorkerAccess
+    settings: OperatorSettings
+    clock: Callable[[], datetime]
+
+    async def reconcile(self, key: Key) -> float | None:
+        """Looks after one job; in how many seconds to look again. Raises ClusterError where another try may help."""
+        batch = await self.cluster.get_resource(BatchPredictionJob, key.namespace, key.name)
+        if batch is None or batch.metadata.deletion_timestamp:
+            return None
+        if batch.status.state in ENDED and not is_renewed(batch):
+            return await self._outlive(batch)
+        model = await self.cluster.get_resource(Model, batch.namespace, batch.spec.model)
+        version = resolve_version(batch, model)
+        batching = Batching(batch, model, version, self.settings) if model and version else None
+        problem = explain_references(batch, model, version) or (explain_batching(batching) if batching else None)
+        if batching and not problem:
+            problem = await self._apply(batching)
+        elif batch.spec.cancel or is_renewed(batch):
+            await self._end(batch)
+        observed = await self._observe(batch, batching, problem)
+        await write_status(self.cluster, batch, batch.status, compute_batch_status(batch, observed, self.clock()))
+        retry_if_rejected(problem)
+        return _LOOK_AGAIN_SECONDS if batching else None
+
+    async def _apply(self, batching: Batching) -> Finding | None:
+        """Makes the Job, or what of it may change."""
+        batch = batching.job
+        live = await self._find_job(batch)
+        if batch.spec.cancel or (live and is_of_another_try(live, batch)):
+            await self._end(batch)
+            return None
+        if live is None:
+            return await apply_all(self.cluster, batch, [make_job(batching)])
+        if control := make_control(batch, live):
+            await self.cluster.apply_control(live, control)
+        return None
+
+    async def _end(self, batch: BatchPredictionJob) -> None:
+        """Takes the workers away; what they committed stays."""
+        if live := await self._find_job(batch):
+            await self.cluster.delete(live)
+
+    async def _find_job(self, batch: BatchPredictionJob) -> Manifest | None:
+        live = await self.cluster.get("Job", batch.namespace, names.batch(batch.name))
+        return live if live and is_owned(live, batch) else None
+
+    async def _find_present_job(self, batch: BatchPredictionJob) -> Manifest | None:
+        live = await self._find_job(batch)
+        return None if live and is_of_another_try(live, batch) else live
+
+    async def _observe(self, batch: BatchPredictionJob, batching: Batching | None, problem: Finding | None) -> Observed:
+        labels = {**names.OURS, names.LABEL_BATCH_PREDICTION_JOB: batch.name}
+        pods = await self.cluster.list_objects("Pod", batch.namespace, labels)
+        return Observed(
+            version=batching.version.name if batching else batch.status.model_version,
+            output=output_folder(batch, batching.model) if batching else batch.status.output_info.gcs_output_directory,
+            problem=problem,
+            job=await self._find_present_job(batch),
+            pods=pods,
+            progress=[*await self._ask_all(pods), *(told for pod in pods if (told := parse_progress(pod)))],
+        )
+
+    async def _ask_all(self, pods: Sequence[Manifest]) -> list[ShardProgress]:
+        """How far the workers are that run."""
+        limit = asyncio.Semaphore(_AT_ONCE)
+
+        async def ask(address: str) -> ShardProgress | None:
+            async with limit:
+                return await self.workers.ask_progress(address)
+
+        running = [pod["status"] for pod in pods if pod.get("status", {}).get("phase") == "Running"]
+        answers = await asyncio.gather(*(ask(status["podIP"]) for status in running if status.get("podIP")))
+        return [answer for answer in answers if answer]
+
+    async def _outlive(self, batch: BatchPredictionJob) -> float | None:
+        """Deletes a job some time after its end, if it is to be; in how many seconds."""
+        after, end = batch.spec.ttl_seconds_after_finished, batch.status.end_time
+        if after is None or end is None:
+            return None
+        left = after - (self.clock() - end).total_seconds()
+        if left > 0:
+            return left
+        await self.cluster.delete(batch_manifest(batch))
+        return None
+
+
+def batch_manifest(batch: BatchPredictionJob) -> Manifest:
+    """As much of it as a deletion needs."""
+    metadata = {"name": batch.name, "namespace": batch.namespace, "uid": batch.metadata.uid}
+    return {"kind": batch.KIND, "metadata": metadata}
+
+
+def resolve_version(batch: BatchPredictionJob, model: Model | None) -> ModelVersion | None:
+    """The version that predicts: the one that the job began with, else the named one, else the default."""
+    if model is None:
+        return None
+    name = batch.status.model_version or batch.spec.model_version or model.spec.default_version
+    return model.spec.find_version(name)
+
+
+def explain_references(batch: BatchPredictionJob, model: Model | None, version: ModelVersion | None) -> Finding | None:
+    """What a job refers to and is not there."""
+    if model is None:
+        return Finding(REASON_MODEL_NOT_FOUND, f"no Model {batch.spec.model} in namespace {batch.namespace}")
+    if version is None:
+        there = ", ".join(v.name for v in model.spec.versions)
+        wanted = batch.status.model_version or batch.spec.model_version
+        return Finding(REASON_MODEL_VERSION_NOT_FOUND, f"Model {model.name} has no version {wanted}; it has {there}")
+    return None
+
+
+def explain_batching(batching: Batching) -> Finding | None:
+    """Why no worker can be made of it."""
+    if unknown := unknown_machine(batching.job.spec.dedicated_resources.machine_spec, batching.settings):
+        return Finding(REASON_MACHINE_UNKNOWN, unknown)
+    if too_large := explain_document(batching):
+        return Finding(REASON_SPEC_TOO_LARGE, too_large)
+    return None

@@ -1,0 +1,281 @@
+"""What is true of a BatchPredictionJob: a pure function from what was observed to its status."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from pydantic import ValidationError
+
+from pierhead_operator.resources import Manifest
+from pierhead_operator.resources.batch import is_queued, renew_value
+from pierhead_operator.status import (
+    READY,
+    REASON_ARTIFACT_INVALID,
+    REASON_ARTIFACT_NOT_FOUND,
+    REASON_ARTIFACT_UNREACHABLE,
+    REASON_CANCELLED,
+    REASON_DEADLINE_EXCEEDED,
+    REASON_FAILED,
+    REASON_INPUT_INVALID,
+    REASON_INPUT_NOT_FOUND,
+    REASON_OUT_OF_MEMORY,
+    REASON_OUTPUT_NOT_WRITABLE,
+    REASON_PENDING,
+    REASON_QUEUED,
+    REASON_RUNNING,
+    REASON_STORAGE_UNREACHABLE,
+    REASON_SUCCEEDED,
+    Finding,
+    explain_pod,
+    judge,
+    judge_progress,
+)
+from pierhead_operator.types import (
+    BatchPredictionJob,
+    BatchPredictionJobStatus,
+    CompletionStats,
+    JobError,
+    JobState,
+    OutputInfo,
+    ResourcesConsumed,
+    ShardProgress,
+)
+
+WORKER_REASONS = (
+    REASON_INPUT_NOT_FOUND,
+    REASON_INPUT_INVALID,
+    REASON_OUTPUT_NOT_WRITABLE,
+    REASON_STORAGE_UNREACHABLE,
+)
+ENDED: tuple[JobState, ...] = (
+    "JOB_STATE_SUCCEEDED",
+    "JOB_STATE_PARTIALLY_SUCCEEDED",
+    "JOB_STATE_FAILED",
+    "JOB_STATE_CANCELLED",
+)
+RENEWABLE = ("JOB_STATE_PARTIALLY_SUCCEEDED", "JOB_STATE_FAILED")
+# Those of google.rpc.Code.
+_CODES = {
+    REASON_INPUT_INVALID: 3,
+    REASON_ARTIFACT_INVALID: 3,
+    REASON_DEADLINE_EXCEEDED: 4,
+    REASON_INPUT_NOT_FOUND: 5,
+    REASON_ARTIFACT_NOT_FOUND: 5,
+    REASON_OUTPUT_NOT_WRITABLE: 7,
+    REASON_OUT_OF_MEMORY: 8,
+    REASON_ARTIFACT_UNREACHABLE: 14,
+    REASON_STORAGE_UNREACHABLE: 14,
+}
+_UNKNOWN_CODE = 13
+_INDEX = "batch.kubernetes.io/job-completion-index"
+_MOST_FAILURES = 10
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What there is of a job: its version, its Kubernetes Job and pods, and how far running workers say they are."""
+
+    version: str
+    output: str
+    problem: Finding | None
+    job: Manifest | None
+    pods: Sequence[Manifest]
+    progress: Sequence[ShardProgress]
+
+
+def is_renewed(batch: BatchPredictionJob) -> bool:
+    """Whether somebody asks for another try of a job that ended without all of its predictions."""
+    asked = renew_value(batch)
+    return batch.status.state in RENEWABLE and asked != batch.status.renewed
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The state of a job, and why."""
+
+    state: JobState
+    finding: Finding
+
+
+def decide_state(batch: BatchPredictionJob, observed: Observed, *, started: bool) -> Verdict:
+    """Vertex AI's state of a job that had not ended before; `started`: a worker was once seen."""
+    conditions = {c["type"]: c for c in _status(observed.job).get("conditions", []) if c["status"] == "True"}
+    if batch.spec.cancel and "Complete" not in conditions:
+        if observed.job or observed.pods:
+            return Verdict("JOB_STATE_CANCELLING", Finding(REASON_CANCELLED, "the workers end"))
+        return Verdict("JOB_STATE_CANCELLED", Finding(REASON_CANCELLED, "spec.cancel is true"))
+    if "Complete" in conditions:
+        return Verdict("JOB_STATE_SUCCEEDED", Finding(REASON_SUCCEEDED, "every instance has a prediction or an error"))
+    if "Failed" in conditions:
+        return _judge_failure(conditions["Failed"], observed)
+    if observed.job is None:
+        pending = Finding(REASON_PENDING, "the workers are about to be made")
+        return Verdict("JOB_STATE_PENDING", observed.problem or pending)
+    if observed.job["spec"].get("suspend"):
+        why = "a queue decides when it starts" if is_queued(batch) else "spec.suspend is true"
+        return Verdict("JOB_STATE_QUEUED", Finding(REASON_QUEUED, why))
+    trouble = explain_pods(observed.pods)
+    if any(_is_running(pod) for pod in observed.pods) or started:
+        return Verdict("JOB_STATE_RUNNING", trouble or Finding(REASON_RUNNING, "the workers predict"))
+    return Verdict("JOB_STATE_PENDING", trouble or Finding(REASON_PENDING, "the workers start"))
+
+
+def _judge_failure(condition: Mapping[str, Any], observed: Observed) -> Verdict:
+    if condition.get("reason") == "DeadlineExceeded":
+        finding = Finding(REASON_DEADLINE_EXCEEDED, "not done within spec.activeDeadlineSeconds")
+    else:
+        finding = explain_pods(observed.pods) or Finding(REASON_FAILED, condition.get("message", ""))
+    partly = condition.get("reason") == "FailedIndexes" and _status(observed.job).get("succeeded", 0)
+    return Verdict("JOB_STATE_PARTIALLY_SUCCEEDED" if partly else "JOB_STATE_FAILED", finding)
+
+
+def explain_pods(pods: Sequence[Manifest]) -> Finding | None:
+    """Why workers do not predict, from the pods themselves; None where nothing is wrong."""
+    findings = [finding for pod in _find_last(pods) if (finding := explain_worker(pod))]
+    # The same pods in another order must give the same status.
+    return min(findings, key=lambda finding: (finding.reason, finding.message), default=None)
+
+
+def _find_last(pods: Sequence[Manifest]) -> list[Manifest]:
+    """Of each shard's workers the last one: another one took the place of those before."""
+    last: dict[str, Manifest] = {}
+    for pod in sorted(pods, key=lambda pod: str(pod["metadata"].get("creationTimestamp", ""))):
+        last[pod["metadata"].get("labels", {}).get(_INDEX, "")] = pod
+    return list(last.values())
+
+
+def explain_worker(pod: Manifest) -> Finding | None:
+    """Why a worker does not predict; None while it does, ends well or leaves."""
+    if pod.get("status", {}).get("phase") == "Succeeded":
+        return None
+    finding = explain_pod(pod)
+    if finding is None:
+        return None
+    # `the server ended with exit code 65: InputNotFound: gs://...`
+    for reason in WORKER_REASONS:
+        _, found, message = finding.message.partition(f"{reason}: ")
+        if found:
+            return Finding(reason, message)
+    return finding
+
+
+def merge_progress(before: Sequence[ShardProgress], news: Sequence[ShardProgress]) -> list[ShardProgress]:
+    """How far each shard is: what was committed once stays, whoever tells less by now."""
+    known = {one.shard: one for one in before}
+    for one in news:
+        old = known.get(one.shard)
+        if old is None or (one.done, one.bytes_done) >= (old.done, old.bytes_done):
+            known[one.shard] = one
+    return [known[shard] for shard in sorted(known)]
+
+
+def compute_batch_status(batch: BatchPredictionJob, observed: Observed, now: datetime) -> BatchPredictionJobStatus:
+    """The status of a BatchPredictionJob."""
+    before = batch.status if not is_renewed(batch) else BatchPredictionJobStatus()
+    if before.state in ENDED:
+        return before
+    verdict = decide_state(batch, observed, started=before.start_time is not None)
+    ended, started = verdict.state in ENDED, verdict.state == "JOB_STATE_RUNNING" or before.start_time
+    shards = merge_progress(before.shards, observed.progress)
+    start = before.start_time or (now if started else None)
+    running = sum(_is_running(pod) for pod in observed.pods)
+    status = BatchPredictionJobStatus(
+        observed_generation=batch.metadata.generation,
+        conditions=_judge_all(batch, verdict, now),
+        state=verdict.state,
+        progress=_render_progress(shards, verdict.state),
+        model_version=observed.version,
+        create_time=batch.metadata.creation_timestamp,
+        start_time=start,
+        end_time=now if ended else None,
+        update_time=before.update_time,
+        estimated_end_time=None if ended or start is None else _estimate_end(start, shards, now),
+        completion_stats=_count(shards, complete=verdict.state == "JOB_STATE_SUCCEEDED"),
+        output_info=OutputInfo(gcs_output_directory=observed.output),
+        partial_failures=_find_failures(observed.pods) if ended else [],
+        error=_make_error(verdict.finding) if verdict.state == "JOB_STATE_FAILED" else None,
+        resources_consumed=_consume(before, running, now),
+        shards=shards,
+        renewed=renew_value(batch),
+    )
+    return status if status == before else status.model_copy(update={"update_time": now})
+
+
+def _judge_all(batch: BatchPredictionJob, verdict: Verdict, now: datetime) -> list[Any]:
+    done = verdict.state == "JOB_STATE_SUCCEEDED"
+    failed = verdict.state in ENDED and not done
+    return [
+        judge(READY, done, verdict.finding, batch, now),
+        *judge_progress(None if done else verdict.finding, batch, now, final=failed),
+    ]
+
+
+def _count(shards: Sequence[ShardProgress], *, complete: bool) -> CompletionStats:
+    return CompletionStats(
+        successful_count=sum(one.successful for one in shards),
+        failed_count=sum(one.failed for one in shards),
+        incomplete_count=0 if complete else -1,
+    )
+
+
+def _render_progress(shards: Sequence[ShardProgress], state: JobState) -> str:
+    if state == "JOB_STATE_SUCCEEDED":
+        return "100%"
+    done, total = _sum_bytes(shards)
+    return f"{math.floor(100 * done / total)}%" if total else ""
+
+
+def _sum_bytes(shards: Sequence[ShardProgress]) -> tuple[int, int]:
+    return sum(one.bytes_done for one in shards), sum(one.bytes_total for one in shards)
+
+
+def _estimate_end(start: datetime, shards: Sequence[ShardProgress], now: datetime) -> datetime | None:
+    done, total = _sum_bytes(shards)
+    if not done:
+        return None
+    left = (now - start) * ((total - done) / done)
+    return (now + left).replace(second=0, microsecond=0) + timedelta(minutes=1)
+
+
+def _consume(before: BatchPredictionJobStatus, running: int, now: datetime) -> ResourcesConsumed:
+    """Since the last look, by those who run now."""
+    since = before.update_time if before.start_time else None
+    hours = running * (now - since).total_seconds() / 3600 if since else 0.0
+    return ResourcesConsumed(replica_hours=round(before.resources_consumed.replica_hours + hours, 6))
+
+
+def _find_failures(pods: Sequence[Manifest]) -> list[JobError]:
+    """One for each part that failed for good, of a few."""
+    found = {}
+    for pod in _find_last(pods):
+        if pod.get("status", {}).get("phase") == "Failed" and (finding := explain_worker(pod)):
+            shard = pod["metadata"].get("labels", {}).get(_INDEX, "")
+            found[shard] = _make_error(Finding(finding.reason, f"shard {shard}: {finding.message}"))
+    return [found[shard] for shard in sorted(found)][:_MOST_FAILURES]
+
+
+def _make_error(finding: Finding) -> JobError:
+    return JobError(code=_CODES.get(finding.reason, _UNKNOWN_CODE), message=f"{finding.reason}: {finding.message}")
+
+
+def _is_running(pod: Manifest) -> bool:
+    return bool(pod.get("status", {}).get("phase") == "Running" and not pod["metadata"].get("deletionTimestamp"))
+
+
+def _status(job: Manifest | None) -> Mapping[str, Any]:
+    status: Mapping[str, Any] = (job or {}).get("status", {})
+    return status
+
+
+def parse_progress(pod: Manifest) -> ShardProgress | None:
+    """What a worker that ended well said at its end; None of others."""
+    status = pod.get("status", {})
+    if status.get("phase") != "Succeeded":
+        return None
+    ended = [container.get("state", {}).get("terminated") or {} for container in status.get("containerStatuses", [])]
+    try:
+        return ShardProgress.model_validate_json(next(iter(ended), {}).get("message", ""))
+    except ValidationError:  # cut off by the node, or somebody else's
+        return None

@@ -1,0 +1,179 @@
+"""What should exist for a BatchPredictionJob: an Indexed Job, of which each index is one part of the input. Pure."""
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from pierhead_operator import names
+from pierhead_operator.resources.machines import compute_machine
+from pierhead_operator.resources.objects import Manifest, make_metadata
+from pierhead_operator.resources.pods import (
+    ServerPod,
+    make_container,
+    make_model_env,
+    make_pod_metadata,
+    make_pod_spec,
+    make_probe,
+    make_variables,
+)
+from pierhead_operator.settings import OperatorSettings
+from pierhead_operator.types import BatchPredictionJob, Model, ModelVersion
+
+# What a worker exits with where no other try would help; its last words tell why.
+EXIT_USER_ERROR = 65
+# One string of a process's environment can be 128 KiB.
+MAX_DOCUMENT_BYTES = 120 * 1024
+_QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+# A worker that is lost takes a chunk with it, and the next one goes on from there: many may be lost.
+_RETRIES_OF_A_SHARD = 100
+# To commit what is being written.
+_GRACE_SECONDS = 20
+_PVC = re.compile(r"^pvc://([^/]+)/")
+_PVC_FOLDER = "/pierhead/pvc"
+
+
+@dataclass(frozen=True)
+class Batching:
+    """A BatchPredictionJob together with what it resolves to."""
+
+    job: BatchPredictionJob
+    model: Model
+    version: ModelVersion
+    settings: OperatorSettings
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """The labels of all that belongs to it."""
+        return {
+            names.LABEL_NAME: "pierhead-batch",
+            names.LABEL_BATCH_PREDICTION_JOB: self.job.name,
+            names.LABEL_MODEL: self.job.spec.model,
+        }
+
+
+def output_folder(job: BatchPredictionJob, model: Model) -> str:
+    """The job's own folder, as Vertex AI names it: of the model and of the moment in which the job was made."""
+    prefix = job.spec.output_config.gcs_destination.output_uri_prefix.rstrip("/")
+    shown = re.sub(r"[^\w.-]+", "_", model.display_name or model.name)
+    created = job.metadata.creation_timestamp
+    assert created is not None  # the API server gave it
+    return f"{prefix}/prediction-{shown}-{created:%Y_%m_%dT%H_%M_%S}Z"
+
+
+def make_document(batching: Batching) -> str:
+    """What a worker is told: one JSON document."""
+    job = batching.job
+    spec = job.spec
+    document: dict[str, Any] = {
+        "inputFormat": spec.input_config.instances_format,
+        "inputUris": spec.input_config.gcs_source.uris,
+        "outputFormat": spec.output_config.predictions_format,
+        "outputUri": output_folder(job, batching.model),
+        "modelParameters": spec.model_parameters,
+        "shards": spec.dedicated_resources.max_replicas,
+        "batchSize": spec.manual_batch_tuning_parameters.batch_size,
+    }
+    return json.dumps(document, separators=(",", ":"), sort_keys=True)
+
+
+def explain_document(batching: Batching) -> str | None:
+    """Why a worker cannot be told what to do; None where it can."""
+    size = len(make_document(batching).encode())
+    if size <= MAX_DOCUMENT_BYTES:
+        return None
+    return f"spec.inputConfig.gcsSource.uris and modelParameters: {size} bytes: name the files by * or by a folder"
+
+
+def make_job(batching: Batching) -> Manifest:
+    """The workers. Made once: of what it runs nothing of a Job can change."""
+    job = batching.job
+    replicas = job.spec.dedicated_resources.max_replicas
+    spec: Manifest = {
+        "completionMode": "Indexed",
+        "completions": replicas,
+        "parallelism": replicas,
+        "backoffLimitPerIndex": _RETRIES_OF_A_SHARD,
+        "podReplacementPolicy": "Failed",
+        "podFailurePolicy": {
+            "rules": [
+                {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+                {
+                    "action": "FailJob",
+                    "onExitCodes": {
+                        "containerName": names.SERVER_CONTAINER,
+                        "operator": "In",
+                        "values": [EXIT_USER_ERROR],
+                    },
+                },
+            ]
+        },
+        # A queue decides when it begins; so does whoever suspends it.
+        "suspend": job.spec.suspend or is_queued(job),
+        "template": _make_template(batching),
+    }
+    if job.spec.active_deadline_seconds:
+        spec["activeDeadlineSeconds"] = job.spec.active_deadline_seconds
+    queue = {_QUEUE_LABEL: job.metadata.labels[_QUEUE_LABEL]} if is_queued(job) else {}
+    metadata = make_metadata(names.batch(job.name), job, {**batching.labels, **queue})
+    metadata["annotations"] = {names.ANNOTATION_RENEW: renew_value(job)}
+    return {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": spec}
+
+
+def renew_value(job: BatchPredictionJob) -> str:
+    """What asks for another try, each time that it changes."""
+    return job.metadata.annotations.get(names.ANNOTATION_RENEW, "")
+
+
+def is_of_another_try(live: Manifest, job: BatchPredictionJob) -> bool:
+    """Whether a Job was made before the last try was asked for."""
+    return bool(live["metadata"].get("annotations", {}).get(names.ANNOTATION_RENEW, "") != renew_value(job))
+
+
+def make_control(job: BatchPredictionJob, live: Manifest) -> Manifest:
+    """What of the spec of a Job that is there has to be changed; empty where nothing has."""
+    wanted: Manifest = {}
+    if not is_queued(job):  # what a queue takes away or gives is not ours to say
+        wanted["suspend"] = job.spec.suspend
+    if job.spec.active_deadline_seconds:
+        wanted["activeDeadlineSeconds"] = job.spec.active_deadline_seconds
+    changed = any(live["spec"].get(field) != value for field, value in wanted.items())
+    return wanted if changed else {}
+
+
+def is_queued(job: BatchPredictionJob) -> bool:
+    """Whether Kueue decides when the job runs."""
+    return _QUEUE_LABEL in job.metadata.labels
+
+
+def _make_template(batching: Batching) -> Manifest:
+    job, settings = batching.job, batching.settings
+    spec = job.spec
+    pod = ServerPod(
+        server=settings.server,
+        machine=compute_machine(spec.dedicated_resources.machine_spec, settings),
+        overrides=spec.pod_overrides,
+        service_account=spec.service_account,
+        env=[
+            *make_model_env(batching.model, batching.version, settings),
+            # Kubernetes would put other variables' values where it sees $(NAME).
+            *make_variables({"PIERHEAD_BATCH_JOB": make_document(batching).replace("$(", "$$(")}),
+        ],
+    )
+    container = make_container(
+        pod,
+        args=["batch"],
+        startupProbe=make_probe("/healthz", periodSeconds=2, timeoutSeconds=2, failureThreshold=900),
+        livenessProbe=make_probe("/healthz", periodSeconds=10, timeoutSeconds=5, failureThreshold=6),
+    )
+    claims = _claims(job)
+    container["volumeMounts"] += [{"name": f"pvc-{claim}", "mountPath": f"{_PVC_FOLDER}/{claim}"} for claim in claims]
+    pod_spec = make_pod_spec(pod, container, restartPolicy="Never", terminationGracePeriodSeconds=_GRACE_SECONDS)
+    pod_spec["volumes"] += [{"name": f"pvc-{claim}", "persistentVolumeClaim": {"claimName": claim}} for claim in claims]
+    return {"metadata": make_pod_metadata(spec.pod_overrides, batching.labels), "spec": pod_spec}
+
+
+def _claims(job: BatchPredictionJob) -> list[str]:
+    """The PersistentVolumeClaims that the job's addresses name."""
+    uris = [*job.spec.input_config.gcs_source.uris, job.spec.output_config.gcs_destination.output_uri_prefix]
+    return sorted({found[1] for uri in uris if (found := _PVC.match(uri))})

@@ -1,0 +1,205 @@
+"""The reconcile of a BatchPredictionJob against a fake cluster."""
+
+import json
+
+import pytest
+from pierhead_operator.batch_reconcile import BatchReconciler
+from pierhead_operator.cluster import Key
+from pierhead_operator.types import ShardProgress
+
+from tests.unit.operator.conftest import NOW, make_batch, make_model
+from tests.unit.operator.test_reconcile import Clock, FakeCluster
+
+BATCH = Key("BatchPredictionJob", "default", "nightly")
+LABELS = {"app.kubernetes.io/managed-by": "pierhead", "pierhead.dev/batch-prediction-job": "nightly"}
+
+
+class FakeWorkers:
+    """Workers by their address. Fake because there are no pods."""
+
+    def __init__(self):
+        self.progress = {}
+
+    async def ask_progress(self, address):
+        return self.progress.get(address)
+
+
+@pytest.fixture
+def make_reconciler(settings):
+    def make(*objects):
+        cluster = FakeCluster(*objects)
+        return cluster, BatchReconciler(cluster, FakeWorkers(), settings, Clock())
+
+    return make
+
+
+def _put_pod(cluster, shard=0, phase="Running"):
+    labels = {**LABELS, "batch.kubernetes.io/job-completion-index": str(shard)}
+    cluster.objects["Pod", f"worker-{shard}"] = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": f"worker-{shard}", "labels": labels},
+        "status": {"phase": phase, "podIP": f"10.0.0.{shard}"},
+    }
+
+
+def _end(cluster, type_="Complete", **condition):
+    cluster.objects["Job", "bpj-nightly"]["status"] = {"conditions": [{"type": type_, "status": "True", **condition}]}
+
+
+def _state(cluster):
+    return cluster.objects["BatchPredictionJob", "nightly"]["status"]["state"].removeprefix("JOB_STATE_")
+
+
+async def test_job_is_made_once_watched_and_ends(make_reconciler):
+    cluster, reconciler = make_reconciler(make_model(), make_batch())
+    assert await reconciler.reconcile(BATCH)
+    assert cluster.calls == [("apply", "Job", "bpj-nightly"), ("status", "BatchPredictionJob", "nightly")]
+    cluster.calls.clear()
+    await reconciler.reconcile(BATCH)
+    assert cluster.calls == [], "stable: no writes"
+    _put_pod(cluster)
+    reconciler.workers.progress["10.0.0.0"] = ShardProgress(shard=0, successful=5, bytes_done=1, bytes_total=2)
+    await reconciler.reconcile(BATCH)
+    status = cluster.objects["BatchPredictionJob", "nightly"]["status"]
+    assert (_state(cluster), status["progress"]) == ("RUNNING", "50%")
+    assert status["modelVersion"] == "1"
+    assert status["outputInfo"]["gcsOutputDirectory"] == "gs://out/photos/prediction-Photos-2026_11_22T12_00_00Z"
+    _end(cluster)
+    del cluster.objects["Pod", "worker-0"]
+    await reconciler.reconcile(BATCH)
+    status = cluster.objects["BatchPredictionJob", "nightly"]["status"]
+    assert _state(cluster) == "SUCCEEDED"
+    assert status["completionStats"]["successfulCount"] == 5
+    cluster.calls.clear()
+    assert await reconciler.reconcile(BATCH) is None
+    assert cluster.calls == []
+
+
+async def test_installations_change_leaves_what_runs(make_reconciler, settings):
+    """Nothing of what a Job runs can be changed."""
+    cluster, reconciler = make_reconciler(make_model(), make_batch())
+    await reconciler.reconcile(BATCH)
+    changed = settings.model_copy(update={"server": settings.server.model_copy(update={"image": "other"})})
+    cluster.calls.clear()
+    await BatchReconciler(cluster, FakeWorkers(), changed, Clock()).reconcile(BATCH)
+    assert cluster.calls == []
+
+
+async def test_model_that_comes_later_is_waited_for(make_reconciler):
+    cluster, reconciler = make_reconciler(make_batch())
+    await reconciler.reconcile(BATCH)
+    assert cluster.ready(BATCH) == ("False", "ModelNotFound")
+    assert _state(cluster) == "PENDING"
+    cluster.objects["Model", "photos"] = make_model()
+    await reconciler.reconcile(BATCH)
+    assert ("apply", "Job", "bpj-nightly") in cluster.calls
+
+
+async def test_alias_is_resolved_and_the_version_stays(make_reconciler):
+    versions = [
+        {"name": "1", "artifactUri": "gs://models/photos/1", "aliases": ["stable"]},
+        {"name": "2", "artifactUri": "gs://models/photos/2"},
+    ]
+    cluster, reconciler = make_reconciler(make_model(versions=versions), make_batch(modelVersion="stable"))
+    await reconciler.reconcile(BATCH)
+    versions[0]["aliases"], versions[1]["aliases"] = [], ["stable"]
+    cluster.objects["Model", "photos"] = make_model(versions=versions)
+    await reconciler.reconcile(BATCH)
+    assert cluster.objects["BatchPredictionJob", "nightly"]["status"]["modelVersion"] == "1"
+
+
+async def test_cancel_takes_the_workers_away(make_reconciler):
+    cluster, reconciler = make_reconciler(make_model(), make_batch())
+    await reconciler.reconcile(BATCH)
+    _put_pod(cluster)
+    cluster.objects["BatchPredictionJob", "nightly"]["spec"]["cancel"] = True
+    await reconciler.reconcile(BATCH)
+    assert ("delete", "Job", "bpj-nightly") in cluster.calls
+    assert _state(cluster) == "CANCELLING"
+    del cluster.objects["Pod", "worker-0"]
+    await reconciler.reconcile(BATCH)
+    assert _state(cluster) == "CANCELLED"
+
+
+async def test_suspended_job_is_told_so_and_nothing_else(make_reconciler):
+    cluster, reconciler = make_reconciler(make_model(), make_batch())
+    await reconciler.reconcile(BATCH)
+    cluster.objects["BatchPredictionJob", "nightly"]["spec"]["suspend"] = True
+    await reconciler.reconcile(BATCH)
+    assert cluster.objects["Job", "bpj-nightly"]["spec"]["suspend"] is True
+    assert _state(cluster) == "QUEUED"
+
+
+async def test_deadline_may_come_later(make_reconciler):
+    cluster, reconciler = make_reconciler(make_model(), make_batch())
+    await reconciler.reconcile(BATCH)
+    cluster.objects["BatchPredictionJob", "nightly"]["spec"]["activeDeadlineSeconds"] = 60
+    await reconciler.reconcile(BATCH)
+    assert cluster.objects["Job", "bpj-nightly"]["spec"]["activeDeadlineSeconds"] == 60
+    cluster.calls.clear()
+    await reconciler.reconcile(BATCH)
+    assert cluster.calls == []
+
+
+async def test_queue_alone_starts_what_is_in_it(make_reconciler):
+    cluster, reconciler = make_reconciler(make_model(), make_batch(labels={"kueue.x-k8s.io/queue-name": "gpus"}))
+    await reconciler.reconcile(BATCH)
+    job = cluster.objects["Job", "bpj-nightly"]
+    assert job["spec"]["suspend"] is True
+    assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "gpus"
+    job["spec"]["suspend"] = False  # the queue gave it room
+    cluster.calls.clear()
+    await reconciler.reconcile(BATCH)
+    assert not [call for call in cluster.calls if call[1] == "Job"]
+
+
+async def test_another_try_takes_the_same_folder(make_reconciler):
+    cluster, reconciler = make_reconciler(make_model(), make_batch())
+    await reconciler.reconcile(BATCH)
+    _end(cluster, "Failed", reason="PodFailurePolicy", message="m")
+    await reconciler.reconcile(BATCH)
+    assert _state(cluster) == "FAILED"
+
+    def document():
+        env = cluster.objects["Job", "bpj-nightly"]["spec"]["template"]["spec"]["containers"][0]["env"]
+        return json.loads(next(one["value"] for one in env if one["name"] == "PIERHEAD_BATCH_JOB"))
+
+    before = document()
+    cluster.objects["BatchPredictionJob", "nightly"]["metadata"]["annotations"]["pierhead.dev/renew"] = "again"
+    old = cluster.objects["Job", "bpj-nightly"]
+    await reconciler.reconcile(BATCH)
+    assert ("delete", "Job", "bpj-nightly") in cluster.calls
+    cluster.objects["Job", "bpj-nightly"] = old  # its end takes a moment
+    await reconciler.reconcile(BATCH)
+    assert _state(cluster) == "PENDING", "what the old one came to is of no interest any more"
+    cluster.objects.pop(("Job", "bpj-nightly"), None)
+    await reconciler.reconcile(BATCH)
+    assert _state(cluster) == "PENDING"
+    assert document() == before
+
+
+async def test_job_deletes_itself_when_its_time_is_over(make_reconciler):
+    cluster, reconciler = make_reconciler(make_model(), make_batch(ttlSecondsAfterFinished=60))
+    await reconciler.reconcile(BATCH)
+    _end(cluster)
+    await reconciler.reconcile(BATCH)
+    assert await reconciler.reconcile(BATCH) == 60
+    reconciler.clock.now = NOW.replace(minute=2)
+    await reconciler.reconcile(BATCH)
+    assert ("BatchPredictionJob", "nightly") not in cluster.objects
+
+
+async def test_foreign_job_is_left_alone(make_reconciler):
+    foreign = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "bpj-nightly", "uid": "x"}, "spec": {}}
+    cluster, reconciler = make_reconciler(make_model(), make_batch(), foreign)
+    await reconciler.reconcile(BATCH)
+    assert cluster.ready(BATCH) == ("False", "NotOwned")
+    assert cluster.objects["Job", "bpj-nightly"] == foreign
+
+
+async def test_too_many_addresses_are_told(make_reconciler):
+    uris = [f"gs://in/{'x' * 2000}/{number}" for number in range(100)]
+    cluster, reconciler = make_reconciler(make_model(), make_batch(inputConfig={"gcsSource": {"uris": uris}}))
+    await reconciler.reconcile(BATCH)
+    assert cluster.ready(BATCH) == ("False", "SpecTooLarge")
