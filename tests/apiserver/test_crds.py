@@ -150,6 +150,11 @@ REFUSED_AT_CREATION = {
     "workers max below start": (
         changed(BATCH_PREDICTION_JOB, "spec.dedicatedResources.maxReplicaCount", 1),
         "maxReplicaCount must be at least startingReplicaCount"),
+    "a container of one's own": (
+        changed(BATCH_PREDICTION_JOB, "spec.unmanagedContainerModel", {"artifactUri": "gs://a"}),
+        "unmanagedContainerModel is not supported"),
+    "input from nowhere": (
+        changed(BATCH_PREDICTION_JOB, "spec.inputConfig.gcsSource.uris", ["photos.jsonl"]), "uris[0] in body should match"),
     "no input": (changed(BATCH_PREDICTION_JOB, "spec.inputConfig", None), "spec.inputConfig: Required value"),
     "name too long": (changed(MODEL, "metadata.name", "x" * 64), "metadata.name must be at most 63 characters"),
     "name with dots": (changed(ENDPOINT, "metadata.name", "a.b"), "metadata.name must be at most 63 characters"),
@@ -169,6 +174,15 @@ REFUSED_AT_UPDATE = {
     "model": (DEPLOYED_MODEL, changed(DEPLOYED_MODEL, "spec.model", "other"), "model is immutable"),
     "model of a job": (
         BATCH_PREDICTION_JOB, changed(BATCH_PREDICTION_JOB, "spec.model", "other"), "model is immutable"),
+    "input of a job": (
+        BATCH_PREDICTION_JOB,
+        changed(BATCH_PREDICTION_JOB, "spec.inputConfig.gcsSource.uris", ["gs://in/others.jsonl"]),
+        "inputConfig is immutable"),
+    "output of a job": (
+        BATCH_PREDICTION_JOB,
+        changed(BATCH_PREDICTION_JOB, "spec.outputConfig.predictionsFormat", "csv"), "outputConfig is immutable"),
+    "cancelled job that is to go on": (
+        changed(BATCH_PREDICTION_JOB, "spec.cancel", True), BATCH_PREDICTION_JOB, "a job that was cancelled stays so"),
 }  # fmt: skip
 
 TAKEN_AT_UPDATE = {
@@ -277,6 +291,6 @@ def test_kubectl_shows_all_kinds_by_category_and_short_names(kubectl, created):
         "mdl": ["NAME", "DEFAULT", "READY", "AGE"],
         "pep": ["NAME", "READY", "REASON", "TRAFFIC", "AGE"],
         "dm": ["NAME", "ENDPOINT", "MODEL", "VERSION", "READY", "REASON", "REPLICAS", "AGE"],
-        "bpj": ["NAME", "MODEL", "READY", "REASON", "AGE"],
+        "bpj": ["NAME", "MODEL", "STATE", "PROGRESS", "READY", "REASON", "AGE"],
     }.items():
         assert kubectl("get", short_name).splitlines()[0].split() == columns

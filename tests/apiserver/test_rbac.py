@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from tests.audit import find_refused, find_used_rights, make_user
+from tests.batch import make_batch
 from tests.chart import render
 from tests.e2e.conftest import make_deployed_model, make_echo_model, make_endpoint
 from tests.istio import istio_crds
@@ -29,7 +30,8 @@ ROUTES = "httproutes,backendtrafficpolicies,virtualservices,destinationrules"
 SERVING = {"Deployment", "Service", "HorizontalPodAutoscaler", "PodDisruptionBudget"}
 # Asked by the admission plugin OwnerReferencesPermissionEnforcement, which sends no request of its own.
 FINALIZERS = {
-    ("pierhead.dev", f"{plural}/finalizers", "update") for plural in ("models", "endpoints", "deployedmodels")
+    ("pierhead.dev", f"{plural}/finalizers", "update")
+    for plural in ("models", "endpoints", "deployedmodels", "batchpredictionjobs")
 }
 
 GPU = {"acceleratorType": "NVIDIA_L4", "acceleratorCount": 1}
@@ -83,6 +85,7 @@ def operators(cluster):
             _ask_for_less(kubectl)
         for kubectl in namespaces.values():
             _wait_there(kubectl, {"Deployment", "Service"})
+            _end_batch(kubectl)
         yield namespaces
 
 
@@ -96,6 +99,8 @@ def _deploy(kubectl, provider):
     replicas = {"minReplicaCount": 2, "maxReplicaCount": 3}
     dm = make_deployed_model("photos", dedicatedResources={**machine, **replicas})
     kubectl.apply(make_echo_model(), make_endpoint(maxRequestBytes=1024 * 1024), dm)
+    resources = {"machineSpec": GPU}
+    kubectl.apply(make_batch("nightly", ["gs://in/x"], dedicatedResources=resources, ttlSecondsAfterFinished=0))
     kubectl.apply(*_render_operator(kubectl.namespace, settings))
 
 
@@ -124,6 +129,15 @@ def _ask_for_less(kubectl):
     kubectl.patch("deployedmodel", "photos", {"spec": {"dedicatedResources": less}})
     # No private gateway is configured: the Endpoint has no route.
     kubectl.patch("endpoint", "photos", {"spec": {"maxRequestBytes": None, "access": "Private"}})
+
+
+def _end_batch(kubectl):
+    """A job that is suspended, cancelled, and then deletes itself."""
+    wait_until("its Job is there", lambda: kubectl.get("job", "bpj-nightly"))
+    kubectl.patch("batchpredictionjob", "nightly", {"spec": {"suspend": True}})
+    wait_until("it is suspended", lambda: kubectl.get("job", "bpj-nightly")["spec"]["suspend"])
+    kubectl.patch("batchpredictionjob", "nightly", {"spec": {"cancel": True}})
+    wait_until("it is gone", lambda: not kubectl.items("batchpredictionjobs,jobs"))
 
 
 def _find_rights(documents, lease=True):

@@ -1,0 +1,181 @@
+"""Batch prediction on the real cluster: real storage, real workers, some of them killed."""
+
+import base64
+import json
+
+import pytest
+
+from tests.batch import ENDED, Storage, kill_worker, make_batch, make_picture, read_output, state
+from tests.e2e.conftest import ECHO, make_model, upload_predictor
+from tests.kube import scale_operator, scratch_namespace, wait_until
+
+LINES = 600
+PICTURE = make_picture()
+
+
+@pytest.fixture(scope="module")
+def storage(cluster):
+    with Storage.connected() as storage:
+        for bucket in ("batch-in", "batch-out"):
+            storage.make_bucket(bucket)
+        for number in range(LINES):
+            storage.put("batch-in", f"pictures/{number:05d}.jpg", PICTURE)
+        storage.put("batch-in", "corrupt.jpg", b"this is no picture")
+        yield storage
+
+
+@pytest.fixture(scope="module")
+def photos(cluster):
+    with scratch_namespace("batch") as kubectl:
+        kubectl.apply(make_model(v1="photos/1"))
+        yield kubectl
+
+
+def _instance(content):
+    return {"content": content, "mimeType": "image/jpeg"}
+
+
+def _put_lines(storage, name, lines):
+    text = "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines)
+    storage.put("batch-in", name, text.encode())
+    return f"gs://batch-in/{name}"
+
+
+def _pictures(count=LINES):
+    return [_instance(f"gs://batch-in/pictures/{number:05d}.jpg") for number in range(count)]
+
+
+def _wait_end(kubectl, name, wanted="SUCCEEDED", seconds=300):
+    wait_until(f"{name} ends", lambda: state(kubectl, name) in ENDED, seconds, interval=1)
+    found = kubectl.get("batchpredictionjob", name)
+    assert found["status"]["state"] == f"JOB_STATE_{wanted}", found["status"]
+    return found["status"]
+
+
+def _reason(kubectl, name):
+    return kubectl.condition("batchpredictionjob", name).get("reason")
+
+
+def _wait_reason(kubectl, name, reason):
+    wait_until(f"{name} tells {reason}", lambda: _reason(kubectl, name) == reason, interval=1)
+    return kubectl.condition("batchpredictionjob", name)
+
+
+def test_every_line_comes_once_though_workers_and_the_operator_die(photos, storage):
+    broken = [
+        _instance("gs://batch-in/corrupt.jpg"),
+        _instance("gs://batch-in/nowhere.jpg"),
+        '{"content": "gs://batch-in/',
+        _instance("not base64"),
+    ]
+    inline = _instance(base64.b64encode(PICTURE).decode())
+    first = _put_lines(storage, "killed/1.jsonl", [*_pictures()[: LINES // 2], "", broken[0], inline, broken[2]])
+    second = _put_lines(storage, "killed/2.jsonl", [broken[1], *_pictures()[LINES // 2 :], broken[3]])
+    photos.apply(
+        make_batch("killed", [f"{first.rpartition('/')[0]}/*.jsonl"], dedicatedResources={"startingReplicaCount": 2})
+    )
+    assert second.startswith(first[:20])
+    _wait_committed(photos, "killed")
+    assert kill_worker(photos, "killed")
+    scale_operator(0)
+    try:
+        wait_until("another one runs", lambda: kill_worker(photos, "killed"), seconds=120)
+    finally:
+        scale_operator(1)
+    status = _wait_end(photos, "killed")
+    output = read_output(storage, status["outputInfo"]["gcsOutputDirectory"])
+    assert "_SUCCESS" in output.names
+    assert set(output.count().values()) == {1}
+    assert len(output.predictions) == LINES + 1
+    assert len(output.errors) == len(broken)
+    assert all(record["prediction"]["displayNames"] == ["espresso"] for record in output.predictions)
+    stats = status["completionStats"]
+    assert (stats["successfulCount"], stats["failedCount"]) == (LINES + 1, len(broken))
+    assert stats["incompleteCount"] == 0
+    assert status["modelVersion"] == "v1"
+    assert status["startTime"] <= status["endTime"]
+    line = photos("get", "bpj", "killed", "--no-headers")
+    assert "JOB_STATE_SUCCEEDED" in line
+    assert "100%" in line
+
+
+@pytest.fixture(scope="module")
+def slow(cluster):
+    """A model that takes its time, and starts soon: a namespace with it."""
+    predictor = ECHO.replace("instances: instances", "instances: (__import__('time').sleep(0.02), instances)[1]")
+    with scratch_namespace("slow") as kubectl:
+        model = make_model(v1="predictors/slow")
+        model["spec"]["versions"] = [upload_predictor("slow", predictor)]
+        model["spec"]["defaultVersion"] = "slow"
+        kubectl.apply(model)
+        yield kubectl
+
+
+def _wait_committed(kubectl, name):
+    def committed():
+        stats = kubectl.get("batchpredictionjob", name).get("status", {}).get("completionStats", {})
+        return stats.get("successfulCount", 0)
+
+    wait_until(f"{name} has committed something", committed, interval=1)
+
+
+def _list_parts(storage, status):
+    bucket, _, prefix = status["outputInfo"]["gcsOutputDirectory"].removeprefix("gs://").partition("/")
+    return {name: storage.get(bucket, name) for name in storage.list(bucket, f"{prefix}/.pierhead/parts/")}
+
+
+def _count_predictions(parts):
+    records = [json.loads(line) for content in parts.values() for line in content.splitlines()]
+    return sum("prediction" in record for record in records)
+
+
+def test_cancelled_job_ends_and_what_was_committed_can_be_read(slow, storage):
+    uri = _put_lines(storage, "cancelled.jsonl", [{"number": number} for number in range(20_000)])
+    slow.apply(make_batch("cancelled", [uri], modelParameters={}))
+    _wait_committed(slow, "cancelled")
+    slow.patch("batchpredictionjob", "cancelled", {"spec": {"cancel": True}})
+    wait_until("it is cancelled", lambda: state(slow, "cancelled") == "CANCELLED", seconds=30)
+    status = slow.get("batchpredictionjob", "cancelled")["status"]
+    assert _count_predictions(_list_parts(storage, status)) >= status["completionStats"]["successfulCount"] > 0
+
+
+def test_another_try_takes_what_the_one_before_had_committed(slow, storage):
+    lines = [{"number": number} for number in range(1_000)]
+    slow.apply(make_batch("again", [_put_lines(storage, "again.jsonl", lines)], modelParameters={}))
+    _wait_committed(slow, "again")
+    slow.patch("batchpredictionjob", "again", {"spec": {"activeDeadlineSeconds": 1}})
+    failed = _wait_end(slow, "again", "FAILED")
+    assert failed["error"]["code"] == 4
+    before = _list_parts(storage, failed)
+    assert 0 < _count_predictions(before) < len(lines)
+    slow.patch("batchpredictionjob", "again", {"spec": {"activeDeadlineSeconds": 3600}})
+    slow("annotate", "bpj", "again", "pierhead.dev/renew=1")
+    wait_until("it is tried again", lambda: state(slow, "again") == "RUNNING")
+    wait_until(
+        "the worker tells what it found",
+        lambda: "chunks of earlier attempts are there" in slow("logs", "job/bpj-again", "--ignore-errors"),
+        interval=1,
+    )
+    status = _wait_end(slow, "again")
+    assert status["completionStats"]["successfulCount"] == len(lines)
+    assert status["outputInfo"] == failed["outputInfo"]
+    output = read_output(storage, status["outputInfo"]["gcsOutputDirectory"])
+    assert [record["instance"] for record in output.predictions] == lines
+
+
+def test_what_keeps_a_job_from_running_is_told(photos, storage):
+    uri = _put_lines(storage, "few.jsonl", _pictures(3))
+    machine = {"acceleratorType": "NVIDIA_L4", "acceleratorCount": 1}
+    photos.apply(
+        {**(other := make_batch("no-model", [uri])), "spec": {**other["spec"], "model": "nobody"}},
+        make_batch("no-output", [uri], output="gs://no-such-bucket/out"),
+        make_batch("no-gpu", [uri], dedicatedResources={"machineSpec": machine}),
+        make_batch("no-input", ["gs://batch-in/nothing-*.jsonl"]),
+    )
+    assert "no Model nobody" in _wait_reason(photos, "no-model", "ModelNotFound")["message"]
+    assert "no-such-bucket" in _wait_reason(photos, "no-output", "OutputNotWritable")["message"]
+    assert "nvidia.com/gpu" in _wait_reason(photos, "no-gpu", "Unschedulable")["message"]
+    assert "nothing-*.jsonl" in _wait_reason(photos, "no-input", "InputNotFound")["message"]
+    assert state(photos, "no-gpu") == "PENDING"
+    photos("delete", "bpj", "no-gpu")
+    wait_until("its workers are gone", lambda: not photos.items("pods", "pierhead.dev/batch-prediction-job=no-gpu"))
