@@ -43,12 +43,6 @@ from pierhead_operator.types import (
     ShardProgress,
 )
 
-WORKER_REASONS = (
-    REASON_INPUT_NOT_FOUND,
-    REASON_INPUT_INVALID,
-    REASON_OUTPUT_NOT_WRITABLE,
-    REASON_STORAGE_UNREACHABLE,
-)
 ENDED: tuple[JobState, ...] = (
     "JOB_STATE_SUCCEEDED",
     "JOB_STATE_PARTIALLY_SUCCEEDED",
@@ -148,17 +142,7 @@ def _find_last(pods: Sequence[Manifest]) -> list[Manifest]:
 
 def explain_worker(pod: Manifest) -> Finding | None:
     """Why a worker does not predict; None while it does, ends well or leaves."""
-    if pod.get("status", {}).get("phase") == "Succeeded":
-        return None
-    finding = explain_pod(pod)
-    if finding is None:
-        return None
-    # `the server ended with exit code 65: InputNotFound: gs://...`
-    for reason in WORKER_REASONS:
-        _, found, message = finding.message.partition(f"{reason}: ")
-        if found:
-            return Finding(reason, message)
-    return finding
+    return None if pod.get("status", {}).get("phase") == "Succeeded" else explain_pod(pod)
 
 
 def merge_progress(before: Sequence[ShardProgress], news: Sequence[ShardProgress]) -> list[ShardProgress]:

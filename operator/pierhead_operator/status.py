@@ -71,13 +71,17 @@ REASON_REJECTED = "Rejected"  # the API server refuses an object that is needed
 REASON_UNSCHEDULABLE = "Unschedulable"  # no node has room, such as a free nvidia.com/gpu
 REASON_ROUTE_NOT_ACCEPTED = "RouteNotAccepted"  # the gateway refuses the route
 
-# Those that the model server tells itself, as `Reason: message`.
+# Those that the model server or a batch worker tells itself, as `Reason: message`.
 SERVER_REASONS = (
     REASON_ARTIFACT_NOT_FOUND,
     REASON_ARTIFACT_INVALID,
     REASON_ARTIFACT_UNREACHABLE,
     REASON_MODEL_PROCESS_DIED,
     REASON_SETTINGS_INVALID,
+    REASON_INPUT_NOT_FOUND,
+    REASON_INPUT_INVALID,
+    REASON_OUTPUT_NOT_WRITABLE,
+    REASON_STORAGE_UNREACHABLE,
 )
 _PROGRESS_REASONS = (
     REASON_PROGRESSING,

@@ -22,6 +22,7 @@ from pierhead_operator.status import (
     transition_event,
 )
 from pierhead_operator.types import DeployedModel, DeployedModelStatus, Endpoint
+from pierhead_server.batch.errors import InputNotFoundError
 from pierhead_server.errors import StartupError
 
 from tests.unit.operator.conftest import NOW, make_deployed_model, make_endpoint
@@ -293,6 +294,8 @@ def _judged(type_, status="True", generation=2):
 
 
 def test_every_cause_that_the_server_tells_is_known():
+    """And a batch worker, whose own are beside its module."""
+    assert StartupError in InputNotFoundError.__bases__
     assert {error.reason for error in StartupError.__subclasses__()} == set(SERVER_REASONS)
 
 
