@@ -524,7 +524,7 @@ class BatchPredictionJobSpec(ApiObject):
             ),
             (
                 "!(has(oldSelf.cancel) && oldSelf.cancel) || (has(self.cancel) && self.cancel)",
-                "a cancelled job stays so",
+                "a job that was cancelled stays so: create another one",
             ),
         )
     )
