@@ -10,7 +10,8 @@ from pierhead_operator import names
 from pierhead_operator.applying import ClusterAccess, apply_all, retry_if_rejected, write_status
 from pierhead_operator.batch_status import ENDED, Observed, compute_batch_status, is_renewed, parse_progress
 from pierhead_operator.cluster import Key
-from pierhead_operator.resources import Manifest, is_owned, unknown_machine
+from pierhead_operator.reconcile import explain_machine, explain_model
+from pierhead_operator.resources import Manifest, is_owned
 from pierhead_operator.resources.batch import (
     Batching,
     explain_document,
@@ -20,13 +21,7 @@ from pierhead_operator.resources.batch import (
     output_folder,
 )
 from pierhead_operator.settings import OperatorSettings
-from pierhead_operator.status import (
-    REASON_MACHINE_UNKNOWN,
-    REASON_MODEL_NOT_FOUND,
-    REASON_MODEL_VERSION_NOT_FOUND,
-    REASON_SPEC_TOO_LARGE,
-    Finding,
-)
+from pierhead_operator.status import REASON_SPEC_TOO_LARGE, Finding
 from pierhead_operator.types import BatchPredictionJob, Model, ModelVersion, ShardProgress
 
 _LOOK_AGAIN_SECONDS = 5.0
@@ -58,7 +53,9 @@ class BatchReconciler:
         model = await self.cluster.get_resource(Model, batch.namespace, batch.spec.model)
         version = resolve_version(batch, model)
         batching = Batching(batch, model, version, self.settings) if model and version else None
-        problem = explain_references(batch, model, version) or (explain_batching(batching) if batching else None)
+        wanted = batch.status.model_version or batch.spec.model_version or ""
+        problem = explain_model(batch.spec.model, batch, model, wanted, version)
+        problem = problem or (explain_batching(batching) if batching else None)
         if batching and not problem:
             problem = await self._apply(batching)
         elif batch.spec.cancel or is_renewed(batch):
@@ -126,11 +123,11 @@ class BatchReconciler:
         left = after - (self.clock() - end).total_seconds()
         if left > 0:
             return left
-        await self.cluster.delete(batch_manifest(batch))
+        await self.cluster.delete(_make_reference(batch))
         return None
 
 
-def batch_manifest(batch: BatchPredictionJob) -> Manifest:
+def _make_reference(batch: BatchPredictionJob) -> Manifest:
     """As much of it as a deletion needs."""
     metadata = {"name": batch.name, "namespace": batch.namespace, "uid": batch.metadata.uid}
     return {"kind": batch.KIND, "metadata": metadata}
@@ -144,21 +141,9 @@ def resolve_version(batch: BatchPredictionJob, model: Model | None) -> ModelVers
     return model.spec.find_version(name)
 
 
-def explain_references(batch: BatchPredictionJob, model: Model | None, version: ModelVersion | None) -> Finding | None:
-    """What a job refers to and is not there."""
-    if model is None:
-        return Finding(REASON_MODEL_NOT_FOUND, f"no Model {batch.spec.model} in namespace {batch.namespace}")
-    if version is None:
-        there = ", ".join(v.name for v in model.spec.versions)
-        wanted = batch.status.model_version or batch.spec.model_version
-        return Finding(REASON_MODEL_VERSION_NOT_FOUND, f"Model {model.name} has no version {wanted}; it has {there}")
-    return None
-
-
 def explain_batching(batching: Batching) -> Finding | None:
     """Why no worker can be made of it."""
-    if unknown := unknown_machine(batching.job.spec.dedicated_resources.machine_spec, batching.settings):
-        return Finding(REASON_MACHINE_UNKNOWN, unknown)
-    if too_large := explain_document(batching):
-        return Finding(REASON_SPEC_TOO_LARGE, too_large)
-    return None
+    too_large = explain_document(batching)
+    return explain_machine(batching.job.spec.dedicated_resources.machine_spec, batching.settings) or (
+        Finding(REASON_SPEC_TOO_LARGE, too_large) if too_large else None
+    )

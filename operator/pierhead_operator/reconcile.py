@@ -38,7 +38,7 @@ from pierhead_operator.status import (
     compute_model_status,
     explain_route,
 )
-from pierhead_operator.types import DeployedModel, Endpoint, Model
+from pierhead_operator.types import DeployedModel, Endpoint, MachineSpec, Model, ModelVersion
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ class Reconciler:
         version = resolve_version(dm, model)
         before = await self._observe_workload(dm)
         settings = pinning.pin_settings(dm, before.deployment, self.settings)
-        unknown = explain_machine(dm, settings)
+        unknown = explain_machine(dm.spec.machine_spec, settings)
         problem = explain_references(dm, model, version, endpoint) or unknown
         serving = None if unknown else make_serving(dm, model, version, endpoint, settings)
         if serving:
@@ -287,19 +287,29 @@ def explain_references(
     dm: DeployedModel, model: Model | None, version: str, endpoint: Endpoint | None
 ) -> Finding | None:
     """What a DeployedModel refers to and is not there."""
-    if model is None:
-        return Finding(REASON_MODEL_NOT_FOUND, f"no Model {dm.spec.model} in namespace {dm.namespace}")
-    if model.spec.version(version) is None:
-        there = ", ".join(v.name for v in model.spec.versions)
-        return Finding(REASON_MODEL_VERSION_NOT_FOUND, f"Model {model.name} has no version {version}; it has {there}")
+    found = model.spec.version(version) if model else None
+    if missing := explain_model(dm.spec.model, dm, model, version, found):
+        return missing
     if endpoint is None:
         return Finding(REASON_ENDPOINT_NOT_FOUND, f"no Endpoint {dm.spec.endpoint} in namespace {dm.namespace}")
     return None
 
 
-def explain_machine(dm: DeployedModel, settings: OperatorSettings) -> Finding | None:
+def explain_model(
+    name: str, asking: Resource, model: Model | None, version: str, found: ModelVersion | None
+) -> Finding | None:
+    """Why there is nothing to run for `asking`: no Model of that name, or in it no such version."""
+    if model is None:
+        return Finding(REASON_MODEL_NOT_FOUND, f"no Model {name} in namespace {asking.namespace}")
+    if found is None:
+        there = ", ".join(v.name for v in model.spec.versions)
+        return Finding(REASON_MODEL_VERSION_NOT_FOUND, f"Model {name} has no version {version}; it has {there}")
+    return None
+
+
+def explain_machine(machine: MachineSpec, settings: OperatorSettings) -> Finding | None:
     """A machine that the installation does not know."""
-    message = unknown_machine(dm.spec.machine_spec, settings)
+    message = unknown_machine(machine, settings)
     return Finding(REASON_MACHINE_UNKNOWN, message) if message else None
 
 

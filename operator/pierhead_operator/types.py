@@ -494,7 +494,7 @@ class BatchDedicatedResources(ApiObject):
     )
 
     machine_spec: MachineSpec = Field(MachineSpec(), description="The machine that one worker needs.")
-    starting_replica_count: int = Field(1, ge=1, le=1000, description="Workers that must find room at the start.")
+    starting_replica_count: int = Field(1, ge=1, le=1000, description="Workers, where maxReplicaCount is left out.")
     max_replica_count: int | None = Field(
         None, ge=1, le=1000, description="Workers at most; startingReplicaCount where left out."
     )
