@@ -63,7 +63,7 @@ class BatchReconciler:
         observed = await self._observe(batch, batching, problem)
         await write_status(self.cluster, batch, batch.status, compute_batch_status(batch, observed, self.clock()))
         retry_if_rejected(problem)
-        return _LOOK_AGAIN_SECONDS if batching else None
+        return _LOOK_AGAIN_SECONDS if batching or observed.job else None
 
     async def _apply(self, batching: Batching) -> Finding | None:
         """Makes the Job, or what of it may change."""

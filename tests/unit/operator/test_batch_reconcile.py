@@ -96,6 +96,15 @@ async def test_model_that_comes_later_is_waited_for(make_reconciler):
     assert ("apply", "Job", "bpj-nightly") in cluster.calls
 
 
+async def test_job_that_runs_is_looked_at_though_its_model_is_gone(make_reconciler):
+    cluster, reconciler = make_reconciler(make_model(), make_batch())
+    await reconciler.reconcile(BATCH)
+    _put_pod(cluster)
+    del cluster.objects["Model", "photos"]
+    assert await reconciler.reconcile(BATCH)
+    assert _state(cluster) == "RUNNING"
+
+
 async def test_alias_is_resolved_and_the_version_stays(make_reconciler):
     versions = [
         {"name": "1", "artifactUri": "gs://models/photos/1", "aliases": ["stable"]},
