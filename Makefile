@@ -12,7 +12,7 @@ preflight:  ## whether a cluster can run on this machine
 	@test "$(CLUSTER)" = current || python3 -m cluster.host
 
 unit: .venv/installed  ## what needs no cluster
-	$(PYTHON) -m pytest tests/unit
+	$(PYTHON) -m pytest tests/unit --numprocesses auto --dist loadfile
 
 e2e: preflight .venv/installed  ## what needs one: it is started, and ended if it was not there before
 	$(PYTHON) -m pytest tests/cluster

@@ -115,15 +115,26 @@ def install(target: Target) -> None:
 
 def upload_artifacts(storage_url: str) -> None:
     """Makes the example's two artifacts and puts them into the storage emulator at `storage_url`."""
-    folder = Paths.from_environment().cache / "artifacts"
-    script = settings.REPOSITORY / "examples" / "photos" / "make_artifacts.py"
     with step("making two artifacts from pretrained weights, and uploading them"):
-        commands.run(
-            [sys.executable, str(script), "--output", str(folder), "--upload", BUCKET_FOLDER],
-            env={**os.environ, "STORAGE_EMULATOR_HOST": storage_url},
-            timeout=900,
-            log=Paths.from_environment().log("artifacts"),
-        )
+        _upload("make_artifacts", "artifacts", BUCKET_FOLDER, storage_url)
+
+
+def upload_photographs(storage_url: str) -> None:
+    """Puts the example's photographs into the storage emulator at `storage_url`."""
+    with step("uploading photographs"):
+        _upload("put_photographs", "photographs", "gs://photographs", storage_url)
+
+
+def _upload(script: str, name: str, destination: str, storage_url: str) -> None:
+    """Runs one of the example's scripts; what it makes is kept in the cache under this name."""
+    paths = Paths.from_environment()
+    file = settings.REPOSITORY / "examples" / "photos" / f"{script}.py"
+    commands.run(
+        [sys.executable, str(file), "--output", str(paths.cache / name), "--upload", destination],
+        env={**os.environ, "STORAGE_EMULATOR_HOST": storage_url},
+        timeout=900,
+        log=paths.log(name),
+    )
 
 
 # --- the caller's cluster --------------------------------------------------------------------------------------------

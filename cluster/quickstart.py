@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import httpx
 from rich.console import Console
@@ -35,14 +36,20 @@ class Answer:
     deployed_model: str
 
 
+@dataclass(frozen=True)
+class Prediction:
+    """What the batch prediction wrote of one photograph."""
+
+    photograph: str
+    classes: Sequence[str]  # the best first, each with its confidence
+
+
 def run_local() -> None:
     """The quickstart on the cluster of this machine."""
     say("starting a real one-node Kubernetes on this machine; a first time builds it, which takes a while")
     target = install.find_local()
     install.install(target)
-    install.upload_artifacts(settings.STORAGE_URL)
-    deploy(target)
-    show(target, predict_photographs(target), local=True)
+    run(target, settings.STORAGE_URL, local=True)
 
 
 def run_current(environment: Mapping[str, str]) -> None:
@@ -52,9 +59,17 @@ def run_current(environment: Mapping[str, str]) -> None:
     install.install_storage(target)
     install.install(target)
     with install.forward_storage(target) as storage_url:
-        install.upload_artifacts(storage_url)
+        run(target, storage_url, local=False)
+
+
+def run(target: Target, storage_url: str, *, local: bool) -> None:
+    """The example on a cluster with Pierhead, whose storage answers this machine at `storage_url`."""
+    install.upload_artifacts(storage_url)
+    install.upload_photographs(storage_url)
     deploy(target)
-    show(target, predict_photographs(target), local=False)
+    answers = predict_photographs(target)
+    stored = predict_stored(target, storage_url)
+    show(target, answers, stored, local=local)
 
 
 def deploy(target: Target) -> None:
@@ -132,6 +147,58 @@ def _predict(client: httpx.Client, url: str, name: str, content: bytes, mime_typ
     return Answer(name, prediction["displayNames"][0], prediction["confidences"][0], answer["deployedModelId"])
 
 
+def predict_stored(target: Target, storage_url: str) -> list[Prediction]:
+    """Predicts the photographs in storage by a BatchPredictionJob; what it wrote, in its order."""
+    job = ("batchpredictionjob", "photographs", "--namespace", "default")
+    with step(f"kubectl apply -f {_EXAMPLE.relative_to(settings.REPOSITORY)}/batch.yaml"):
+        # Of an earlier quickstart: a job runs once.
+        target.kubectl("delete", *job, "--ignore-not-found")
+        target.kubectl("apply", "--namespace", "default", "--filename", str(_EXAMPLE / "batch.yaml"))
+    with step("waiting for the batch prediction"):
+        folder = _wait_succeeded(target, job)
+    return read_predictions(storage_url, f"{folder}/predictions_00001.jsonl")
+
+
+def _wait_succeeded(target: Target, job: Sequence[str]) -> str:
+    """The folder that a job has written. Raises ClusterError with the cause if it failed."""
+    found: dict[str, Any] = {}
+
+    def ended() -> bool:
+        found.update(json.loads(target.kubectl("get", *job, "--output", "json")).get("status", {}))
+        return "endTime" in found
+
+    processes.wait_until("the batch prediction ends", ended, _READY_SECONDS)
+    if found["state"] != "JOB_STATE_SUCCEEDED":
+        raise ClusterError(f"{found['state']}: {found.get('error', {}).get('message', '')}")
+    folder: str = found["outputInfo"]["gcsOutputDirectory"]
+    return folder
+
+
+def read_predictions(storage_url: str, uri: str) -> list[Prediction]:
+    """The lines of a predictions file."""
+    from examples.photos import storage
+
+    with storage.connect(storage_url) as client:
+        records = map(json.loads, storage.read(client, uri).splitlines())
+        return [_read_record(record) for record in records]
+
+
+def _read_record(record: dict[str, Any]) -> Prediction:
+    name = record["instance"]["content"].rpartition("/")[2]
+    classes = zip(record["prediction"]["displayNames"], record["prediction"]["confidences"], strict=True)
+    return Prediction(name, tuple(f"{display_name} {confidence:.3f}" for display_name, confidence in classes))
+
+
+def make_stored_table(predictions: Sequence[Prediction]) -> Table:
+    """One row for each photograph in storage."""
+    table = Table(title="what BatchPredictionJob photographs wrote")
+    table.add_column("photograph")
+    table.add_column("classes")
+    for prediction in predictions:
+        table.add_row(prediction.photograph, ", ".join(prediction.classes))
+    return table
+
+
 def make_table(answers: Sequence[Answer]) -> Table:
     """One row for each photograph and each DeployedModel that answered for it."""
     table = Table(title=f"{len(answers)} predictions of endpoint photos")
@@ -159,7 +226,7 @@ def make_hints(target: Target, local: bool) -> str:
     else:
         lines += [f"  export PIERHEAD_URL={target.url}"]
     lines += [
-        "  kubectl get pierhead",
+        "  kubectl get pierhead   # models, endpoints, deployed models and batch prediction jobs",
         "  kubectl patch endpoint.pierhead.dev photos --type merge --patch "
         """'{"spec": {"trafficSplit": {"photos-1": 50, "photos-2": 50}}}'""",
         f"  {python} examples/photos/request.py coffee.png | curl --json @- "
@@ -170,10 +237,12 @@ def make_hints(target: Target, local: bool) -> str:
     return "\n".join(lines)
 
 
-def show(target: Target, answers: Sequence[Answer], local: bool) -> None:
+def show(target: Target, answers: Sequence[Answer], stored: Sequence[Prediction], *, local: bool) -> None:
     """Prints the answers and how to go on."""
     console = Console(soft_wrap=False)
     console.print(make_table(answers))
     console.print(f"The split is 80/20; answered: {share(answers)}.", highlight=False)
+    console.print()
+    console.print(make_stored_table(stored))
     console.print()
     print(make_hints(target, local))

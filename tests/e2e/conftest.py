@@ -31,6 +31,11 @@ ECHO = "class Predictor:\n    from_path = classmethod(lambda cls, folder: cls())
 ECHO_BODY = json.dumps({"instances": [1]}).encode()
 
 
+def make_slow_echo(seconds):
+    """One that takes its time, and no core's."""
+    return ECHO.replace("instances: instances", f"instances: (__import__('time').sleep({seconds}), instances)[1]")
+
+
 def upload_predictor(name, predictor=ECHO):
     """The version `name` of a Model, with this predictor.py as gs://models/predictors/NAME."""
     files = {"model.yaml": "format: predictor\n", "predictor.py": predictor, "warmup.json": ECHO_BODY.decode()}
@@ -43,8 +48,12 @@ def upload_predictor(name, predictor=ECHO):
 
 def make_echo_model(*versions):
     """The Model `photos` of who needs somebody that answers, whatever it is."""
-    uploaded = [upload_predictor(name) for name in versions or ("v1",)]
-    return _object("Model", "photos", {"defaultVersion": uploaded[0]["name"], "versions": uploaded})
+    return make_predictor_model(*map(upload_predictor, versions or ("v1",)))
+
+
+def make_predictor_model(*uploaded):
+    """The Model `photos` with versions that `upload_predictor` gave."""
+    return _object("Model", "photos", {"defaultVersion": uploaded[0]["name"], "versions": list(uploaded)})
 
 
 def make_endpoint(split=None, **spec):

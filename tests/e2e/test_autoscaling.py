@@ -1,20 +1,29 @@
 """Autoscaling by what the servers themselves measure, through a real Prometheus and a real metrics adapter."""
 
-from tests.e2e.conftest import make_deployed_model, make_endpoint, make_model
+from tests.e2e.conftest import (
+    ECHO_BODY,
+    make_deployed_model,
+    make_endpoint,
+    make_predictor_model,
+    make_slow_echo,
+    upload_predictor,
+)
 from tests.e2e.test_resources import find_owners_of_replicas
 from tests.e2e.test_traffic import Load
 from tests.kube import predict_url, wait_answered, wait_until
-from tests.prober import Prober, small_picture
+from tests.prober import Prober
 
 
-def test_requests_in_flight_add_a_replica_and_take_it_away(kubectl, coffee):
+def test_requests_in_flight_add_a_replica_and_take_it_away(kubectl):
     resources = {"maxReplicaCount": 2, "autoscalingMetricSpecs": [{"metricName": "requests/inFlight", "target": 3}]}
     kubectl.apply(
-        make_model(v1="photos/1"), make_endpoint(), make_deployed_model("photos", dedicatedResources=resources)
+        make_predictor_model(upload_predictor("slow", make_slow_echo(0.1))),
+        make_endpoint(),
+        make_deployed_model("photos", "slow", dedicatedResources=resources),
     )
     kubectl.wait_ready("endpoint", "photos")
     url = predict_url(kubectl.namespace, "photos")
-    wait_answered(url, small_picture(), "photos")
+    wait_answered(url, ECHO_BODY, "photos")
 
     def replicas():
         return kubectl.get("deployment", "dm-photos")["spec"]["replicas"]
@@ -24,8 +33,8 @@ def test_requests_in_flight_add_a_replica_and_take_it_away(kubectl, coffee):
 
     wait_until("the autoscaler is given the metric", is_active)
     assert replicas() == 1
-    with Prober(url, rate=5) as prober:
-        with Load(url, coffee, clients=8) as load:
+    with Prober(url, ECHO_BODY, rate=5) as prober:
+        with Load(url, ECHO_BODY, clients=8) as load:
             wait_until("the autoscaler asks for a second replica", lambda: replicas() == 2)
             wait_until(
                 "both answer",

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from tests.batch import ENDED, Storage, kill_worker, make_batch, make_picture, read_output, state
-from tests.e2e.conftest import ECHO, make_model, upload_predictor
+from tests.e2e.conftest import make_model, make_predictor_model, make_slow_echo, upload_predictor
 from tests.kube import scale_operator, scratch_namespace, wait_until
 
 LINES = 600
@@ -102,12 +102,8 @@ def test_every_line_comes_once_though_workers_and_the_operator_die(photos, stora
 @pytest.fixture(scope="module")
 def slow(cluster):
     """A model that takes its time, and starts soon: a namespace with it."""
-    predictor = ECHO.replace("instances: instances", "instances: (__import__('time').sleep(0.02), instances)[1]")
     with scratch_namespace("slow") as kubectl:
-        model = make_model(v1="predictors/slow")
-        model["spec"]["versions"] = [upload_predictor("slow", predictor)]
-        model["spec"]["defaultVersion"] = "slow"
-        kubectl.apply(model)
+        kubectl.apply(make_predictor_model(upload_predictor("slow-batch", make_slow_echo(0.02))))
         yield kubectl
 
 

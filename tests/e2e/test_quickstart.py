@@ -22,7 +22,8 @@ def example(cluster):
     was_there = DEFAULT.get("endpoint.pierhead.dev", "photos") is not None
     yield
     if not was_there:
-        DEFAULT("delete", "--filename", str(REPOSITORY / "examples" / "photos" / "photos.yaml"))
+        for name in ("photos", "batch"):
+            DEFAULT("delete", "--filename", str(REPOSITORY / "examples" / "photos" / f"{name}.yaml"))
 
 
 def _quickstart(**environment):
@@ -45,7 +46,8 @@ def _rows(stdout):
 
 
 def _check(stdout):
-    rows = _rows(stdout)
+    online, stored = stdout.split("what BatchPredictionJob photographs wrote")
+    rows = _rows(online)
     photographs = {row[0] for row in rows}
     assert len(photographs) >= 5
     for photograph, top_class, confidence, answered_by, times in rows:
@@ -57,6 +59,9 @@ def _check(stdout):
         if photograph == "chelsea.png":
             assert "cat" in top_class
     assert {row[3] for row in rows} == {"photos-1", "photos-2"}
+    predicted = dict(_rows(stored))
+    assert set(predicted) == photographs
+    assert predicted["coffee.png"].startswith("espresso 0.9")
     assert "kubectl get pierhead" in stdout
     assert "curl" in stdout
 

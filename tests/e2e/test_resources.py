@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 
-from tests.e2e.conftest import make_deployed_model, make_endpoint, make_model
+from tests.e2e.conftest import make_deployed_model, make_echo_model, make_endpoint, make_model
 from tests.e2e.test_traffic import Load
 from tests.kube import predict_url, wait_answered, wait_until
 
@@ -17,7 +17,7 @@ def test_pod_with_accelerator_runs_once_the_node_has_a_gpu(kubectl):
     _advertise_gpus(0)
     machine = {"acceleratorType": "NVIDIA_L4", "acceleratorCount": 1}
     kubectl.apply(
-        make_model(v1="photos/1"),
+        make_echo_model(),
         make_endpoint(),
         make_deployed_model("photos", dedicatedResources={"machineSpec": machine}),
     )
@@ -56,7 +56,7 @@ def test_update_takes_the_place_of_the_old_pod_where_a_quota_has_no_room_for_a_s
 
 def _update_in_place(kubectl, **spec):
     kubectl.apply(
-        make_model(v1="photos/1", v2="photos/2"),
+        make_echo_model("v1", "v2"),
         make_endpoint(),
         make_deployed_model("photos", **spec),
     )
@@ -121,7 +121,7 @@ def test_autoscaler_adds_a_replica_under_load(kubectl, coffee):
 def test_autoscaler_takes_over_without_a_drop(kubectl):
     """Two fixed replicas, then two to four by load: the number stays, and is no longer the operator's."""
     kubectl.apply(
-        make_model(v1="photos/1"),
+        make_echo_model(),
         make_endpoint(),
         make_deployed_model("photos", automaticResources={"minReplicaCount": 2}),
     )

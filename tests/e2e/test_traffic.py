@@ -7,6 +7,7 @@ import httpx
 
 from tests.e2e.conftest import make_deployed_model, make_endpoint, make_model
 from tests.kube import predict, predict_many, predict_url, wait_answered, wait_until
+from tests.prober import small_picture
 
 
 class Load:
@@ -44,8 +45,8 @@ class Load:
         return {answer: count for answer, count in self.answers.items() if answer.startswith("failed")}
 
 
-def test_split_is_met_over_1000_predictions(photos, coffee):
-    answers = predict_many(predict_url(photos.namespace, "photos"), coffee, 1000)
+def test_split_is_met_over_1000_predictions(photos):
+    answers = predict_many(predict_url(photos.namespace, "photos"), small_picture(), 1000)
     assert sum(answers.values()) == 1000
     assert set(answers) == {"photos-1", "photos-2"}, answers
     assert 760 <= answers["photos-1"] <= 840

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from PIL import Image
 
 from tests.unit.server.calls import pictures
 from tests.unit.server.pictures import (
@@ -24,7 +25,14 @@ from tests.unit.server.pictures import (
 )
 
 PREDICT = "/v1/projects/p/locations/l/endpoints/photos:predict"
+PROGRAM = (sys.executable, "-m", "pierhead_server")
 DEADLINE_SECONDS = 60
+
+
+@pytest.fixture(autouse=True)
+def pixels_allowed(monkeypatch):
+    """What a test allows a picture to have is Pillow's for the whole process."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
 
 
 @pytest.fixture(scope="session")
@@ -199,6 +207,14 @@ def make_environment(**settings):
     return dict(os.environ) | {f"PIERHEAD_{name}": str(value) for name, value in given.items()}
 
 
+def run(*arguments, **settings):
+    """A command that ends by itself."""
+    environment = make_environment(**settings)
+    return subprocess.run(
+        [*PROGRAM, *map(str, arguments)], env=environment, capture_output=True, text=True, timeout=120
+    )
+
+
 @contextlib.contextmanager
 def running_server(folder: Path, log: Path, *, path: str | None = None, **settings: object):
     """Start the server, with another PATH if one is given, and wait until it listens."""
@@ -206,7 +222,7 @@ def running_server(folder: Path, log: Path, *, path: str | None = None, **settin
     if path is not None:
         environment["PATH"] = path
     with log.open("wb") as file:
-        process = subprocess.Popen([sys.executable, "-m", "pierhead_server"], env=environment, stderr=file)
+        process = subprocess.Popen(PROGRAM, env=environment, stderr=file)
     try:
         with httpx.Client(base_url=wait_listening(process, log), timeout=DEADLINE_SECONDS) as client:
             yield Server(process, log, client)

@@ -18,7 +18,7 @@ from pierhead_server.compiled import CompiledRunner, CompileError, Order, check,
 from pierhead_server.model import COMPILED_FOLDER, LoadOptions, load_model
 
 from tests.unit.server.calls import pictures, predict
-from tests.unit.server.conftest import PREDICT, running_server
+from tests.unit.server.conftest import PREDICT, run, running_server
 from tests.unit.server.pictures import SIDE, picture
 
 
@@ -81,6 +81,16 @@ def test_larger_batch_is_chosen_only_where_it_pays(milliseconds, best):
 def test_nothing_is_left_but_the_entry(compilation):
     kept = sorted(path.name for path in compilation.entry.parent.iterdir())
     assert kept == [compilation.entry.name, f"{compilation.entry.name}.lock"]
+
+
+def test_compiled_folder_is_not_compiled_again(torchvision_folder, compilation, tmp_path):
+    folder = shutil.copytree(torchvision_folder, tmp_path / "artifact")
+    shutil.copytree(compilation.entry, folder / "compiled" / compilation.entry.name)
+    ended = run("compile", "--model", folder)
+    assert (ended.returncode, ended.stdout) == (
+        0,
+        "nothing to do: the model is served in its compiled form\n",
+    )
 
 
 # Taken, or refused

@@ -2,7 +2,6 @@
 
 import shutil
 import subprocess
-import sys
 from importlib.metadata import entry_points
 
 import httpx
@@ -10,17 +9,7 @@ import pytest
 from pierhead_server.__main__ import main
 
 from tests.unit.server.calls import instances
-from tests.unit.server.conftest import PREDICT, make_environment, wait_listening, wait_until
-
-PROGRAM = (sys.executable, "-m", "pierhead_server")
-
-
-def run(*arguments, **settings):
-    """A command that ends by itself."""
-    environment = make_environment(**settings)
-    return subprocess.run(
-        [*PROGRAM, *map(str, arguments)], env=environment, capture_output=True, text=True, timeout=120
-    )
+from tests.unit.server.conftest import PREDICT, PROGRAM, make_environment, run, wait_listening, wait_until
 
 
 def test_pierhead_server_is_its_name():
@@ -84,13 +73,3 @@ def test_folder_is_served_by_its_name_whatever_the_environment_says(obedient_fol
     finally:
         process.kill()
         process.wait()
-
-
-def test_compiled_folder_is_not_compiled_again(torchvision_folder, compilation, tmp_path):
-    folder = shutil.copytree(torchvision_folder, tmp_path / "artifact")
-    shutil.copytree(compilation.entry, folder / "compiled" / compilation.entry.name)
-    ended = run("compile", "--model", folder)
-    assert (ended.returncode, ended.stdout) == (
-        0,
-        "nothing to do: the model is served in its compiled form\n",
-    )
