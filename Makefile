@@ -1,7 +1,7 @@
 PYTHON := .venv/bin/python
 UV := .uv/bin/uv
 
-.PHONY: quickstart test preflight unit e2e chaos fmt lint crds images cluster-up cluster-down bench bench-server bench-operator lock
+.PHONY: quickstart test preflight unit e2e in-cluster chaos fmt lint crds images cluster-up cluster-down bench bench-server bench-operator lock
 
 quickstart: preflight .venv/installed  ## a classifier on a real Kubernetes, answering photographs
 	$(PYTHON) -m cluster quickstart
@@ -16,7 +16,11 @@ unit: .venv/installed  ## what needs no cluster
 
 e2e: preflight .venv/installed  ## what needs one: it is started, and ended if it was not there before
 	$(PYTHON) -m pytest tests/cluster
-	$(PYTHON) -m cluster run -- $(PYTHON) -m pytest tests/apiserver tests/e2e
+	$(PYTHON) -m cluster run -- $(MAKE) in-cluster
+
+in-cluster: .venv/installed  ## what runs in the cluster of $$KUBECONFIG: side by side, but for what changes the cluster
+	$(PYTHON) -m pytest tests/apiserver tests/e2e -m "not exclusive" --numprocesses 2 --dist loadfile
+	$(PYTHON) -m pytest tests/apiserver tests/e2e -m exclusive
 
 chaos: preflight .venv/installed  ## predictions under all that a platform team does
 	$(PYTHON) -m cluster run -- $(PYTHON) -m pytest tests/chaos -s

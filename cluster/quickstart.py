@@ -22,6 +22,7 @@ from cluster.install import Target
 from cluster.progress import say, step
 
 _EXAMPLE = settings.REPOSITORY / "examples" / "photos"
+_BATCH = ("batchpredictionjob", "photographs", "--namespace", "default")
 _READY_SECONDS = 900
 _ROUNDS = 20
 
@@ -67,9 +68,9 @@ def run(target: Target, storage_url: str, *, local: bool) -> None:
     install.upload_artifacts(storage_url)
     install.upload_photographs(storage_url)
     deploy(target)
+    begin_batch(target)
     answers = predict_photographs(target)
-    stored = predict_stored(target, storage_url)
-    show(target, answers, stored, local=local)
+    show(target, answers, read_predictions(storage_url, wait_batch(target)), local=local)
 
 
 def deploy(target: Target) -> None:
@@ -147,31 +148,27 @@ def _predict(client: httpx.Client, url: str, name: str, content: bytes, mime_typ
     return Answer(name, prediction["displayNames"][0], prediction["confidences"][0], answer["deployedModelId"])
 
 
-def predict_stored(target: Target, storage_url: str) -> list[Prediction]:
-    """Predicts the photographs in storage by a BatchPredictionJob; what it wrote, in its order."""
-    job = ("batchpredictionjob", "photographs", "--namespace", "default")
+def begin_batch(target: Target) -> None:
+    """Applies the example's BatchPredictionJob, which predicts the photographs in storage."""
     with step(f"kubectl apply -f {_EXAMPLE.relative_to(settings.REPOSITORY)}/batch.yaml"):
         # Of an earlier quickstart: a job runs once.
-        target.kubectl("delete", *job, "--ignore-not-found")
+        target.kubectl("delete", *_BATCH, "--ignore-not-found")
         target.kubectl("apply", "--namespace", "default", "--filename", str(_EXAMPLE / "batch.yaml"))
-    with step("waiting for the batch prediction"):
-        folder = _wait_succeeded(target, job)
-    return read_predictions(storage_url, f"{folder}/predictions_00001.jsonl")
 
 
-def _wait_succeeded(target: Target, job: Sequence[str]) -> str:
-    """The folder that a job has written. Raises ClusterError with the cause if it failed."""
+def wait_batch(target: Target) -> str:
+    """The file that the job has written. Raises ClusterError with the cause if it failed."""
     found: dict[str, Any] = {}
 
     def ended() -> bool:
-        found.update(json.loads(target.kubectl("get", *job, "--output", "json")).get("status", {}))
+        found.update(json.loads(target.kubectl("get", *_BATCH, "--output", "json")).get("status", {}))
         return "endTime" in found
 
-    processes.wait_until("the batch prediction ends", ended, _READY_SECONDS)
+    with step("waiting for the batch prediction"):
+        processes.wait_until("the batch prediction ends", ended, _READY_SECONDS)
     if found["state"] != "JOB_STATE_SUCCEEDED":
         raise ClusterError(f"{found['state']}: {found.get('error', {}).get('message', '')}")
-    folder: str = found["outputInfo"]["gcsOutputDirectory"]
-    return folder
+    return f"{found['outputInfo']['gcsOutputDirectory']}/predictions_00001.jsonl"
 
 
 def read_predictions(storage_url: str, uri: str) -> list[Prediction]:

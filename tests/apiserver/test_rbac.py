@@ -14,6 +14,9 @@ from tests.e2e.conftest import make_deployed_model, make_echo_model, make_endpoi
 from tests.istio import istio_crds
 from tests.kube import OPERATOR, SYSTEM, scale_operator, scratch_namespace, wait_until
 
+# The installed operator stands still meanwhile.
+pytestmark = pytest.mark.exclusive
+
 GATEWAY = ("routing.provider=gateway-api", "routing.gateway.namespace=pierhead-system", "routing.gateway.name=pierhead")
 # An installation's values, and the routes that it makes.
 PROVIDERS = {

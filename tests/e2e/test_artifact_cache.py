@@ -9,6 +9,9 @@ from tests.chart import upgraded
 from tests.e2e.conftest import make_deployed_model, make_echo_model, make_endpoint
 from tests.kube import scratch_namespace, wait_until
 
+# The installation gets a volume for artifacts.
+pytestmark = pytest.mark.exclusive
+
 SERVER_UID = 65532
 DOWNLOAD = re.compile(r"fetched \d+ of \d+ bytes")
 

@@ -9,6 +9,9 @@ from tests.batch import ENDED, Storage, kill_worker, make_batch, make_picture, r
 from tests.e2e.conftest import make_model, make_predictor_model, make_slow_echo, upload_predictor
 from tests.kube import scale_operator, scratch_namespace, wait_until
 
+# The installed operator stands still meanwhile.
+pytestmark = pytest.mark.exclusive
+
 LINES = 600
 PICTURE = make_picture()
 

@@ -7,6 +7,9 @@ from tests.e2e.conftest import ECHO_BODY, make_deployed_model, make_echo_model, 
 from tests.istio import istio_crds
 from tests.kube import predict_many, predict_url, scratch_namespace, wait_answered, wait_until
 
+# The installation gets another routing provider.
+pytestmark = pytest.mark.exclusive
+
 OF_GATEWAY_API = {"HTTPRoute ep-photos", "HTTPRoute mdl-photos", "BackendTrafficPolicy ep-photos"}
 IDLE = "Service ep-photos"  # where a route leads while nobody serves
 THEIRS = "HTTPRoute theirs"  # nobody's to tidy up

@@ -5,6 +5,9 @@ import pytest
 from tests.e2e.conftest import make_deployed_model, make_endpoint, make_model
 from tests.kube import OPERATOR, SYSTEM, predict_many, predict_url, scale_operator, wait_answered, wait_until
 
+# The installed operator stands still meanwhile, or is watched for being quiet.
+pytestmark = pytest.mark.exclusive
+
 CHILDREN = "deployments,replicasets,pods,services,endpointslices,horizontalpodautoscalers,httproutes"
 # Short names: `endpoints` alone means Kubernetes' own.
 KINDS = "mdl,pep,dm"
