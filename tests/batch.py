@@ -6,10 +6,11 @@ import os
 import random
 import signal
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 from urllib.parse import quote
 
 import httpx
@@ -101,9 +102,23 @@ class Output:
         return Counter(json.dumps(record["instance"]) for record in (*self.predictions, *self.errors))
 
 
-def read_output(storage: Storage, folder: str) -> Output:
+class Reader(Protocol):
+    """A storage that outputs are read from."""
+
+    def list(self, bucket: str, prefix: str) -> list[str]: ...
+
+    def get(self, bucket: str, name: str) -> bytes: ...
+
+
+def split_uri(uri: str) -> tuple[str, str]:
+    """Bucket and path."""
+    bucket, _, path = uri.partition("://")[2].partition("/")
+    return bucket, path
+
+
+def read_output(storage: Reader, folder: str) -> Output:
     """Of a folder such as gs://bucket/folder."""
-    bucket, _, prefix = folder.removeprefix("gs://").partition("/")
+    bucket, prefix = split_uri(folder)
     names = [name.removeprefix(f"{prefix}/") for name in storage.list(bucket, f"{prefix}/")]
 
     def read(beginning: str) -> list[Manifest]:
@@ -118,18 +133,35 @@ def read_output(storage: Storage, folder: str) -> Output:
     return Output(names, read("predictions_"), read("errors_"))
 
 
+def read_parts(storage: Reader, folder: str) -> dict[str, bytes]:
+    """What a job that has not ended has committed, by name."""
+    bucket, prefix = split_uri(folder)
+    return {name: storage.get(bucket, name) for name in storage.list(bucket, f"{prefix}/.pierhead/parts/")}
+
+
+def count_predictions(parts: Mapping[str, bytes]) -> int:
+    """Of these parts."""
+    records = [json.loads(line) for content in parts.values() for line in content.splitlines()]
+    return sum("prediction" in record for record in records)
+
+
 def kill_worker(kubectl: Kubectl, name: str) -> bool:
     """Kills the first process of one worker, whichever runs; whether there was one."""
-    pods = kubectl.items("pods", f"pierhead.dev/batch-prediction-job={name}")
-    running = [pod for pod in pods if pod["status"].get("phase") == "Running"]
+    running = list_workers(kubectl, name)
     random.shuffle(running)
-    return any(_kill_first_process(pod["metadata"]["uid"]) for pod in running)
+    return any(kill_first_process(pod) for pod in running)
 
 
-def _kill_first_process(pod: str) -> bool:
-    """The node is this machine, so that the pod's processes are here."""
+def list_workers(kubectl: Kubectl, name: str) -> list[Manifest]:
+    """The pods that run."""
+    pods = kubectl.items("pods", f"pierhead.dev/batch-prediction-job={name}")
+    return [pod for pod in pods if pod["status"].get("phase") == "Running"]
+
+
+def kill_first_process(pod: Manifest) -> bool:
+    """The node is this machine, so that the pod's processes are here; whether there was one."""
     for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and _is_first_process(entry, pod):
+        if entry.name.isdigit() and _is_first_process(entry, pod["metadata"]["uid"]):
             os.kill(int(entry.name), signal.SIGKILL)
             return True
     return False

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -65,6 +65,7 @@ _CODES = {
 _UNKNOWN_CODE = 13
 _INDEX = "batch.kubernetes.io/job-completion-index"
 _MOST_FAILURES = 10
+_TIME_IS_NEWS = timedelta(seconds=4)
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,12 @@ def _find_last(pods: Sequence[Manifest]) -> list[Manifest]:
 
 def explain_worker(pod: Manifest) -> Finding | None:
     """Why a worker does not predict; None while it does, ends well or leaves."""
-    return None if pod.get("status", {}).get("phase") == "Succeeded" else explain_pod(pod)
+    if pod.get("status", {}).get("phase") == "Succeeded":
+        return None
+    finding = explain_pod(pod)
+    if finding and parse_progress(pod):
+        return replace(finding, message=finding.message.partition(": ")[0])  # how far it was is no cause
+    return finding
 
 
 def merge_progress(before: Sequence[ShardProgress], news: Sequence[ShardProgress]) -> list[ShardProgress]:
@@ -184,7 +190,14 @@ def compute_batch_status(batch: BatchPredictionJob, observed: Observed, now: dat
         shards=shards,
         renewed=renew_value(batch),
     )
-    return status if status == before else status.model_copy(update={"update_time": now})
+    return before if _says_nothing_new(status, before, now) else status.model_copy(update={"update_time": now})
+
+
+def _says_nothing_new(status: BatchPredictionJobStatus, before: BatchPredictionJobStatus, now: datetime) -> bool:
+    """Time alone is news only now and then: the operator sees what it wrote, and would have to write at once again."""
+    if before.update_time is None or now - before.update_time >= _TIME_IS_NEWS:
+        return status == before
+    return status.model_copy(update={"resources_consumed": before.resources_consumed}) == before
 
 
 def _judge_all(batch: BatchPredictionJob, verdict: Verdict, now: datetime) -> list[Any]:
@@ -254,10 +267,8 @@ def _status(job: Manifest | None) -> Mapping[str, Any]:
 
 
 def parse_progress(pod: Manifest) -> ShardProgress | None:
-    """What a worker that ended well said at its end; None of others."""
+    """How far a worker was when it ended or was killed; None where it did not say."""
     status = pod.get("status", {})
-    if status.get("phase") != "Succeeded":
-        return None
     ended = [container.get("state", {}).get("terminated") or {} for container in status.get("containerStatuses", [])]
     try:
         return ShardProgress.model_validate_json(next(iter(ended), {}).get("message", ""))

@@ -1,7 +1,6 @@
 """What a platform team does on a Tuesday, under a steady stream of predictions of which none may fail."""
 
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -12,12 +11,10 @@ from pathlib import Path
 import pytest
 
 from cluster import processes
+from tests.chaos.killer import Killer, kill_operator
 from tests.e2e.conftest import make_deployed_model, make_endpoint, make_model
-from tests.kube import Kubectl, predict_url, scratch_namespace, wait_answered, wait_until
+from tests.kube import SYSTEM, predict_url, scratch_namespace, wait_answered, wait_until
 from tests.prober import Prober, small_picture
-
-SYSTEM = Kubectl("pierhead-system")
-OPERATOR = "app.kubernetes.io/name=pierhead-operator"
 
 
 @pytest.fixture
@@ -120,37 +117,8 @@ def test_drain_of_a_node_with_two_replicas(photos, prober):
         drain.wait()
 
 
-class Killer:
-    """Kills the operator's pods at random moments, until it has done so often enough."""
-
-    def __init__(self, times):
-        self._times = times
-        self._random = random.Random(20261122)  # noqa: S311
-        self._thread = threading.Thread(target=self._run)
-        self.killed = 0
-
-    def __enter__(self):
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self._thread.join()
-
-    def _run(self):
-        pause = threading.Event()
-        while self.killed < self._times:
-            pause.wait(self._random.uniform(0.5, 8))
-            for pod in SYSTEM.items("pods", OPERATOR):
-                SYSTEM("delete", "pod", pod["metadata"]["name"], "--grace-period=0", "--force", "--wait=false")
-                self.killed += 1
-
-    @property
-    def done(self):
-        return not self._thread.is_alive()
-
-
 def test_operator_killed_20_times_between_changes(photos, prober):
-    with Killer(20) as killer:
+    with Killer(kill_operator, 20, pause=8) as killer:
         weight = 0
         while not killer.done:
             weight = (weight + 30) % 101

@@ -5,7 +5,17 @@ import json
 
 import pytest
 
-from tests.batch import ENDED, Storage, kill_worker, make_batch, make_picture, read_output, state
+from tests.batch import (
+    ENDED,
+    Storage,
+    count_predictions,
+    kill_worker,
+    make_batch,
+    make_picture,
+    read_output,
+    read_parts,
+    state,
+)
 from tests.e2e.conftest import make_model, make_predictor_model, make_slow_echo, upload_predictor
 from tests.kube import scale_operator, scratch_namespace, wait_until
 
@@ -118,16 +128,6 @@ def _wait_committed(kubectl, name):
     wait_until(f"{name} has committed something", committed, interval=1)
 
 
-def _list_parts(storage, status):
-    bucket, _, prefix = status["outputInfo"]["gcsOutputDirectory"].removeprefix("gs://").partition("/")
-    return {name: storage.get(bucket, name) for name in storage.list(bucket, f"{prefix}/.pierhead/parts/")}
-
-
-def _count_predictions(parts):
-    records = [json.loads(line) for content in parts.values() for line in content.splitlines()]
-    return sum("prediction" in record for record in records)
-
-
 def test_cancelled_job_ends_and_what_was_committed_can_be_read(slow, storage):
     uri = _put_lines(storage, "cancelled.jsonl", [{"number": number} for number in range(20_000)])
     slow.apply(make_batch("cancelled", [uri], modelParameters={}))
@@ -135,7 +135,8 @@ def test_cancelled_job_ends_and_what_was_committed_can_be_read(slow, storage):
     slow.patch("batchpredictionjob", "cancelled", {"spec": {"cancel": True}})
     wait_until("it is cancelled", lambda: state(slow, "cancelled") == "CANCELLED", seconds=30)
     status = slow.get("batchpredictionjob", "cancelled")["status"]
-    assert _count_predictions(_list_parts(storage, status)) >= status["completionStats"]["successfulCount"] > 0
+    parts = read_parts(storage, status["outputInfo"]["gcsOutputDirectory"])
+    assert count_predictions(parts) >= status["completionStats"]["successfulCount"] > 0
 
 
 def test_another_try_takes_what_the_one_before_had_committed(slow, storage):
@@ -145,8 +146,8 @@ def test_another_try_takes_what_the_one_before_had_committed(slow, storage):
     slow.patch("batchpredictionjob", "again", {"spec": {"activeDeadlineSeconds": 1}})
     failed = _wait_end(slow, "again", "FAILED")
     assert failed["error"]["code"] == 4
-    before = _list_parts(storage, failed)
-    assert 0 < _count_predictions(before) < len(lines)
+    before = read_parts(storage, failed["outputInfo"]["gcsOutputDirectory"])
+    assert 0 < count_predictions(before) < len(lines)
     slow.patch("batchpredictionjob", "again", {"spec": {"activeDeadlineSeconds": 3600}})
     slow("annotate", "bpj", "again", "pierhead.dev/renew=1")
     wait_until("it is tried again", lambda: state(slow, "again") == "RUNNING")

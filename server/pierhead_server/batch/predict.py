@@ -171,6 +171,7 @@ class Predictor:
         return asyncio.create_task(answer)
 
     async def _predict_alone(self, line: Line, caution: Caution) -> Record:
+        await self._workers.loaded.wait()  # a worker that dies of its model does not die of this line
         if reason := await caution.take(line.position):
             record = _fail(self._quote(line), LineError(INTERNAL, reason))
         else:

@@ -86,12 +86,16 @@ class Worker:
     async def run(self) -> bool:
         """Do the shard's work; whether the whole job is done with it. Raises StartupErrors."""
         plan = await pin_plan(self._storage, self._task, self._settings.model_version_id)
-        self._shard = Shard(plan, self._task.shard, self._chain, self._pulse)
+        self._shard = Shard(plan, self._task.shard, self._chain, self._pulse, self._leave_word)
         self._finished = await self._finisher.read_done()
         if self._finished is None:
             self._finished = await self._finish(plan, self._shard)
         await self._caution.remove()
         return await self._finisher.finish_job(plan)
+
+    def _leave_word(self) -> None:
+        """For who finds this worker dead: of what was committed since it was asked last, only storage would know."""
+        tell(self._settings.termination_log, msgspec.json.encode(self.progress).decode())
 
     async def _finish(self, plan: Plan, shard: Shard) -> Counts:
         try:
@@ -198,6 +202,9 @@ def _has_died(model: "asyncio.Task[None]") -> bool:
 
 def run(settings: Settings, task: Task, launched: Launched) -> None:
     """`work` in an event loop of its own. Raises StartupError."""
-    with asyncio.Runner(loop_factory=uvicorn.Config("", log_config=None).get_loop_factory()) as runner:
-        ended = runner.run(work(settings, task, launched))
-    tell(settings.termination_log, msgspec.json.encode(ended).decode())
+    words = ""  # after an error its reason or its traceback tells more than how far the worker was
+    try:
+        with asyncio.Runner(loop_factory=uvicorn.Config("", log_config=None).get_loop_factory()) as runner:
+            words = msgspec.json.encode(runner.run(work(settings, task, launched))).decode()
+    finally:
+        tell(settings.termination_log, words)

@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
+import math
+import time
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
 
 from pierhead_server.batch.caution import Caution
@@ -17,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 CHUNK_LINES = 200
 CHUNK_BYTES = 8 * 1024 * 1024  # of input
+CHUNK_SECONDS = 10.0  # that a slow model's lines wait for others; a worker that is killed loses no more of its time
 # That a worker may have in its hands when it dies: a chunk that is written, one that is filled, and what is under way.
 SUSPECTS = 2 * CHUNK_LINES + MOST_LINES
 
@@ -27,15 +30,18 @@ class Chunk:
     def __init__(self) -> None:
         self.records: list[Record] = []
         self._size = 0
+        self._due = math.inf
         self.end = Position(0, 0)  # behind its last line
 
     @property
     def full(self) -> bool:
         """Whether the next record belongs to the next chunk."""
-        return len(self.records) >= CHUNK_LINES or self._size >= CHUNK_BYTES
+        return len(self.records) >= CHUNK_LINES or self._size >= CHUNK_BYTES or time.monotonic() >= self._due
 
     def add(self, predicted: Predicted) -> None:
         """One more."""
+        if not self.records:
+            self._due = time.monotonic() + CHUNK_SECONDS
         self.records.append(predicted.record)
         self._size += len(predicted.line.data or b"")
         self.end = predicted.line.next
@@ -46,12 +52,13 @@ class OvertakenError(Exception):
 
 
 class Shard:
-    """One worker's part of a job. Raises StartupErrors."""
+    """One worker's part of a job; `committed` is called after each chunk. Raises StartupErrors."""
 
-    def __init__(self, plan: Plan, number: int, chain: Chain, pulse: Pulse) -> None:
+    def __init__(self, plan: Plan, number: int, chain: Chain, pulse: Pulse, committed: Callable[[], None]) -> None:
         self._plan = plan
         self._chain = chain
         self._pulse = pulse
+        self._committed = committed
         self._segments: Sequence[Segment] = compute_segments(plan, number)
         self._writing: asyncio.Task[None] | None = None
 
@@ -106,6 +113,7 @@ class Shard:
     async def _write(self, chunk: Chunk) -> None:
         before, failed = self.bytes_done, self._chain.failed
         mine = await self._chain.commit(chunk.records, chunk.end)
+        self._committed()
         if not mine and self._chain.end != chunk.end:
             raise OvertakenError
         if mine:

@@ -45,6 +45,7 @@ _WRITES = 2  # of those at a time
 _UPLOAD_SECONDS = 60.0
 _NOT_FOUND, _PRECONDITION_FAILED = 404, 412
 _LOCAL_REFUSALS = ("(os error 1)", "(os error 13)", "(os error 30)")  # EPERM, EACCES, EROFS
+_NO_BUCKET = "status code: 404 Not Found"  # which obstore knows of an object alone, and of a listing not
 
 T = TypeVar("T")
 
@@ -134,6 +135,8 @@ class Storage:
                 cause = first_line(error)
                 if any(refusal in cause for refusal in _LOCAL_REFUSALS):
                     raise RefusedError(f"{uri}: {cause}") from None
+                if _NO_BUCKET in cause:
+                    raise FileNotFoundError(f"{uri}: no such bucket") from None
             except FileNotFoundError:
                 raise FileNotFoundError(f"{uri}: nothing is there") from None
             except OSError as error:  # of the emulator

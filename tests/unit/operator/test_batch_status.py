@@ -164,6 +164,15 @@ def test_stable_no_change():
     assert judge(batch, make_job(), [NO_GPU], now=NOW + timedelta(minutes=1)) == status
 
 
+def test_stable_while_only_time_passes():
+    batch = make_batch()
+    for seconds, changes in ((0, True), (1, False), (3, False), (5, True), (6, False)):
+        status = judge(batch, make_job(), [make_pod()], now=NOW + timedelta(seconds=seconds))
+        assert (status.dump() != batch.get("status")) == changes
+        batch["status"] = status.dump()
+    assert status.resources_consumed.replica_hours == pytest.approx(5 / 3600, abs=1e-6)
+
+
 def test_what_was_committed_once_stays():
     before = [_shard(0, 50, successful=5), _shard(1, 100, successful=9, done=True)]
     # A worker that has just come has not read yet what was committed before it.
@@ -179,6 +188,10 @@ def test_what_was_committed_once_stays():
         (make_pod(), None),
         (NO_INPUT, Finding("InputNotFound", "gs://in/*.jsonl names nothing")),
         (make_pod("Failed", code=65, message="ArtifactNotFound: gone"), Finding("ArtifactNotFound", "gone")),
+        (
+            make_pod("Failed", code=137, message='{"shard":0,"successful":200}'),
+            Finding("CrashLooping", "the server ended with exit code 137"),
+        ),
     ],
 )
 def test_explain_worker(pod, expected):
@@ -193,7 +206,9 @@ def test_explain_worker(pod, expected):
             ShardProgress(shard=3, successful=7, bytes_done=9, done=True),
         ),
         (make_pod("Succeeded", message="cut o"), None),
-        (make_pod("Failed", message='{"shard":3}'), None),
+        (make_pod("Failed", code=137, message='{"shard":3,"successful":7}'), ShardProgress(shard=3, successful=7)),
+        (make_pod("Failed", message="InputNotFound: gs://in"), None),
+        (make_pod(), None),
     ],
 )
 def test_parse_progress(pod, expected):

@@ -119,6 +119,23 @@ class LostError(Exception):
     """The process is no more."""
 
 
+async def test_slow_worker_commits_what_it_has(artifact, lines, out, monkeypatch):
+    class Slow(Answering):
+        def submit(self, call, *, alone=False):
+            future = super().submit(call, alone=alone)
+            return asyncio.get_running_loop().create_future() if len(self.calls) > 10 else future
+
+    monkeypatch.setattr(sharding, "CHUNK_LINES", sys.maxsize)
+    monkeypatch.setattr(sharding, "CHUNK_SECONDS", 0)
+    worker = Runner(artifact, make_document(out, [lines.as_uri()])).make(workers=Slow())
+    attempt = asyncio.create_task(worker.run())
+    async with asyncio.timeout(10):
+        while worker.progress.successful < 2:  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(0.001)
+    attempt.cancel()
+    await asyncio.wait({attempt})
+
+
 @pytest.mark.parametrize("after", [False, True])
 async def test_worker_killed_at_any_request_loses_nothing(artifact, lines, tmp_path, monkeypatch, after):
     class Dying(Storage):
@@ -209,6 +226,21 @@ async def test_line_that_kills_its_worker_is_found_and_passed(artifact, tmp_path
     }
     assert [each["prediction"] for each in read_outputs(out)] == [n for n in range(LINES) if n != 13]
     assert not list((out / ".pierhead" / "tries").iterdir())
+
+
+async def test_worker_that_dies_while_its_model_is_loaded_blames_no_line(artifact, lines, out):
+    class Loading:
+        async def wait(self):
+            raise LostError
+
+    runner = Runner(artifact, make_document(out, [lines.as_uri()]))
+    for _ in range(4):
+        loading = Answering()
+        loading.loaded = Loading()
+        with pytest.raises(LostError):
+            await runner.make(workers=loading).run()
+    assert await runner.make().run()
+    check(out, lines)
 
 
 async def test_line_that_kills_its_model_process_alone_is_an_error(artifact, tmp_path, out):

@@ -10,6 +10,7 @@ import sys
 
 import httpx
 import pytest
+from pierhead_server.batch.parts import decode_header
 
 from tests.unit.server.batch.jobs import make_document, read_outputs
 from tests.unit.server.conftest import DEADLINE_SECONDS, make_environment, wait_listening, wait_until
@@ -88,8 +89,13 @@ def write_pictures(folder):
     return folder / "in.jsonl"
 
 
-def count_parts(out):
-    return len(list((out / ".pierhead" / "parts").rglob("*.jsonl")))
+def list_parts(out):
+    return sorted((out / ".pierhead" / "parts").rglob("*.jsonl"))
+
+
+def count_lines(part):
+    header = decode_header(part.read_bytes())
+    return header.successful + header.failed
 
 
 def test_killed_worker_loses_nothing_and_repeats_nothing(torchvision_folder, tmp_path, out):
@@ -97,10 +103,14 @@ def test_killed_worker_loses_nothing_and_repeats_nothing(torchvision_folder, tmp
     document = make_document(out, [source.as_uri()], shards=2, modelParameters={"maxPredictions": 1})
     for _ in range(2):
         with running(torchvision_folder, document, tmp_path / "log") as process:
-            seen = count_parts(out)
-            wait_until(lambda seen=seen: count_parts(out) > seen + 1, process)
+            seen = len(list_parts(out))
+            wait_until(lambda seen=seen: len(list_parts(out)) > seen + 1, process)
             os.killpg(process.pid, signal.SIGKILL)
         assert not (out / "predictions_00001.jsonl").exists()
+        told = json.loads((tmp_path / "log.termination").read_text())
+        sizes = [count_lines(path) for path in list_parts(out)]
+        # Of the last chunk that is there, the word may not be.
+        assert told["successful"] + told["failed"] in (sum(sizes), sum(sizes[:-1]))
     for shard in range(2):
         code, words = run(torchvision_folder, document, tmp_path / "log", shard)
         assert (code, json.loads(words)["jobDone"]) == (0, shard == 1)
@@ -141,7 +151,7 @@ def test_worker_that_is_stopped_leaves_at_once_and_tells_how_far_it_is(torchvisi
     assert 0 < progress["bytesDone"] < progress["bytesTotal"]
     committed = float(re.search(r'^pierhead_batch_lines_total\{outcome="successful"\} (\S+)', metrics, re.MULTILINE)[1])
     assert committed >= progress["successful"]
-    assert count_parts(out) > 0
+    assert len(list_parts(out)) > 0
     assert not list((out / ".pierhead" / "tries").iterdir())
 
 
