@@ -1,7 +1,7 @@
 PYTHON := .venv/bin/python
 UV := .uv/bin/uv
 
-.PHONY: quickstart test preflight unit e2e in-cluster chaos fmt lint crds images cluster-up cluster-down bench bench-server bench-operator lock
+.PHONY: quickstart test preflight unit e2e in-cluster chaos fmt lint crds images cluster-up cluster-down bench bench-server bench-batch bench-operator lock
 
 quickstart: preflight .venv/installed  ## a classifier on a real Kubernetes, answering photographs
 	$(PYTHON) -m cluster quickstart
@@ -48,6 +48,9 @@ bench: .venv/installed  ## the figures of docs/performance.md
 
 bench-server: .venv/installed  ## the model server beside a raw PyTorch loop and LitServe
 	$(PYTHON) -m bench.server --peer litserve
+
+bench-batch: .venv/installed  ## the batch worker beside a raw PyTorch loop
+	$(PYTHON) -m bench.batch
 
 bench-operator: .venv/installed  ## the operator with 5,000 DeployedModels, on a control plane of its own
 	$(PYTHON) -m bench.operator

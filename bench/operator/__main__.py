@@ -13,15 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
-import rich
-import rich.box
-import rich.console
-import rich.table
 import typer
 
 from bench.operator import control_plane, report
 from bench.operator.fleet import Fleet
 from bench.operator.measure import Figures, measure, measure_alone
+from bench.printing import print_tables
 from bench.server.machine import describe_machine
 from bench.server.processes import BenchError
 from cluster import locks
@@ -46,21 +43,10 @@ def bench(
         with control_plane.running(paths):
             figures = asyncio.run(measure(paths, fleet))
             figures.alone_seconds = alone_seconds
-    _print(figures, facts)
+    print_tables(facts, [], report.make_tables(figures))
     if output:
         output.write_text(json.dumps(_encode(figures, facts), indent=1), encoding="utf-8")
         say(f"all figures are in {output}")
-
-
-def _print(figures: Figures, facts: dict[str, str]) -> None:
-    console = rich.console.Console(width=None if sys.stdout.isatty() else 240, highlight=False)
-    console.print("; ".join(f"{name} {fact}" for name, fact in facts.items()))
-    for table in report.make_tables(figures):
-        shown = rich.table.Table(*table.columns, box=rich.box.MARKDOWN)
-        for row in table.rows:
-            shown.add_row(*row)
-        console.print(f"\n## {table.title}\n", markup=False)
-        console.print(shown)
 
 
 def _encode(figures: Figures, facts: dict[str, str]) -> dict[str, Any]:

@@ -15,12 +15,9 @@ from pathlib import Path
 from typing import Annotated, NoReturn
 
 import msgspec
-import rich
-import rich.box
-import rich.console
-import rich.table
 import typer
 
+from bench.printing import print_tables
 from bench.server import report
 from bench.server.machine import describe_machine
 from bench.server.measure import SECTIONS, Bench, Wanted
@@ -75,26 +72,10 @@ def bench(
 
 
 def _print(run: Bench, facts: dict[str, str], models: list[str]) -> None:
-    console = rich.console.Console(width=None if sys.stdout.isatty() else 240, highlight=False)
-    console.print("; ".join(f"{name} {fact}" for name, fact in facts.items()))
-    console.print(f"{run.wanted.rounds} rounds of {run.wanted.seconds:g} s; medians (least to most)")
-    doubtful, of = report.find_doubtful(run.records, run.cores)
-    if doubtful:
-        console.print(
-            f"In {doubtful} of {of} rounds other programs took more than {report.BUSY_CORES:.0%} of the cores."
-        )
-    for note in run.notes:
-        console.print(note)
-    tables = report.make_tables(run.records, models)
-    goals = report.compute_goals(run.records, models)
-    rows = [[goal.model, goal.what, goal.wanted, goal.seen, "yes" if goal.held else "NO"] for goal in goals]
-    tables.append(report.Table("Goals", ("model", "goal", "wanted", "seen", "held"), rows))
-    for table in tables:
-        shown = rich.table.Table(*table.columns, box=rich.box.MARKDOWN)
-        for row in table.rows:
-            shown.add_row(*row)
-        console.print(f"\n## {table.title}\n", markup=False)
-        console.print(shown)
+    notes = [f"{run.wanted.rounds} rounds of {run.wanted.seconds:g} s; medians (least to most)"]
+    notes += [*report.note_doubtful(run.records, run.cores), *run.notes]
+    goals = report.tabulate_goals(report.compute_goals(run.records, models))
+    print_tables(facts, notes, [*report.make_tables(run.records, models), goals])
 
 
 def _encode(run: Bench, facts: dict[str, str], models: list[str]) -> str:

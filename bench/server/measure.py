@@ -228,11 +228,16 @@ class Bench:
             }
 
     def _rounds(self, model: str, section: str, contenders: Sequence[Contender], rounds: int | None = None) -> None:
-        for number in range(self.wanted.rounds if rounds is None else rounds):
-            for contender in rotate(contenders, number):
-                figures = contender.run()
-                self.records.add(model, section, contender.name, number, figures)
-                say(f"{model}: {section} {number + 1}: {contender.name}: {describe(figures)}")
+        run_rounds(self.records, model, section, contenders, self.wanted.rounds if rounds is None else rounds)
+
+
+def run_rounds(records: Records, model: str, section: str, contenders: Sequence[Contender], rounds: int) -> None:
+    """All contenders in turn, so many times."""
+    for number in range(rounds):
+        for contender in rotate(contenders, number):
+            figures = contender.run()
+            records.add(model, section, contender.name, number, figures)
+            say(f"{model}: {section} {number + 1}: {contender.name}: {describe(figures)}")
 
 
 @dataclass(frozen=True)

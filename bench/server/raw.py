@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import msgspec
 
@@ -72,12 +73,7 @@ def compute_figures(reports: Sequence[Report], machine_cpu: float) -> dict[str, 
 @contextlib.contextmanager
 def start_raw_loop(workshop: Workshop, piece: Workpiece, *, device: str, processes: int) -> Iterator[RawLoop]:
     """Starts the processes; on a GPU one, which takes all cores for decoding."""
-    command = [
-        *(sys.executable, "-m", "bench.server.raw_process", piece.model, str(piece.artifact), device),
-        *map(str, piece.packages.values()),
-        "--",
-        *map(str, piece.jpegs),
-    ]
+    command = make_command(piece, device, "memory")
     environment = make_environment({} if device == "cuda" else {"OMP_NUM_THREADS": "1"})
     with contextlib.ExitStack() as stack:
         yield RawLoop(
@@ -88,6 +84,16 @@ def start_raw_loop(workshop: Workshop, piece: Workpiece, *, device: str, process
                 for number in range(processes)
             ]
         )
+
+
+def make_command(piece: Workpiece, device: str, source: Literal["memory", "disk"]) -> list[str]:
+    """What starts one process, whose pictures come from there."""
+    return [
+        *(sys.executable, "-m", "bench.server.raw_process", piece.model, str(piece.artifact), device, source),
+        *map(str, piece.packages.values()),
+        "--",
+        *map(str, piece.jpegs),
+    ]
 
 
 def _order(program: Program, order: Order) -> None:

@@ -1,7 +1,8 @@
 """One process of the raw loop: pictures to top classes by plain PyTorch, with nothing between. Run as a program.
 
-`python -m bench.server.raw_process MODEL ARTIFACT DEVICE PACKAGE... -- JPEG...` reads an Order as a line of JSON from
-standard input, obeys, writes a Report as a line to standard output, and so on until standard input ends.
+`python -m bench.server.raw_process MODEL ARTIFACT DEVICE SOURCE PACKAGE... -- JPEG...` reads an Order as a line of JSON
+from standard input, obeys, writes a Report as a line to standard output, and so on until standard input ends.
+With `memory` as SOURCE the pictures are read once, with `disk` each time that one is computed.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import itertools
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +36,17 @@ class Setting:
     artifact: Path
     device: str
     packages: dict[int, Path]  # by batch
-    jpegs: list[bytes]
+    jpegs: Iterable[bytes]
+
+
+@dataclass(frozen=True)
+class Files:
+    """Pictures that are read each time."""
+
+    paths: Sequence[Path]
+
+    def __iter__(self) -> Iterator[bytes]:
+        return (path.read_bytes() for path in self.paths)
 
 
 def make_network(form: str, setting: Setting) -> Network:
@@ -68,10 +79,10 @@ def make_frozen(classifier: Classifier, batch: int, device: str) -> Network:
 class CpuLoop:
     """A core's loop: decode a batch, compute it, rank it."""
 
-    def __init__(self, network: Network, batch: int, jpegs: Sequence[bytes]) -> None:
+    def __init__(self, network: Network, batch: int, jpegs: Iterable[bytes]) -> None:
         self._network = network
         self._batch = batch
-        self._jpegs = itertools.cycle(jpegs)
+        self._jpegs = repeat(jpegs)
         self._pictures = torch.empty((batch, 3, CROP, CROP), dtype=torch.uint8, memory_format=torch.channels_last)
 
     def step(self) -> list[list[int]]:
@@ -90,11 +101,11 @@ class DeviceLoop:
 
     AHEAD = 3
 
-    def __init__(self, network: Network, batch: int, jpegs: Sequence[bytes], device: str, threads: int) -> None:
+    def __init__(self, network: Network, batch: int, jpegs: Iterable[bytes], device: str, threads: int) -> None:
         self._network = network
         self._batch = batch
         self._device = device
-        self._jpegs = itertools.cycle(jpegs)
+        self._jpegs = repeat(jpegs)
         self._pool = ThreadPoolExecutor(threads)  # the decoder and the scaling let go of the GIL
         self._decoded = self._decode() if batch > 1 else self._decode_here()
 
@@ -155,7 +166,12 @@ def run(loop: Loop, batch: int, order: Order) -> Report:
     )
 
 
-def rank(network: Network, jpegs: Sequence[bytes], device: str) -> Report:
+def repeat(jpegs: Iterable[bytes]) -> Iterator[bytes]:
+    """The pictures again and again."""
+    return itertools.chain.from_iterable(itertools.repeat(jpegs))
+
+
+def rank(network: Network, jpegs: Iterable[bytes], device: str) -> Report:
     """The best classes of each picture and how sure the network is of them."""
     classes, confidences = [], []
     for jpeg in jpegs:
@@ -202,10 +218,11 @@ class Process:
 
 
 def main(arguments: Sequence[str]) -> None:
-    model, artifact, device, *rest = arguments
+    model, artifact, device, source, *rest = arguments
     split = rest.index("--")
     packages = {parse_batch(Path(file).stem): Path(file) for file in rest[:split]}
-    jpegs = [Path(file).read_bytes() for file in rest[split + 1 :]]
+    files = Files([Path(file) for file in rest[split + 1 :]])
+    jpegs = files if source == "disk" else list(files)
     process = Process(Setting(model, Path(artifact), device, packages, jpegs))
     for line in sys.stdin.buffer:
         report = process.obey(msgspec.json.decode(line, type=Order))

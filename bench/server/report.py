@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from bench import texts
 from bench.server.stats import Records, Spread, View
 
 SATURATED_GOALS = {"mobilenet_v3_small": 0.90}
@@ -76,6 +77,22 @@ def find_doubtful(records: Records, cores: int) -> tuple[int, int]:
     return sum(share > BUSY_CORES * cores for share in others), len(others)
 
 
+def note_doubtful(records: Records, cores: int) -> list[str]:
+    """What is to be said of such rounds, if there are any."""
+    doubtful, of = find_doubtful(records, cores)
+    return (
+        [f"In {doubtful} of {of} rounds other programs took more than {BUSY_CORES:.0%} of the cores."]
+        if doubtful
+        else []
+    )
+
+
+def tabulate_goals(goals: Sequence[Goal]) -> Table:
+    """What was wanted, what was seen."""
+    rows = [[goal.model, goal.what, goal.wanted, goal.seen, "yes" if goal.held else "NO"] for goal in goals]
+    return Table("Goals", ("model", "goal", "wanted", "seen", "held"), rows)
+
+
 def compute_goals(records: Records, models: Sequence[str]) -> list[Goal]:
     """Every goal whose figures were measured."""
     goals: list[Goal] = []
@@ -97,9 +114,9 @@ def _tabulate_forms(records: Records, models: Sequence[str]) -> Table:
         for name in names:
             rate = records.median(model, "forms", name, "rate")
             alone = records.median(model, "forms alone", name, "p50")
-            rows.append([model, name, _number(rate), _ratio(rate, most), _milliseconds(alone)])
+            rows.append([model, name, texts.number(rate), texts.ratio(rate, most), texts.milliseconds(alone)])
         rows += [
-            [model, name, "", "", _milliseconds(records.median(model, "forms alone", name, "p50"))]
+            [model, name, "", "", texts.milliseconds(records.median(model, "forms alone", name, "p50"))]
             for name in records.contenders(model, "forms alone")
             if name not in names
         ]
@@ -109,7 +126,7 @@ def _tabulate_forms(records: Records, models: Sequence[str]) -> Table:
 
 def _tabulate_peers(records: Records, models: Sequence[str]) -> Table:
     rows = [
-        [model, name, _number(records.median(model, "peers", name, "rate"))]
+        [model, name, texts.number(records.median(model, "peers", name, "rate"))]
         for model in models
         for name in records.contenders(model, "peers")
     ]
@@ -124,12 +141,12 @@ def _tabulate_saturation(records: Records, models: Sequence[str]) -> Table:
             [
                 model,
                 one.contender,
-                _number(one.median("rate")),
-                _spread(records.ratio(model, "saturation", one.contender, raw, "rate") if raw else None),
-                _spread(records.ratio(model, "saturation", "server", one.contender, "rate")),
-                _milliseconds(one.median("p50")),
-                _cores(one),
-                _agreement(one),
+                texts.number(one.median("rate")),
+                texts.spread(records.ratio(model, "saturation", one.contender, raw, "rate") if raw else None),
+                texts.spread(records.ratio(model, "saturation", "server", one.contender, "rate")),
+                texts.milliseconds(one.median("p50")),
+                texts.cores(one),
+                texts.agreement(one),
             ]
             for one in records.views(model, "saturation")
         ]
@@ -148,13 +165,13 @@ def _tabulate_latency(records: Records, models: Sequence[str]) -> Table:
             [
                 model,
                 one.contender,
-                _milliseconds(one.median("p50")),
-                _spread(records.difference(model, "latency", one.contender, raw, "p50"))
+                texts.milliseconds(one.median("p50")),
+                texts.spread(records.difference(model, "latency", one.contender, raw, "p50"))
                 if one.contender != raw
                 else "",
-                _milliseconds(one.median("p99")),
-                _number(one.median("rate")),
-                _cores(one),
+                texts.milliseconds(one.median("p99")),
+                texts.number(one.median("rate")),
+                texts.cores(one),
             ]
             for one in records.views(model, "latency")
         ]
@@ -167,14 +184,14 @@ def _tabulate_load(records: Records, models: Sequence[str]) -> Table:
         [
             model,
             one.contender,
-            _number(one.median("offered")),
-            _number(one.median("rate")),
-            _milliseconds(one.median("p50")),
-            _milliseconds(one.median("p99")),
-            _spread(_tail(records, model, one.contender)),
-            _percent(one.median("refused_share")),
-            _milliseconds(one.median("late_p99")),
-            _cores(one),
+            texts.number(one.median("offered")),
+            texts.number(one.median("rate")),
+            texts.milliseconds(one.median("p50")),
+            texts.milliseconds(one.median("p99")),
+            texts.spread(_tail(records, model, one.contender)),
+            texts.percent(one.median("refused_share")),
+            texts.milliseconds(one.median("late_p99")),
+            texts.cores(one),
         ]
         for model in models
         for one in records.views(model, "load")
@@ -190,16 +207,16 @@ def _tabulate_overload(records: Records, models: Sequence[str]) -> Table:
     rows = [
         [
             model,
-            _number(records.median(model, "overload", "peak", "rate")),
-            _number(one.median("offered")),
-            _number(one.median("rate")),
-            _spread(records.ratio(model, "overload", "overload", "peak", "rate")),
-            _percent(one.median("refused_share")),
-            _percent(one.median("retry_after_share")),
-            _milliseconds(one.median("refused_p50")),
-            " / ".join(_number(one.median(figure)) for figure in ("other_codes", "broken")),
-            " / ".join(_number(one.median(figure)) for figure in ("rss_before", "rss_most", "rss_after")),
-            _cores(one),
+            texts.number(records.median(model, "overload", "peak", "rate")),
+            texts.number(one.median("offered")),
+            texts.number(one.median("rate")),
+            texts.spread(records.ratio(model, "overload", "overload", "peak", "rate")),
+            texts.percent(one.median("refused_share")),
+            texts.percent(one.median("retry_after_share")),
+            texts.milliseconds(one.median("refused_p50")),
+            " / ".join(texts.number(one.median(figure)) for figure in ("other_codes", "broken")),
+            " / ".join(texts.number(one.median(figure)) for figure in ("rss_before", "rss_most", "rss_after")),
+            texts.cores(one),
         ]
         for model in models
         for one in records.views(model, "overload")
@@ -217,12 +234,12 @@ def _tabulate_start(records: Records, models: Sequence[str]) -> Table:
         [
             model,
             one.contender,
-            _seconds(one.median("seconds")),
+            texts.seconds(one.median("seconds")),
             *(
-                _spread(records.ratio(model, "start", one.contender, to, "seconds"))
+                texts.spread(records.ratio(model, "start", one.contender, to, "seconds"))
                 for to in (WEIGHTS_READ, PROGRAM_READ)
             ),
-            _seconds(one.median("compiled_seconds")),
+            texts.seconds(one.median("compiled_seconds")),
         ]
         for model in models
         for one in records.views(model, "start")
@@ -235,12 +252,12 @@ def _tabulate_memory(records: Records, models: Sequence[str]) -> Table:
     rows = [
         [
             model,
-            _number(one.median("workers")),
-            _number(one.median("processes")),
-            _number(one.median("pss")),
-            _number(_allow_memory(one, "pss")),
-            _number(one.median("rss")),
-            _number(_allow_memory(one, "rss")),
+            texts.number(one.median("workers")),
+            texts.number(one.median("processes")),
+            texts.number(one.median("pss")),
+            texts.number(_allow_memory(one, "pss")),
+            texts.number(one.median("rss")),
+            texts.number(_allow_memory(one, "rss")),
         ]
         for model in models
         for one in records.views(model, "memory")
@@ -258,11 +275,11 @@ def _judge_throughput(records: Records, model: str) -> list[Goal]:
     wanted = SATURATED_GOALS.get(model, SATURATED_GOAL)
     if raw and (ratio := records.ratio(model, "saturation", "server", raw, "rate")):
         what = f"saturated, to the raw loop ({raw.removeprefix('raw ')})"
-        goals.append(Goal(model, what, f">= {wanted:.2f}", _spread(ratio), ratio.median >= wanted))
+        goals.append(Goal(model, what, f">= {wanted:.2f}", texts.spread(ratio), ratio.median >= wanted))
     for peer, factor in PEER_GOALS.items():
         if ratio := records.ratio(model, "saturation", "server", peer, "rate"):
             goals.append(
-                Goal(model, f"saturated, to {peer}", f">= {factor:.2f}", _spread(ratio), ratio.median >= factor)
+                Goal(model, f"saturated, to {peer}", f">= {factor:.2f}", texts.spread(ratio), ratio.median >= factor)
             )
     return goals
 
@@ -286,10 +303,10 @@ def _judge_latency(records: Records, model: str) -> list[Goal]:
     raw = _find_raw_alone(records, model)
     if raw and (over := records.difference(model, "latency", "server", raw, "p50")):
         wanted, held = f"<= {LATENCY_GOAL_MS:.0f} ms", over.median <= LATENCY_GOAL_MS
-        goals.append(Goal(model, "one client, p50 over raw", wanted, f"{_spread(over)} ms", held))
+        goals.append(Goal(model, "one client, p50 over raw", wanted, f"{texts.spread(over)} ms", held))
     if tail := _tail(records, model, "evenly"):
         held = tail.median <= TAIL_GOAL
-        goals.append(Goal(model, "p99 / p50 at 80 % load", f"<= {TAIL_GOAL:.0f}", _spread(tail), held))
+        goals.append(Goal(model, "p99 / p50 at 80 % load", f"<= {TAIL_GOAL:.0f}", texts.spread(tail), held))
     return goals
 
 
@@ -303,7 +320,7 @@ def _judge_overload(records: Records, model: str) -> list[Goal]:
         f"{sum(one['other_codes'] for one in figures):.0f} others, {sum(one['broken'] for one in figures):.0f} broken"
     )
     return [
-        Goal(model, "overload, to the peak", f">= {OVERLOAD_GOAL}", _spread(ratio), ratio.median >= OVERLOAD_GOAL),
+        Goal(model, "overload, to the peak", f">= {OVERLOAD_GOAL}", texts.spread(ratio), ratio.median >= OVERLOAD_GOAL),
         Goal(model, "overload: nothing but 200, and 429 with Retry-After", "always", seen, clean),
     ]
 
@@ -314,7 +331,7 @@ def _judge_start(records: Records, model: str) -> list[Goal]:
         for to in (WEIGHTS_READ, PROGRAM_READ):
             if ratio := records.ratio(model, "start", start, to, "seconds"):
                 held = ratio.median <= START_GOAL
-                goals.append(Goal(model, f"{start}, to `{to}`", f"<= {START_GOAL}", _spread(ratio), held))
+                goals.append(Goal(model, f"{start}, to `{to}`", f"<= {START_GOAL}", texts.spread(ratio), held))
     return goals
 
 
@@ -341,37 +358,3 @@ def _allow_memory(one: View, figure: str) -> float | None:
 def _tail(records: Records, model: str, name: str) -> Spread | None:
     p50, p99 = (records.values(model, "load", name, figure) for figure in ("p50", "p99"))
     return Spread.of([high / low for low, high in zip(p50, p99, strict=True)]) if p50 else None
-
-
-# --- texts ---
-
-
-def _agreement(one: View) -> str:
-    same, pictures, differences = (
-        one.records.values(one.model, one.section, one.contender, figure)
-        for figure in ("same_top", "pictures", "largest_difference")
-    )
-    return f"{sum(same):.0f} of {sum(pictures):.0f}, within {max(differences):.4f}" if same else ""
-
-
-def _optional(text: Callable[[float], str]) -> Callable[[float | None], str]:
-    return lambda value: "" if value is None else text(value)
-
-
-_number = _optional(lambda value: f"{value:,.0f}" if value == int(value) or value >= 100 else f"{value:.3g}")
-_milliseconds = _optional(lambda value: f"{value:.2f}" if value < 10 else f"{value:.1f}")
-_seconds = _optional(lambda value: f"{value:.2f}")
-_percent = _optional(lambda value: f"{value:.0%}")
-
-
-def _ratio(value: float | None, to: float | None) -> str:
-    return "" if value is None or not to else f"{value / to:.2f}"
-
-
-def _cores(one: View) -> str:
-    shares = (one.median(figure) for figure in ("cpu", "client_cpu", "others_cpu"))
-    return " / ".join("-" if share is None else f"{share:.2f}" for share in shares)
-
-
-def _spread(spread: Spread | None) -> str:
-    return "" if spread is None else f"{spread.median:.2f} ({spread.least:.2f} to {spread.most:.2f})"

@@ -41,21 +41,23 @@ _EAGER_BATCH = 8  # beyond that a CPU gains nothing, and memory grows
 class ClassifierModule(torch.nn.Module):
     """Bytes to confidences: normalises uint8 [n, 3, side, side], runs the network, and activates its outputs."""
 
-    mean: torch.Tensor
-    std: torch.Tensor
+    scale: torch.Tensor
+    offset: torch.Tensor
 
     def __init__(self, network: torch.nn.Module, preprocessing: Preprocessing, activation: str, precision: str) -> None:
         super().__init__()
         self.network = network
         self.activation = activation
         self.dtype = getattr(torch, precision)
-        self.register_buffer("mean", torch.tensor(preprocessing.mean).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(preprocessing.std).view(1, 3, 1, 1))
+        mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (preprocessing.mean, preprocessing.std))
+        self.register_buffer("scale", 1 / (255 * std))
+        self.register_buffer("offset", -mean / std)
         network.to(self.dtype)
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
         """Float32 [n, classes]."""
-        normalised = (pictures.float() / 255 - self.mean) / self.std
+        # (pictures / 255 - mean) / std, in one step: three take twice as long.
+        normalised = torch.addcmul(self.offset, pictures.float(), self.scale)
         given: object = self.network(normalised.to(self.dtype))
         if not isinstance(given, torch.Tensor):
             raise TypeError(f"it gives a {type(given).__name__}, not one tensor")

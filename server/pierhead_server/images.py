@@ -139,7 +139,8 @@ def fit(pixels: Pixels, how: Preprocessing, *, max_pixels: int) -> Pixels:
         batch = _scale(batch, (height, width), how.interpolation)
     top, left = round((height - how.crop) / 2), round((width - how.crop) / 2)
     cropped = batch[0, :, top : top + how.crop, left : left + how.crop].permute(1, 2, 0)
-    return np.ascontiguousarray(cropped.numpy())
+    # By torch: scaling leaves the channels apart, and numpy takes twice as long to put them beside each other.
+    return cropped.contiguous().numpy()
 
 
 def _scaled_size(pixels: Pixels, resize: int) -> tuple[int, int]:

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import warnings
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -59,7 +60,23 @@ def load_torchvision(artifact: Artifact, config: TorchvisionModel, classes: int)
         raise ArtifactInvalidError(
             f"weights: {config.weights} does not fit {architecture} with {classes} labels: {first_line(error)}"
         ) from None
-    return module.float().eval()
+    module = module.float().eval()
+    _fold_norms(module)
+    return module
+
+
+def _fold_norms(network: torch.nn.Module) -> None:
+    """Put each batch norm that stands behind a convolution into its weights, in place.
+
+    A tenth of the time of a small network (MobileNet, EfficientNet) goes into them. Where they are no neighbours in a
+    sequence (ResNet), to find them would take longer than they cost.
+    """
+    sequences = [module for module in network.modules() if isinstance(module, torch.nn.Sequential)]
+    for sequence in sequences:
+        for place, (first, second) in enumerate(pairwise(sequence)):
+            if isinstance(first, torch.nn.Conv2d) and isinstance(second, torch.nn.BatchNorm2d):
+                sequence[place] = torch.nn.utils.fuse_conv_bn_eval(first, second)
+                sequence[place + 1] = torch.nn.Identity()
 
 
 def _check_architecture(architecture: str) -> None:

@@ -43,9 +43,9 @@ logger = logging.getLogger(__name__)
 RESTARTS = 3  # in a row, without an answer between
 FIRST_BACKOFF_SECONDS = 0.5  # doubled for each restart in a row
 START_SECONDS = 120.0  # until a worker's first message; one on a GPU takes the model there first
-# Together at least, where throughput is all: in its quick form a small network takes two thirds of the time so, and a
-# large one no longer than one by one (seen with 4; 8 are slower for some).
-OFFLINE_CALLS = 4
+# Together at least, where throughput is all: in its quick form a small network takes two thirds of the time so, of
+# which the last tenth comes from 8 instead of 4, and a large one no longer than one by one.
+OFFLINE_CALLS = 8
 _EXIT_SECONDS = 5.0  # for processes whose connection was closed
 _OK = 200
 _REPLY = msgspec.msgpack.Decoder(Reply)
@@ -251,14 +251,14 @@ class Workers:
                 continue
             ready = [worker for worker in self._workers.values() if worker.ready and not worker.leaving]
             worker = min(ready, key=lambda worker: len(worker.in_hand), default=None)
-            if worker is None:
+            if worker is None or len(worker.in_hand) >= self._policy.depth:
                 return
             idle = sum(not worker.in_hand for worker in ready)
             backlog = Backlog(len(self._waiting), now - self._waiting[0].arrived, idle)
             count = decide_batch(self._policy, backlog, in_hand=len(worker.in_hand))
             jobs = self._pop(count, worker)
             if not jobs:
-                self._look_again(worker)
+                self._look_again()
                 return
             worker.send(jobs)
 
@@ -276,9 +276,9 @@ class Workers:
                 break
         return jobs
 
-    def _look_again(self, worker: Worker) -> None:
-        """When the first waiting call has waited long enough for others, on a worker that could take one more batch."""
-        if self._timer is None and len(worker.in_hand) < self._policy.depth:
+    def _look_again(self) -> None:
+        """When the first waiting call has waited long enough for others."""
+        if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(self._policy.delay, self._on_timer)
 
     def _on_timer(self) -> None:

@@ -2,8 +2,8 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 
 import msgspec
@@ -66,24 +66,24 @@ class Budget:
     def __init__(self, size: int) -> None:
         self._size = size
         self._held = 0
-        self._freed = asyncio.Condition()
+        self._freed = asyncio.Event()
 
-    @asynccontextmanager
-    async def share(self) -> AsyncGenerator["Share"]:
+    @contextmanager
+    def share(self) -> Iterator["Share"]:
         """What is taken inside is given back at the end."""
         share = Share(self)
         try:
             yield share
         finally:
-            async with self._freed:
-                self._held -= share.size
-                self._freed.notify_all()
+            self._held -= share.size
+            self._freed.set()
 
     async def take(self, size: int) -> None:
         """Wait until there are so many."""
-        async with self._freed:
-            await self._freed.wait_for(lambda: self._held == 0 or self._held + size <= self._size)
-            self._held += size
+        while self._held and self._held + size > self._size:
+            self._freed.clear()
+            await self._freed.wait()
+        self._held += size
 
 
 @dataclass
@@ -203,7 +203,7 @@ class Predictor:
 
     async def _ask(self, instance: Instance) -> bytes:
         """The prediction, as JSON. Raises LineError."""
-        async with self._pictures.budget.share() as share:
+        with self._pictures.budget.share() as share:
             value = instance.value
             if instance.picture is not None:
                 assert isinstance(value, dict)

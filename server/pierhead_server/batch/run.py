@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import ctypes
 import logging
 import os
 import socket
@@ -42,6 +43,9 @@ logger = logging.getLogger(__name__)
 
 EXIT_TERMINATED = 143
 _STALL_SECONDS = 300.0  # without a sign of life; storage is tried again for two minutes
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+_MMAP_THRESHOLD = 1 << 20  # less than a block of input, more than a batch of most pictures
+_TRIM_THRESHOLD = 4 << 20  # that the next batch finds its place
 _LEAVE_SECONDS = 2.0  # for the chunk that is being written, and for the note, after SIGTERM
 
 
@@ -200,8 +204,19 @@ def _has_died(model: "asyncio.Task[None]") -> bool:
     return model.done() and isinstance(model.exception(), ModelProcessDiedError)
 
 
+def _give_back_memory() -> None:
+    """Let each block of input go back to the kernel when it is read.
+
+    By itself glibc learns from the first one to keep them, and some for each of storage's threads.
+    """
+    libc = ctypes.CDLL(None)
+    libc.mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD)
+    libc.mallopt(_M_TRIM_THRESHOLD, _TRIM_THRESHOLD)
+
+
 def run(settings: Settings, task: Task, launched: Launched) -> None:
     """`work` in an event loop of its own. Raises StartupError."""
+    _give_back_memory()
     words = ""  # after an error its reason or its traceback tells more than how far the worker was
     try:
         with asyncio.Runner(loop_factory=uvicorn.Config("", log_config=None).get_loop_factory()) as runner:

@@ -16,6 +16,7 @@ from pierhead_server.classifier import ImageClassifier
 from pierhead_server.config import Preprocessing
 from pierhead_server.errors import ArtifactInvalidError
 from pierhead_server.model import LoadOptions, load_model
+from pierhead_server.modules import load_torchvision
 from pierhead_server.protocol import Request
 from pierhead_server.tensors import Signature, TensorSpec
 from pierhead_server.worker import HELLO, warm_up
@@ -391,6 +392,29 @@ def test_architecture_that_computes_while_it_is_built_loads(tmp_path):
         " preprocessing: {resize: 64, crop: 64}}"
     )
     assert predict(load(tmp_path), pictures(picture()))[0][0]["ids"]
+
+
+@pytest.mark.parametrize(("architecture", "left"), [("mobilenet_v3_small", 0), ("resnet18", 17)])
+def test_norms_behind_convolutions_go_into_their_weights(tmp_path, architecture, left):
+    import torchvision
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    network = torchvision.models.get_model(architecture, num_classes=2)
+    norms = [module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        torch.nn.init.uniform_(norm.running_mean, -0.1, 0.1)
+        torch.nn.init.uniform_(norm.running_var, 0.5, 1.5)
+    save_file(network.state_dict(), tmp_path / "model.safetensors")
+    (tmp_path / "model.yaml").write_text(
+        f"{{format: torchvision, architecture: {architecture}, weights: model.safetensors, labels: [a, b]}}"
+    )
+    artifact = read_artifact(tmp_path)
+    folded = load_torchvision(artifact, artifact.config, 2)
+    assert sum(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules()) == left
+    pictures = torch.rand(2, 3, 64, 64)
+    with torch.inference_mode():
+        torch.testing.assert_close(folded(pictures), network.eval()(pictures), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(

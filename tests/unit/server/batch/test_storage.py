@@ -119,7 +119,7 @@ async def test_budget_is_shared():
 
     async def take(size):
         nonlocal held, most
-        async with budget.share() as share:
+        with budget.share() as share:
             await share.take(size)
             held += size
             most = max(most, held)
