@@ -32,16 +32,10 @@ def make_tables(records: Records, models: Sequence[str]) -> list[Table]:
     return [table for table in (*tables, _tabulate_memory(records)) if table.rows]
 
 
-def find_raw(records: Records, model: str, section: str, *, each: bool = False) -> str:
-    """The raw loop of torch as it is, by its contender's name, with a process on one core or on each."""
-    return next(
-        (
-            one
-            for one in records.contenders(model, section)
-            if one.startswith(_EAGER) and one.endswith(RAW_EACH) == each
-        ),
-        "",
-    )
+def find_raw(records: Records, model: str, section: str) -> str:
+    """The raw loop of torch as it is, on one core, by its contender's name."""
+    names = (one for one in records.contenders(model, section) if one.startswith(_EAGER))
+    return next((one for one in names if not one.endswith(RAW_EACH)), "")
 
 
 def find_compiled(records: Records, model: str) -> str:

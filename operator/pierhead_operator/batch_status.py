@@ -270,7 +270,9 @@ def parse_progress(pod: Manifest) -> ShardProgress | None:
     """How far a worker was when it ended or was killed; None where it did not say."""
     status = pod.get("status", {})
     ended = [container.get("state", {}).get("terminated") or {} for container in status.get("containerStatuses", [])]
+    # Behind its line may be the end of a longer one before, if it was killed in between.
+    line = next(iter(ended), {}).get("message", "").partition("\n")[0]
     try:
-        return ShardProgress.model_validate_json(next(iter(ended), {}).get("message", ""))
+        return ShardProgress.model_validate_json(line)
     except ValidationError:  # cut off by the node, or somebody else's
         return None

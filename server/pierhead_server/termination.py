@@ -11,6 +11,7 @@ def tell(termination_log: Path, message: str) -> str:
     line = message[:_MOST_CHARACTERS]
     # Opened, never created: Kubernetes puts the file there, and elsewhere nobody would read it.
     with contextlib.suppress(OSError), termination_log.open("r+") as file:
-        file.truncate()
+        # Shortened afterwards: who is killed between the two leaves a whole line.
         file.write(f"{line}\n" if line else "")
+        file.truncate()
     return line

@@ -207,6 +207,7 @@ def test_explain_worker(pod, expected):
         ),
         (make_pod("Succeeded", message="cut o"), None),
         (make_pod("Failed", code=137, message='{"shard":3,"successful":7}'), ShardProgress(shard=3, successful=7)),
+        (make_pod("Failed", code=137, message='{"shard":3}\nful":7}'), ShardProgress(shard=3)),
         (make_pod("Failed", message="InputNotFound: gs://in"), None),
         (make_pod(), None),
     ],
