@@ -92,7 +92,8 @@ class BatchReconciler:
         return None if live and is_of_another_try(live, batch) else live
 
     async def _observe(self, batch: BatchPredictionJob, batching: Batching | None, problem: Finding | None) -> Observed:
-        labels = {**names.OURS, names.LABEL_BATCH_PREDICTION_JOB: batch.name}
+        # By its uid: pods of a job of the same name that was deleted may still be there.
+        labels = {**names.OURS, names.LABEL_BATCH_PREDICTION_JOB_UID: batch.metadata.uid}
         pods = await self.cluster.list_objects("Pod", batch.namespace, labels)
         return Observed(
             version=batching.version.name if batching else batch.status.model_version,

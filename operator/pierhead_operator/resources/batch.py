@@ -170,7 +170,8 @@ def _make_template(batching: Batching) -> Manifest:
     container["volumeMounts"] += [{"name": f"pvc-{claim}", "mountPath": f"{_PVC_FOLDER}/{claim}"} for claim in claims]
     pod_spec = make_pod_spec(pod, container, restartPolicy="Never", terminationGracePeriodSeconds=_GRACE_SECONDS)
     pod_spec["volumes"] += [{"name": f"pvc-{claim}", "persistentVolumeClaim": {"claimName": claim}} for claim in claims]
-    return {"metadata": make_pod_metadata(spec.pod_overrides, batching.labels), "spec": pod_spec}
+    labels = {**batching.labels, names.LABEL_BATCH_PREDICTION_JOB_UID: job.metadata.uid}
+    return {"metadata": make_pod_metadata(spec.pod_overrides, labels), "spec": pod_spec}
 
 
 def _claims(job: BatchPredictionJob) -> list[str]:

@@ -11,7 +11,7 @@ from tests.unit.operator.conftest import NOW, make_batch, make_model
 from tests.unit.operator.test_reconcile import Clock, FakeCluster
 
 BATCH = Key("BatchPredictionJob", "default", "nightly")
-LABELS = {"app.kubernetes.io/managed-by": "pierhead", "pierhead.dev/batch-prediction-job": "nightly"}
+LABELS = {"app.kubernetes.io/managed-by": "pierhead", "pierhead.dev/batch-prediction-job-uid": "uid-nightly"}
 
 
 class FakeWorkers:
@@ -212,3 +212,12 @@ async def test_too_many_addresses_are_told(make_reconciler):
     cluster, reconciler = make_reconciler(make_model(), make_batch(inputConfig={"gcsSource": {"uris": uris}}))
     await reconciler.reconcile(BATCH)
     assert cluster.ready(BATCH) == ("False", "SpecTooLarge")
+
+
+async def test_pods_of_a_job_that_had_the_name_before_count_nothing(make_reconciler):
+    cluster, reconciler = make_reconciler(make_model(), make_batch())
+    await reconciler.reconcile(BATCH)
+    _put_pod(cluster)
+    cluster.objects["Pod", "worker-0"]["metadata"]["labels"]["pierhead.dev/batch-prediction-job-uid"] = "uid-before"
+    await reconciler.reconcile(BATCH)
+    assert _state(cluster) == "PENDING"
