@@ -122,6 +122,11 @@ class OperatorSettings(_Settings):
     """All of it."""
 
     location: str = Field("local", description="The location in the paths of predictions.")
+    other_locations: list[str] = Field(
+        default_factory=list,
+        max_length=9,  # with six paths each, a rule's 64 matches have room for ten
+        description="Locations that lead to the same endpoints.",
+    )
     watch_namespaces: list[str] = Field(default_factory=list, description="The namespaces to look after; all if empty.")
     server: ServerSettings
     machines: MachineSettings = MachineSettings()

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from pierhead_operator import names
 from pierhead_operator.resources import Manifest, make_metadata
-from pierhead_operator.routing.rules import SERVICE_PORT, Rule
+from pierhead_operator.routing.rules import SECRET_HEADERS, SERVICE_PORT, Rule
 from pierhead_operator.settings import GatewayReference
 from pierhead_operator.types import Endpoint, Model
 
@@ -66,13 +66,14 @@ def _make_rule(rule: Rule) -> Manifest:
     made: Manifest = {
         "matches": [{"path": {"type": "Exact", "value": path}} for path in rule.paths],
         "timeouts": {"request": rule.timeout},
+        "filters": [{"type": "RequestHeaderModifier", "requestHeaderModifier": {"remove": SECRET_HEADERS}}],
         "backendRefs": [
             {**_make_reference(service), "weight": weight} for service, weight in sorted(rule.services.items())
         ],
     }
     if rule.mirror:
         mirror = {"backendRef": _make_reference(rule.mirror), "percent": rule.mirror_percent}
-        made["filters"] = [{"type": "RequestMirror", "requestMirror": mirror}]
+        made["filters"].append({"type": "RequestMirror", "requestMirror": mirror})
     return made
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from pierhead_operator import names
 from pierhead_operator.resources import Manifest, make_metadata
-from pierhead_operator.routing.rules import SERVICE_PORT, Rule
+from pierhead_operator.routing.rules import SECRET_HEADERS, SERVICE_PORT, Rule
 from pierhead_operator.settings import IstioSettings
 from pierhead_operator.types import Endpoint, Model
 
@@ -48,6 +48,7 @@ def _make_rule(rule: Rule, namespace: str) -> Manifest:
     made: Manifest = {
         "match": [{"uri": {"exact": path}} for path in rule.paths],
         "timeout": rule.timeout,  # without one, Istio waits forever
+        "headers": {"request": {"remove": SECRET_HEADERS}},
         "route": [
             {"destination": _make_destination(service, namespace), "weight": weight}
             for service, weight in sorted(rule.services.items())

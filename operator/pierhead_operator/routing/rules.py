@@ -9,6 +9,8 @@ from pierhead_operator.settings import OperatorSettings
 from pierhead_operator.types import ClientConnectionConfig, Endpoint, Model
 
 SERVICE_PORT = 80
+# The caller's, for the gateway and the REST API alone: a model may be code of somebody else's.
+SECRET_HEADERS = ["authorization"]
 
 
 @dataclass(frozen=True)
@@ -24,11 +26,12 @@ class Rule:
 
 def make_endpoint_rule(endpoint: Endpoint, effective: Split, mirror_to: str | None, settings: OperatorSettings) -> Rule:
     """An endpoint's predictions; they lead to the idle Service where the effective split is empty."""
-    resource = names.endpoint_resource(endpoint.namespace, settings.location, endpoint.name)
+    locations = dict.fromkeys([settings.location, *settings.other_locations])
+    resources = [names.endpoint_resource(endpoint.namespace, location, endpoint.name) for location in locations]
     services = {names.server(deployed_model): weight for deployed_model, weight in effective.items()}
     mirror = endpoint.spec.mirror
     return Rule(
-        paths=[*_spellings(resource, "predict"), *_spellings(resource, "rawPredict")],
+        paths=[path for one in resources for verb in ("predict", "rawPredict") for path in _spellings(one, verb)],
         services=services or {names.route(endpoint.name): 1},
         timeout=endpoint.spec.client_connection_config.inference_timeout,
         mirror=names.server(mirror_to) if mirror_to else None,

@@ -16,6 +16,7 @@ from pierhead_operator.routing import (
     route_kinds,
     wanted_split,
 )
+from pierhead_operator.routing.rules import make_endpoint_rule
 from pierhead_operator.settings import RoutingSettings
 from pierhead_operator.types import Endpoint, Model
 
@@ -98,6 +99,16 @@ def test_wanted_split(split, there, expected):
 
 def test_predict_path(endpoint, settings):
     assert predict_path(endpoint, settings) == "/v1/projects/default/locations/local/endpoints/photos:predict"
+
+
+def test_endpoint_answers_in_every_location_of_the_installation(endpoint, settings):
+    rule = make_endpoint_rule(endpoint, {}, None, settings.model_copy(update={"other_locations": ["us-central1"]}))
+    resources = {path.rpartition(":")[0] for path in rule.paths if path.endswith(":predict")}
+    assert resources == {
+        "/v1/projects/default/locations/local/endpoints/photos",
+        "/v1/projects/default/locations/us-central1/endpoints/photos",
+    }
+    assert len(rule.paths) == 12
 
 
 GATEWAY_API = {"provider": "gateway-api", "gateway": {"namespace": "gateways", "name": "public"}}
