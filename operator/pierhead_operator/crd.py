@@ -67,6 +67,11 @@ def _printer_column(column: Column) -> dict[str, Any]:
     return dumped
 
 
+def _selectable_fields(kind: type[Resource]) -> dict[str, Any]:
+    fields = [{"jsonPath": path} for path in kind.SELECTABLE]
+    return {"selectableFields": fields} if fields else {}
+
+
 def make_crd(kind: type[Resource]) -> dict[str, Any]:
     """The CustomResourceDefinition of a kind."""
     schema = {
@@ -108,6 +113,7 @@ def make_crd(kind: type[Resource]) -> dict[str, Any]:
                     "served": True,
                     "storage": True,
                     "additionalPrinterColumns": [_printer_column(column) for column in kind.COLUMNS],
+                    **_selectable_fields(kind),
                     "schema": {"openAPIV3Schema": schema},
                     "subresources": {"status": {}},
                 }

@@ -96,6 +96,7 @@ class Resource(ApiObject):
     PLURAL: ClassVar[str]
     SHORT_NAME: ClassVar[str]
     COLUMNS: ClassVar[tuple[Column, ...]]
+    SELECTABLE: ClassVar[tuple[str, ...]] = ()  # fields that a field selector may name, as JSON paths
 
     metadata: Metadata
 

@@ -118,7 +118,7 @@ class Model(Resource):
     )
 
     spec: ModelSpec
-    status: ModelStatus = ModelStatus()
+    status: ModelStatus = Field(default_factory=ModelStatus)
 
     @property
     def display_name(self) -> str:
@@ -174,7 +174,7 @@ class EndpointSpec(ApiObject):
     )
     mirror: Mirror | None = Field(None, description="Where copies of the requests go, if anywhere.")
     client_connection_config: ClientConnectionConfig = Field(
-        ClientConnectionConfig(), description="How long a client may wait."
+        default_factory=ClientConnectionConfig, description="How long a client may wait."
     )
     max_request_bytes: int | None = Field(
         None,
@@ -211,7 +211,7 @@ class Endpoint(Resource):
     )
 
     spec: EndpointSpec
-    status: EndpointStatus = EndpointStatus()
+    status: EndpointStatus = Field(default_factory=EndpointStatus)
 
 
 # --- DeployedModel ---------------------------------------------------------------------------------------------------
@@ -317,7 +317,7 @@ class DedicatedResources(Resources):
 
     model_config = ConfigDict(json_schema_extra=_MAX_OVER_MIN)
 
-    machine_spec: MachineSpec = Field(MachineSpec(), description="The machine that one replica needs.")
+    machine_spec: MachineSpec = Field(default_factory=MachineSpec, description="The machine that one replica needs.")
     autoscaling_metric_specs: list[AutoscalingMetricSpec] = Field(
         default_factory=list,
         max_length=3,
@@ -392,7 +392,9 @@ class DeployedModelSpec(ApiObject):
     service_account: Name | None = Field(
         None, description="The ServiceAccount of the pods, such as one that storage knows by workload identity."
     )
-    pod_overrides: PodOverrides = Field(PodOverrides(), description="What the pods have beside the installation's own.")
+    pod_overrides: PodOverrides = Field(
+        default_factory=PodOverrides, description="What the pods have beside the installation's own."
+    )
 
     @property
     def resources(self) -> Resources:
@@ -431,9 +433,10 @@ class DeployedModel(Resource):
         MESSAGE,
         AGE,
     )
+    SELECTABLE: ClassVar[tuple[str, ...]] = (".spec.endpoint", ".spec.model")
 
     spec: DeployedModelSpec
-    status: DeployedModelStatus = DeployedModelStatus()
+    status: DeployedModelStatus = Field(default_factory=DeployedModelStatus)
 
 
 # --- BatchPredictionJob ----------------------------------------------------------------------------------------------
@@ -493,7 +496,7 @@ class BatchDedicatedResources(ApiObject):
         )
     )
 
-    machine_spec: MachineSpec = Field(MachineSpec(), description="The machine that one worker needs.")
+    machine_spec: MachineSpec = Field(default_factory=MachineSpec, description="The machine that one worker needs.")
     starting_replica_count: int = Field(1, ge=1, le=1000, description="Workers, where maxReplicaCount is left out.")
     max_replica_count: int | None = Field(
         None, ge=1, le=1000, description="Workers at most; startingReplicaCount where left out."
@@ -546,16 +549,16 @@ class BatchPredictionJobSpec(ApiObject):
     input_config: InputConfig = Field(json_schema_extra=_fixed("inputConfig"))
     output_config: OutputConfig = Field(json_schema_extra=_fixed("outputConfig"))
     dedicated_resources: BatchDedicatedResources = Field(
-        BatchDedicatedResources(), description="The workers; one where left out."
+        default_factory=BatchDedicatedResources, description="The workers; one where left out."
     )
     manual_batch_tuning_parameters: ManualBatchTuningParameters = Field(
-        ManualBatchTuningParameters(), description="How instances are put together."
+        default_factory=ManualBatchTuningParameters, description="How instances are put together."
     )
     service_account: Name | None = Field(
         None, description="The ServiceAccount of the workers, such as one that storage knows by workload identity."
     )
     pod_overrides: PodOverrides = Field(
-        PodOverrides(), description="What the workers have beside the installation's own."
+        default_factory=PodOverrides, description="What the workers have beside the installation's own."
     )
     cancel: bool = Field(False, description="Ends the job for good; what was predicted by then stays.")
     suspend: bool = Field(False, description="Takes the workers away until it is false again; what they did stays.")
@@ -631,11 +634,15 @@ class BatchPredictionJobStatus(Status):
     end_time: datetime | None = Field(None, description="When the job ended.")
     update_time: datetime | None = Field(None, description="When this status last changed.")
     estimated_end_time: datetime | None = Field(None, description="When the job ends if it goes on as it did so far.")
-    completion_stats: CompletionStats = Field(CompletionStats(), description="How many instances were predicted.")
-    output_info: OutputInfo = Field(OutputInfo(), description="Where the predictions are.")
+    completion_stats: CompletionStats = Field(
+        default_factory=CompletionStats, description="How many instances were predicted."
+    )
+    output_info: OutputInfo = Field(default_factory=OutputInfo, description="Where the predictions are.")
     partial_failures: list[JobError] = Field(default_factory=list, description="Parts that failed.")
     error: JobError | None = Field(None, description="Why the job failed.")
-    resources_consumed: ResourcesConsumed = Field(ResourcesConsumed(), description="What the workers took.")
+    resources_consumed: ResourcesConsumed = Field(
+        default_factory=ResourcesConsumed, description="What the workers took."
+    )
     shards: list[ShardProgress] = Field(default_factory=list, description="How far each worker's part is.")
     renewed: str = Field("", description="The value of the annotation pierhead.dev/renew that was acted on.")
 
@@ -657,7 +664,7 @@ class BatchPredictionJob(Resource):
     )
 
     spec: BatchPredictionJobSpec
-    status: BatchPredictionJobStatus = BatchPredictionJobStatus()
+    status: BatchPredictionJobStatus = Field(default_factory=BatchPredictionJobStatus)
 
 
 KINDS: tuple[type[Resource], ...] = (Model, Endpoint, DeployedModel, BatchPredictionJob)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pierhead_operator import reference
 from pierhead_operator.crd import make_crd, render
-from pierhead_operator.types import KINDS
+from pierhead_operator.types import KINDS, DeployedModel
 
 REPOSITORY = Path(__file__).parents[3]
 CRDS = REPOSITORY / "crds"
@@ -52,3 +52,8 @@ def test_kind_has_short_name_category_and_status(kind):
     assert spec["names"]["shortNames"] == [kind.SHORT_NAME]
     assert spec["names"]["categories"] == ["pierhead"]
     assert spec["versions"][0]["subresources"] == {"status": {}}
+
+
+def test_deployed_models_are_found_by_endpoint_and_model():
+    [version] = make_crd(DeployedModel)["spec"]["versions"]
+    assert version["selectableFields"] == [{"jsonPath": ".spec.endpoint"}, {"jsonPath": ".spec.model"}]

@@ -1,0 +1,1 @@
+"""Pierhead's REST API: Vertex AI's verbs become custom resources."""

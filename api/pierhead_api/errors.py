@@ -1,0 +1,131 @@
+"""Everything that can go wrong with a request, as Google tells it. No transport."""
+
+from typing import Any, ClassVar
+
+
+class ApiError(Exception):
+    """The answer to one request: `code` is HTTP's, `status` the name of google.rpc's code."""
+
+    code: ClassVar[int]
+    status: ClassVar[str]
+
+    def to_body(self) -> dict[str, Any]:
+        """Google's error body."""
+        details = self.details()
+        body = {"code": self.code, "message": str(self), "status": self.status}
+        return {"error": {**body, "details": details} if details else body}
+
+    def details(self) -> list[dict[str, Any]]:
+        """Google's messages that say more, if any."""
+        return []
+
+
+class InvalidArgumentError(ApiError):
+    """The request is wrong: the message names the field and the fix. The caller must act."""
+
+    code = 400
+    status = "INVALID_ARGUMENT"
+
+    def __init__(self, message: str, field: str = "") -> None:
+        super().__init__(f"{field}: {message}" if field else message)
+        self._violation = {"field": field, "description": message} if field else None
+
+    def details(self) -> list[dict[str, Any]]:
+        if self._violation is None:
+            return []
+        return [{"@type": "type.googleapis.com/google.rpc.BadRequest", "fieldViolations": [self._violation]}]
+
+
+class FailedPreconditionError(ApiError):
+    """The request is in order and the resource is not in the state for it. The caller must act."""
+
+    code = 400
+    status = "FAILED_PRECONDITION"
+
+
+class UnauthenticatedError(ApiError):
+    """There is no token, or none that Kubernetes takes. The caller must act."""
+
+    code = 401
+    status = "UNAUTHENTICATED"
+
+
+class PermissionDeniedError(ApiError):
+    """RBAC does not let the caller do it. The caller must ask for the right."""
+
+    code = 403
+    status = "PERMISSION_DENIED"
+
+
+class NotFoundError(ApiError):
+    """There is no such resource."""
+
+    code = 404
+    status = "NOT_FOUND"
+
+
+class AlreadyExistsError(ApiError):
+    """There is a resource of that name."""
+
+    code = 409
+    status = "ALREADY_EXISTS"
+
+
+class AbortedError(ApiError):
+    """Somebody else changed the resource meanwhile. The caller reads it again."""
+
+    code = 409
+    status = "ABORTED"
+
+
+class EtagMismatchError(ApiError):
+    """The resource is not as the caller has seen it. The caller reads it again."""
+
+    code = 412
+    status = "ABORTED"
+
+
+class BodyTooLargeError(ApiError):
+    """The body is over the limit. The caller must send less at once."""
+
+    code = 413
+    status = "INVALID_ARGUMENT"
+
+
+class ResourceExhaustedError(ApiError):
+    """A quota or a limit is reached. The caller tries again later, or asks for more."""
+
+    code = 429
+    status = "RESOURCE_EXHAUSTED"
+
+
+class InternalError(ApiError):
+    """A bug of ours; the log says more."""
+
+    code = 500
+    status = "INTERNAL"
+
+
+class UnimplementedError(ApiError):
+    """Vertex AI has it and Pierhead does not."""
+
+    code = 501
+    status = "UNIMPLEMENTED"
+
+
+class UnavailableError(ApiError):
+    """What is needed does not answer now. The caller tries again, after `retry_after` seconds."""
+
+    code = 503
+    status = "UNAVAILABLE"
+
+    def __init__(self, message: str, retry_after: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class DeadlineExceededError(ApiError):
+    """It took longer than it may."""
+
+    code = 504
+    status = "DEADLINE_EXCEEDED"

@@ -1,0 +1,111 @@
+"""What Vertex AI knows of every resource, read off a Kubernetes object and written into it. Pure.
+
+What Vertex AI has and our kinds have no place for is kept as JSON in one annotation, so that it reads back.
+"""
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pierhead_operator import names as operator_names
+from pierhead_operator.resources import Manifest
+from pierhead_operator.schema import Resource
+
+from pierhead_api.errors import EtagMismatchError
+from pierhead_api.wire import Body, Labels, check_labels, dump_kept
+
+ANNOTATION_KEPT = f"vertex.{operator_names.GROUP}/kept"
+_ETAG_BYTES = 16
+
+
+def make_object(kind: type[Resource], namespace: str, name: str, spec: Body) -> Manifest:
+    """A custom resource."""
+    return {
+        "apiVersion": operator_names.API_VERSION,
+        "kind": kind.KIND,
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": spec,
+    }
+
+
+def mark(manifest: Manifest, labels: Labels, kept: Body) -> Manifest:
+    """`manifest` with a user's labels, and with what is kept; raises InvalidArgumentError."""
+    labelled = {**manifest["metadata"], "labels": check_labels(labels)} if labels else manifest["metadata"]
+    return annotate({**manifest, "metadata": labelled}, annotate_kept(kept))
+
+
+def annotate(manifest: Manifest, annotations: Mapping[str, str]) -> Manifest:
+    """`manifest` with these annotations beside its own."""
+    metadata = manifest["metadata"]
+    return {**manifest, "metadata": {**metadata, "annotations": {**metadata.get("annotations", {}), **annotations}}}
+
+
+def annotate_kept(kept: Body) -> dict[str, str]:
+    """The annotation that keeps this; none where there is nothing. Raises InvalidArgumentError where it is too much."""
+    return {ANNOTATION_KEPT: dump_kept(kept)} if kept else {}
+
+
+def read_kept(manifest: Manifest) -> Body:
+    """What was put away; nothing where somebody wrote what is no JSON object."""
+    try:
+        kept = json.loads(_annotations(manifest).get(ANNOTATION_KEPT, "{}"))
+    except ValueError:
+        return {}
+    return kept if isinstance(kept, dict) else {}
+
+
+def _annotations(manifest: Manifest) -> Mapping[str, str]:
+    annotations: Mapping[str, str] = manifest["metadata"].get("annotations") or {}
+    return annotations
+
+
+def read_labels(manifest: Manifest) -> Labels:
+    """The labels that are a user's: Kubernetes' and Pierhead's own have a / in their key."""
+    labels: Mapping[str, str] = manifest["metadata"].get("labels") or {}
+    return {key: value for key, value in labels.items() if "/" not in key}
+
+
+def patch_labels(manifest: Manifest, labels: Labels) -> dict[str, str | None]:
+    """The merge patch that makes these the user's labels; raises InvalidArgumentError."""
+    return {**dict.fromkeys(read_labels(manifest)), **check_labels(labels)}
+
+
+def compute_etag(manifest: Manifest) -> str:
+    """It changes when what a user writes changes: not with the status, nor with operations."""
+    return hash_content(manifest["metadata"].get("uid"), read_labels(manifest), manifest["spec"], read_kept(manifest))
+
+
+def hash_content(*content: Any) -> str:
+    """An etag of this content, which is JSON."""
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).digest()
+    return base64.b64encode(digest[:_ETAG_BYTES]).decode()
+
+
+def check_etag(sent: str, current: str) -> None:
+    """Raises EtagMismatchError where a client sends one, and the resource is another by now."""
+    if sent and sent != current:
+        raise EtagMismatchError("etag: the resource changed since it was read: read it again")
+
+
+def create_time(manifest: Manifest) -> str:
+    """When it was made."""
+    return str(manifest["metadata"].get("creationTimestamp", ""))
+
+
+def update_time(manifest: Manifest) -> str:
+    """When it was last written, by anybody but who writes its status."""
+    entries: list[dict[str, Any]] = manifest["metadata"].get("managedFields") or []
+    times = [str(entry.get("time", "")) for entry in entries if not entry.get("subresource")]
+    return max([create_time(manifest), *times])
+
+
+def describe(manifest: Manifest) -> Body:
+    """The fields that every resource has, but for the etag."""
+    return {
+        "displayName": manifest["spec"].get("displayName") or manifest["metadata"]["name"],
+        "labels": read_labels(manifest),
+        "createTime": create_time(manifest),
+        "updateTime": update_time(manifest),
+    }

@@ -1,0 +1,193 @@
+"""Endpoints and what is deployed on them."""
+
+import asyncio
+import contextlib
+from dataclasses import dataclass
+from typing import Any
+
+from pierhead_operator.resources import Manifest
+from pierhead_operator.types import DeployedModel, Endpoint, Model
+
+from pierhead_api import objects
+from pierhead_api.endpoints import (
+    MUTABLE,
+    UPDATABLE,
+    DeployedModelBody,
+    DeployModelBody,
+    EndpointBody,
+    MutateDeployedModelBody,
+    UndeployModelBody,
+    make_deployed_model,
+    make_endpoint,
+    patch_deployed_model,
+    patch_endpoint,
+    patch_split,
+    to_endpoint,
+)
+from pierhead_api.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
+from pierhead_api.listing import Listed, ListRequest, select_page
+from pierhead_api.models import resolve_version
+from pierhead_api.names import Place, check_id, check_new, check_new_deployed_model
+from pierhead_api.operations import (
+    Operation,
+    Record,
+    Seen,
+    annotate,
+    compute_operation,
+    make_serial,
+    patch_records,
+    patch_traffic,
+)
+from pierhead_api.services.session import Manifests, Session, find_deployed, group_by
+from pierhead_api.splits import check_split, decide_deploy_split, decide_undeploy_split
+from pierhead_api.wire import Body, parse, parse_mask
+
+_FILTERABLE = ("displayName", "endpoint", "createTime", "updateTime")
+_ORDERABLE = ("displayName", "createTime", "updateTime")
+
+
+@dataclass(frozen=True)
+class EndpointService:
+    """Vertex AI's EndpointService. `dedicated_dns`: the `host:port` of endpoints that asked for an own address."""
+
+    session: Session
+    dedicated_dns: str = ""
+
+    async def create(self, place: Place, body: Any, endpoint_id: str = "") -> Body:
+        """The operation CreateEndpoint; raises AlreadyExistsError."""
+        sent = parse(EndpointBody, body)
+        if sent.dedicated_endpoint_enabled and not self.dedicated_dns:
+            raise InvalidArgumentError("is not offered by this installation", "dedicatedEndpointEnabled")
+        name = check_new(endpoint_id, "endpointId") if endpoint_id else self.session.make_id()
+        serial = make_serial(self.session.now())
+        wanted = objects.annotate(make_endpoint(sent, place, name), annotate(serial, Record(type="CreateEndpoint")))
+        made = await self.session.cluster.create(wanted)
+        operation = Operation(serial, "CreateEndpoint", made["metadata"]["uid"], name)
+        return compute_operation(operation, Seen(made), place, place.endpoint(name))
+
+    async def get(self, place: Place, endpoint: str) -> Body:
+        """The Endpoint."""
+        manifest, deployed = await self._read(place, endpoint)
+        return to_endpoint(manifest, deployed, place, self.dedicated_dns)
+
+    async def list(self, place: Place, request: ListRequest) -> Body:
+        """A page of the Endpoints."""
+        cluster = self.session.cluster
+        manifests, deployed = await asyncio.gather(
+            cluster.list(Endpoint, place.namespace), cluster.list(DeployedModel, place.namespace)
+        )
+        on = group_by(deployed, "endpoint")
+        answers = [
+            to_endpoint(one, on.get(one["metadata"]["name"], []), place, self.dedicated_dns) for one in manifests
+        ]
+        return select_page(Listed(answers, "endpoints", _FILTERABLE, _ORDERABLE), request)
+
+    async def patch(self, place: Place, endpoint: str, body: Any, update_mask: str = "") -> Body:
+        """The Endpoint after its update; raises EtagMismatchError where the body's etag is out of date."""
+        sent = parse(EndpointBody, body)
+        fields = parse_mask(update_mask, body, UPDATABLE)
+        deployed = await self._list_deployed(place, endpoint)
+
+        def make_patch(manifest: Manifest) -> Manifest:
+            objects.check_etag(sent.etag, objects.compute_etag(manifest))
+            patch = patch_endpoint(sent, manifest, fields)
+            if "traffic_split" in fields and (deployed or sent.traffic_split):
+                patch["spec"] |= patch_split(manifest, check_split(sent.traffic_split, _names(deployed)))
+            return patch
+
+        manifest = await self.session.edit(Endpoint, place, endpoint, make_patch)
+        return to_endpoint(manifest, deployed, place, self.dedicated_dns)
+
+    async def delete(self, place: Place, endpoint: str) -> Body:
+        """The operation DeleteEndpoint; raises FailedPreconditionError while anything is deployed on it."""
+        manifest, deployed = await self._read(place, endpoint)
+        if deployed:
+            there = ", ".join(_names(deployed))
+            raise FailedPreconditionError(f"endpoint {endpoint} has deployed models: undeploy {there} first")
+        uid = manifest["metadata"]["uid"]
+        await self.session.cluster.delete(Endpoint, place.namespace, endpoint, uid=uid)
+        operation = Operation(make_serial(self.session.now()), "DeleteEndpoint", uid, endpoint)
+        return compute_operation(operation, Seen(None), place, place.resource)
+
+    async def deploy_model(self, place: Place, endpoint: str, body: Any) -> Body:
+        """The operation DeployModel.
+
+        The DeployedModel is made with the wanted split on record: who asks for the operation writes it, should this
+        process end before it did.
+        """
+        sent = parse(DeployModelBody, body)
+        asked = sent.deployed_model
+        name = check_new_deployed_model(asked.id) if asked.id else self.session.make_id()
+        manifest, deployed = await self._read(place, endpoint)
+        target = await self._find_target(place, asked)
+        split = decide_deploy_split(Endpoint.model_validate(manifest), _names(deployed), sent.traffic_split, name)
+        wanted = make_deployed_model(asked, place, name, {"endpoint": endpoint, **target})
+        await self.session.check_right("patch", Endpoint, place, endpoint)
+        serial = make_serial(self.session.now())
+        record = Record(type="DeployModel", split=split, before=manifest["spec"].get("trafficSplit") if split else None)
+        made = await self.session.cluster.create(objects.annotate(wanted, annotate(serial, record)))
+        operation = Operation(serial, "DeployModel", made["metadata"]["uid"], name)
+        if split is not None:
+            manifest = await self.session.edit(
+                Endpoint, place, endpoint, lambda now: patch_traffic(now, split, serial, operation.refer())
+            )
+        return compute_operation(operation, Seen(made, manifest), place, place.endpoint(endpoint))
+
+    async def undeploy_model(self, place: Place, endpoint: str, body: Any) -> Body:
+        """The operation UndeployModel: first the split is written, then the DeployedModel goes."""
+        sent = parse(UndeployModelBody, body)
+        name = sent.deployed_model_id
+        _, deployed = await self._read(place, endpoint)
+        uid = find_deployed(deployed, name)["metadata"]["uid"]
+        await self.session.check_right("delete", DeployedModel, place, name)
+        operation = Operation(make_serial(self.session.now()), "UndeployModel", uid, name)
+
+        def make_patch(manifest: Manifest) -> Manifest:
+            current = Endpoint.model_validate(manifest)
+            split = decide_undeploy_split(current, _names(deployed), sent.traffic_split, name)
+            return patch_traffic(manifest, split, operation.serial, operation.refer())
+
+        await self.session.edit(Endpoint, place, endpoint, make_patch)
+        with contextlib.suppress(NotFoundError):
+            await self.session.cluster.delete(DeployedModel, place.namespace, name, uid=uid)
+        return compute_operation(operation, Seen(None), place, place.endpoint(endpoint))
+
+    async def mutate_deployed_model(self, place: Place, endpoint: str, body: Any, update_mask: str = "") -> Body:
+        """The operation MutateDeployedModel; raises InvalidArgumentError for what cannot be changed."""
+        sent = parse(MutateDeployedModelBody, body)
+        asked = sent.deployed_model
+        fields = parse_mask(update_mask or sent.update_mask, asked.model_dump(exclude_unset=True), MUTABLE)
+        _, deployed = await self._read(place, endpoint)
+        find_deployed(deployed, asked.id)
+        serial = make_serial(self.session.now())
+
+        def make_patch(manifest: Manifest) -> Manifest:
+            detail = str(manifest["metadata"]["generation"] + 1)
+            records = patch_records(manifest, serial, Record(type="MutateDeployedModel", detail=detail))
+            return {"metadata": {"annotations": records}, "spec": patch_deployed_model(asked, manifest, fields)}
+
+        changed = await self.session.edit(DeployedModel, place, asked.id, make_patch)
+        metadata = changed["metadata"]
+        operation = Operation(serial, "MutateDeployedModel", metadata["uid"], asked.id, str(metadata["generation"]))
+        return compute_operation(operation, Seen(changed), place, place.endpoint(endpoint))
+
+    async def _read(self, place: Place, endpoint: str) -> tuple[Manifest, Manifests]:
+        return await asyncio.gather(
+            self.session.cluster.get(Endpoint, place.namespace, check_id(endpoint)),
+            self._list_deployed(place, endpoint),
+        )
+
+    async def _list_deployed(self, place: Place, endpoint: str) -> Manifests:
+        fields = {"spec.endpoint": check_id(endpoint)}
+        return await self.session.cluster.list(DeployedModel, place.namespace, fields=fields)
+
+    async def _find_target(self, place: Place, asked: DeployedModelBody) -> Body:
+        """What of the spec names the version, which is pinned now, and the name that people see."""
+        name, version = self.session.projects.find_model(place, asked.model, "deployedModel.model")
+        model = Model.model_validate(await self.session.cluster.get(Model, place.namespace, name))
+        pinned = resolve_version(model, version).name
+        return {"model": name, "modelVersion": pinned, "displayName": asked.display_name or model.display_name}
+
+
+def _names(manifests: Manifests) -> list[str]:
+    return sorted(manifest["metadata"]["name"] for manifest in manifests)

@@ -1,0 +1,77 @@
+"""Batch prediction jobs."""
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+from pierhead_operator.resources import Manifest
+from pierhead_operator.types import BatchPredictionJob, Model
+
+from pierhead_api.errors import FailedPreconditionError, NotFoundError
+from pierhead_api.jobs import JobBody, is_ended, make_job, to_job
+from pierhead_api.listing import Listed, ListRequest, select_page
+from pierhead_api.models import resolve_version
+from pierhead_api.names import Place, check_id
+from pierhead_api.operations import Operation, Seen, compute_operation, make_serial
+from pierhead_api.services.session import Session
+from pierhead_api.wire import Body, parse
+
+_FILTERABLE = ("displayName", "modelDisplayName", "state", "createTime", "updateTime")
+_ORDERABLE = ("displayName", "createTime", "updateTime", "startTime", "endTime")
+
+
+@dataclass(frozen=True)
+class JobService:
+    """Vertex AI's JobService, as far as batch prediction jobs."""
+
+    session: Session
+
+    async def create(self, place: Place, body: Any) -> Body:
+        """The BatchPredictionJob, whose model's version is pinned."""
+        sent = parse(JobBody, body)
+        name, alias = self.session.projects.find_model(place, sent.model, "model")
+        model = Model.model_validate(await self.session.cluster.get(Model, place.namespace, name))
+        version = resolve_version(model, alias).name
+        wanted = make_job(sent, place, self.session.make_id(), name, version)
+        return to_job(await self.session.cluster.create(wanted), model.display_name, place)
+
+    async def get(self, place: Place, job: str) -> Body:
+        """The BatchPredictionJob."""
+        manifest = await self._read(place, job)
+        try:
+            model = await self.session.cluster.get(Model, place.namespace, manifest["spec"]["model"])
+        except NotFoundError:
+            return to_job(manifest, "", place)
+        return to_job(manifest, Model.model_validate(model).display_name, place)
+
+    async def list(self, place: Place, request: ListRequest) -> Body:
+        """A page of the BatchPredictionJobs."""
+        cluster = self.session.cluster
+        jobs, models = await asyncio.gather(
+            cluster.list(BatchPredictionJob, place.namespace), cluster.list(Model, place.namespace)
+        )
+        displayed = {model["metadata"]["name"]: Model.model_validate(model).display_name for model in models}
+        answers = [to_job(job, displayed.get(job["spec"]["model"], ""), place) for job in jobs]
+        return select_page(Listed(answers, "batchPredictionJobs", _FILTERABLE, _ORDERABLE), request)
+
+    async def cancel(self, place: Place, job: str) -> Body:
+        """Nothing: the job is told to end, and is no other one where it has."""
+
+        def make_patch(manifest: Manifest) -> Manifest | None:
+            return None if is_ended(manifest) else {"spec": {"cancel": True}}
+
+        await self.session.edit(BatchPredictionJob, place, check_id(job), make_patch)
+        return {}
+
+    async def delete(self, place: Place, job: str) -> Body:
+        """The operation DeleteBatchPredictionJob; raises FailedPreconditionError while the job runs."""
+        manifest = await self._read(place, job)
+        if not is_ended(manifest):
+            raise FailedPreconditionError(f"batch prediction job {job} has not ended: cancel it first")
+        uid = manifest["metadata"]["uid"]
+        await self.session.cluster.delete(BatchPredictionJob, place.namespace, job, uid=uid)
+        operation = Operation(make_serial(self.session.now()), "DeleteBatchPredictionJob", uid, job)
+        return compute_operation(operation, Seen(None), place, place.resource)
+
+    async def _read(self, place: Place, job: str) -> Manifest:
+        return await self.session.cluster.get(BatchPredictionJob, place.namespace, check_id(job))

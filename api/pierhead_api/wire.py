@@ -1,0 +1,178 @@
+"""The JSON of Google's APIs: how requests are read, and what answers are made of. Pure.
+
+A request may be in camelCase or snake_case, have enums as numbers or names, and integers as strings or as 10.0.
+"""
+
+import json
+import re
+from collections.abc import Collection, Mapping
+from datetime import UTC, datetime
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic.alias_generators import to_camel, to_snake
+
+from pierhead_api.errors import InvalidArgumentError
+
+Body = dict[str, Any]
+TYPE = "type.googleapis.com/google.cloud.aiplatform.v1."
+EMPTY = "type.googleapis.com/google.protobuf.Empty"
+# Kubernetes' limit for all annotations of an object is 256 KiB.
+MAX_KEPT = 64 * 1024
+
+_LABEL_PART = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
+
+# The numbers of the protocol buffers; those of the discovery document are in another order.
+ACCELERATOR_TYPES = {
+    1: "NVIDIA_TESLA_K80",
+    2: "NVIDIA_TESLA_P100",
+    3: "NVIDIA_TESLA_V100",
+    4: "NVIDIA_TESLA_P4",
+    5: "NVIDIA_TESLA_T4",
+    6: "TPU_V2",
+    7: "TPU_V3",
+    8: "NVIDIA_TESLA_A100",
+    9: "NVIDIA_A100_80GB",
+    10: "TPU_V4_POD",
+    11: "NVIDIA_L4",
+    12: "TPU_V5_LITEPOD",
+    13: "NVIDIA_H100_80GB",
+    14: "NVIDIA_H100_MEGA_80GB",
+    15: "NVIDIA_H200_141GB",
+    16: "NVIDIA_B200",
+    17: "NVIDIA_GB200",
+    18: "NVIDIA_RTX_PRO_6000",
+}
+JOB_STATES = {
+    1: "JOB_STATE_QUEUED",
+    2: "JOB_STATE_PENDING",
+    3: "JOB_STATE_RUNNING",
+    4: "JOB_STATE_SUCCEEDED",
+    5: "JOB_STATE_FAILED",
+    6: "JOB_STATE_CANCELLING",
+    7: "JOB_STATE_CANCELLED",
+    11: "JOB_STATE_PARTIALLY_SUCCEEDED",
+}
+
+
+class Message(BaseModel):
+    """A request's message: in either case, without fields that Vertex AI does not have."""
+
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_nulls(cls, body: Any) -> Any:
+        """A field that is null was not given, as protocol buffers have it."""
+        if isinstance(body, Mapping):
+            return {key: value for key, value in body.items() if value is not None}
+        return body
+
+
+M = TypeVar("M", bound=Message)
+
+
+def _find_accelerator(value: Any) -> Any:
+    if value in (None, "", 0, "ACCELERATOR_TYPE_UNSPECIFIED"):
+        return None
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        if value not in ACCELERATOR_TYPES:
+            raise ValueError(f"there is no accelerator type of number {value}")
+        return ACCELERATOR_TYPES[int(value)]
+    return value
+
+
+def _unset_zero(value: Any) -> Any:
+    """A number that is 0 in a protocol buffer was not given."""
+    return None if value == 0 else value
+
+
+AcceleratorType = Annotated[str | None, BeforeValidator(_find_accelerator)]
+Number = Annotated[int | None, BeforeValidator(_unset_zero)]
+Labels = dict[str, str]
+Percents = dict[str, Annotated[int, Field(ge=0, le=100)]]
+# What is not read, or is put away as it came.
+Whatever = Any
+
+
+def parse(kind: type[M], body: Any) -> M:
+    """The message of a request; raises InvalidArgumentError, which names the first field that is wrong."""
+    try:
+        return kind.model_validate(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        field = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise InvalidArgumentError(f'Unknown name "{first["loc"][-1]}": Cannot find field.', field) from error
+        raise InvalidArgumentError(first["msg"].removeprefix("Value error, "), field) from error
+
+
+def refuse(message: Message, reasons: Mapping[str, str]) -> None:
+    """Raises InvalidArgumentError for the first field of `reasons` that is set, with why and what to do instead."""
+    for name, reason in reasons.items():
+        if getattr(message, name):
+            raise InvalidArgumentError(reason, to_camel(name))
+
+
+def collect(message: Message, fields: Collection[str]) -> Body:
+    """Those of the fields that are set, in camelCase, as they came."""
+    return {to_camel(name): value for name in fields if (value := getattr(message, name))}
+
+
+def require(value: str, field: str) -> str:
+    """`value`; raises InvalidArgumentError where it is empty."""
+    if not value:
+        raise InvalidArgumentError("must be set", field)
+    return value
+
+
+def check_labels(labels: Labels) -> Labels:
+    """`labels`, if Kubernetes takes them; raises InvalidArgumentError, which names the one that it does not."""
+    for key, value in labels.items():
+        if "/" in key:
+            raise InvalidArgumentError("a key with a / belongs to Kubernetes", f"labels.{key}")
+        if not _LABEL_PART.fullmatch(key) or (value and not _LABEL_PART.fullmatch(value)):
+            raise InvalidArgumentError(
+                "key and value must be at most 63 of [A-Za-z0-9_.-] each, with a letter or digit at both ends",
+                f"labels.{key}",
+            )
+    return labels
+
+
+def parse_mask(update_mask: str, body: Any, known: Collection[str]) -> set[str]:
+    """The fields to update, in snake_case: those of the mask; without one, those of `known` that the body has.
+
+    Raises InvalidArgumentError for one that is none of `known`.
+    """
+    present = {to_snake(key) for key in body} if isinstance(body, Mapping) else set()
+    asked = {to_snake(path.strip()) for path in update_mask.split(",") if path.strip()}
+    if not asked:
+        return present & set(known)
+    if asked == {"*"}:
+        return set(known)
+    if unknown := sorted(asked - set(known)):
+        updatable = ", ".join(_to_camel_path(name) for name in known)
+        raise InvalidArgumentError(f"{_to_camel_path(unknown[0])} cannot be updated; {updatable} can", "updateMask")
+    return asked
+
+
+def _to_camel_path(path: str) -> str:
+    return ".".join(to_camel(part) for part in path.split("."))
+
+
+def dump_kept(kept: Body) -> str:
+    """What an annotation keeps; raises InvalidArgumentError where it is too large."""
+    value = json.dumps(kept, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    if len(value.encode()) > MAX_KEPT:
+        raise InvalidArgumentError(f"{', '.join(kept)} together must be at most {MAX_KEPT} bytes")
+    return value
+
+
+def format_time(moment: datetime) -> str:
+    """RFC 3339 in UTC, with Z."""
+    return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
+def drop_empty(answer: Body) -> Body:
+    """The answer without what is not set: Google's clients know a default from a missing field, and no null."""
+    return {key: value for key, value in answer.items() if value not in (None, "", [], {})}

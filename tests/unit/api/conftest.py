@@ -1,0 +1,169 @@
+"""A cluster of a page, and what the API's tests ask of it."""
+
+import copy
+import uuid
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from pierhead_api.errors import AbortedError, AlreadyExistsError, NotFoundError, PermissionDeniedError
+from pierhead_api.names import Place, Projects
+from pierhead_api.services.session import Session
+
+NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
+PLACE = Place("shop", "local", "team-a")
+PARENT = "projects/shop/locations/local"
+MADE = "2026-11-22T11:00:00Z"
+
+
+def merge(live: Any, patch: Any) -> Any:
+    """JSON merge patch, RFC 7386."""
+    if not isinstance(patch, dict):
+        return copy.deepcopy(patch)
+    merged = dict(live) if isinstance(live, dict) else {}
+    for key, value in patch.items():
+        if value is None:
+            merged.pop(key, None)
+        else:
+            merged[key] = merge(merged.get(key), value)
+    return merged
+
+
+class FakeCluster:
+    """The Kubernetes API of one namespace; `denied` holds the verbs that the caller has no right to."""
+
+    def __init__(self) -> None:
+        self.objects: dict[tuple[str, str], dict[str, Any]] = {}
+        self.denied: set[str] = set()
+        self.calls: list[tuple[str, str, str]] = []
+        self.before_patch: list[Any] = []  # of each patch, what somebody else does just before
+
+    def add(self, manifest: dict[str, Any]) -> dict[str, Any]:
+        metadata = {"uid": str(uuid.uuid4()), "generation": 1, "resourceVersion": "1", "creationTimestamp": MADE}
+        made = copy.deepcopy({**manifest, "metadata": {**metadata, **manifest["metadata"]}})
+        self.objects[made["kind"], made["metadata"]["name"]] = made
+        return made
+
+    def one(self, kind: str, name: str) -> dict[str, Any]:
+        return self.objects[kind, name]
+
+    def names(self, kind: str) -> list[str]:
+        return [name for one, name in self.objects if one == kind]
+
+    def _check(self, verb: str, kind: str, name: str) -> None:
+        self.calls.append((verb, kind, name))
+        if verb in self.denied:
+            raise PermissionDeniedError(f"you may not {verb}")
+
+    async def get(self, kind: Any, namespace: str, name: str) -> dict[str, Any]:
+        self._check("get", kind.KIND, name)
+        if (kind.KIND, name) not in self.objects or namespace != PLACE.namespace:
+            raise NotFoundError(f"there is no {kind.KIND} {name}")
+        return copy.deepcopy(self.objects[kind.KIND, name])
+
+    async def list(
+        self, kind: Any, namespace: str, *, fields: Mapping[str, str] = {}, labels: Mapping[str, str] = {}
+    ) -> list[dict[str, Any]]:
+        self._check("list", kind.KIND, "")
+        wanted = {path.removeprefix("spec."): value for path, value in fields.items()}
+        assert {f".spec.{key}" for key in wanted} <= set(kind.SELECTABLE)
+        found = [one for (known, _), one in self.objects.items() if known == kind.KIND]
+        return [copy.deepcopy(one) for one in found if all(one["spec"][key] == value for key, value in wanted.items())]
+
+    async def create(self, manifest: dict[str, Any]) -> dict[str, Any]:
+        self._check("create", manifest["kind"], manifest["metadata"]["name"])
+        if (manifest["kind"], manifest["metadata"]["name"]) in self.objects:
+            raise AlreadyExistsError(f"there is a {manifest['metadata']['name']}")
+        return copy.deepcopy(self.add(manifest))
+
+    async def patch(self, kind: Any, namespace: str, name: str, patch: dict[str, Any]) -> dict[str, Any]:
+        self._check("patch", kind.KIND, name)
+        if self.before_patch:
+            self.before_patch.pop(0)()
+        live = await self.get(kind, namespace, name)
+        version = live["metadata"]["resourceVersion"]
+        if patch.get("metadata", {}).get("resourceVersion", version) != version:
+            raise AbortedError("it changed")
+        merged = merge(live, patch)
+        merged["metadata"]["resourceVersion"] = str(int(version) + 1)
+        merged["metadata"]["generation"] += merged["spec"] != live["spec"]
+        self.objects[kind.KIND, name] = merged
+        return copy.deepcopy(merged)
+
+    async def delete(self, kind: Any, namespace: str, name: str, *, uid: str | None = None) -> None:
+        self._check("delete", kind.KIND, name)
+        if uid not in (None, (await self.get(kind, namespace, name))["metadata"]["uid"]):
+            raise NotFoundError(f"there is another {name}")
+        del self.objects[kind.KIND, name]
+
+    async def may(self, verb: str, resource: str, namespace: str, name: str) -> bool:
+        return verb not in self.denied
+
+    def touch(self, kind: str, name: str, **change: Any) -> None:
+        """Somebody else writes it."""
+        live = self.objects[kind, name]
+        version = str(int(live["metadata"]["resourceVersion"]) + 1)
+        self.objects[kind, name] = merge(live, {**change, "metadata": {"resourceVersion": version}})
+
+    def judge(self, kind: str, name: str, *, stalled: bool = False, **status: Any) -> None:
+        """The operator says of an object's present generation whether it is `ready`, and why."""
+        reason, message = status.pop("reason", "Serving"), status.pop("message", "m")
+        ready = reason in ("Serving", "TrafficApplied", "Accepted")
+        values = {"Ready": ready, "Stalled": stalled, "TrafficApplied": ready}
+        conditions = [
+            {
+                "type": type_,
+                "status": str(value),
+                "reason": reason,
+                "message": message,
+                "lastTransitionTime": "2026-11-22T12:01:00Z",
+            }
+            for type_, value in values.items()
+        ]
+        generation = self.one(kind, name)["metadata"]["generation"]
+        self.one(kind, name)["status"] = {"observedGeneration": generation, "conditions": conditions, **status}
+
+
+@pytest.fixture
+def cluster() -> FakeCluster:
+    return FakeCluster()
+
+
+@pytest.fixture
+def session(cluster: FakeCluster) -> Session:
+    """Ids count up from 1000000001, and a second goes by with each look at the clock."""
+    ids = iter(range(1000000001, 1000000100))
+    moments = iter(range(1000))
+    projects = Projects({"shop": "team-a", "123": "team-a", "bank": "team-b"}, ["local", "us-central1"])
+    return Session(cluster, projects, lambda: NOW + timedelta(seconds=next(moments)), lambda: str(next(ids)))
+
+
+def make_manifest(kind: str, name: str, spec: dict[str, Any], **metadata: Any) -> dict[str, Any]:
+    """A custom resource as somebody applied it."""
+    named = {"name": name, "namespace": PLACE.namespace, "creationTimestamp": MADE, "uid": f"uid-{name}", **metadata}
+    return {"apiVersion": "pierhead.dev/v1", "kind": kind, "metadata": named, "spec": spec}
+
+
+def make_model(name: str = "photos", **spec: Any) -> dict[str, Any]:
+    versions = [
+        {"name": "1", "artifactUri": "gs://models/photos/1"},
+        {"name": "2", "aliases": ["candidate"], "artifactUri": "gs://models/photos/2"},
+    ]
+    return make_manifest("Model", name, {"displayName": "Photos", "defaultVersion": "1", "versions": versions, **spec})
+
+
+def make_endpoint(name: str = "7", **spec: Any) -> dict[str, Any]:
+    return make_manifest("Endpoint", name, {"displayName": "Photos", **spec})
+
+
+def make_deployed_model(name: str = "11", **spec: Any) -> dict[str, Any]:
+    return make_manifest("DeployedModel", name, {"endpoint": "7", "model": "photos", "modelVersion": "1", **spec})
+
+
+def make_job(name: str = "21", **spec: Any) -> dict[str, Any]:
+    configs = {
+        "inputConfig": {"instancesFormat": "jsonl", "gcsSource": {"uris": ["gs://in/a.jsonl"]}},
+        "outputConfig": {"predictionsFormat": "jsonl", "gcsDestination": {"outputUriPrefix": "gs://out"}},
+    }
+    return make_manifest("BatchPredictionJob", name, {"model": "photos", "modelVersion": "1", **configs, **spec})

@@ -1,0 +1,118 @@
+"""AI Platform's models and versions, on a cluster of a page."""
+
+import pytest
+from pierhead_api.errors import (
+    AlreadyExistsError,
+    FailedPreconditionError,
+    InvalidArgumentError,
+    NotFoundError,
+)
+from pierhead_api.services import AiPlatformService
+
+from tests.unit.api.conftest import make_deployed_model, make_model
+
+VERSION = {"name": "v1", "deploymentUri": "gs://models/photos/1", "framework": "TENSORFLOW", "runtimeVersion": "2.11"}
+
+
+@pytest.fixture
+def platform(session):
+    return AiPlatformService(session)
+
+
+@pytest.fixture
+async def photos(platform):
+    await platform.create_model("shop", {"name": "photos", "description": "d", "regions": ["us-central1"]})
+
+
+async def test_model_without_versions(platform, photos, cluster):
+    model = await platform.get_model("shop", "photos")
+    assert (model["name"], model["description"]) == ("projects/shop/models/photos", "d")
+    assert "defaultVersion" not in model
+    assert await platform.list_versions("shop", "photos") == {}
+    with pytest.raises(NotFoundError):
+        await platform.get_version("shop", "photos", "v1")
+    with pytest.raises(AlreadyExistsError):
+        await platform.create_model("shop", {"name": "photos"})
+    operation = await platform.delete_model("shop", "photos")
+    assert operation["metadata"]["operationType"] == "DELETE_MODEL"
+    assert operation["response"] == {"@type": "type.googleapis.com/google.protobuf.Empty"}
+    assert cluster.objects == {}
+
+
+async def test_life_of_a_version(platform, photos, cluster):
+    operation = await platform.create_version("shop", "photos", VERSION | {"machineType": "n1-standard-2"})
+    assert operation["name"].startswith("projects/shop/operations/")
+    assert operation["metadata"]["operationType"] == "CREATE_VERSION"
+    [name] = cluster.names("DeployedModel")
+    spec = cluster.one("DeployedModel", name)["spec"]
+    assert (spec["endpoint"], spec["model"], spec["modelVersion"]) == ("photos", "photos", "v1")
+    assert spec["dedicatedResources"] == {"machineSpec": {"machineType": "n1-standard-2"}}
+    version = await platform.get_version("shop", "photos", "v1")
+    named = {"name": "projects/shop/models/photos/versions/v1", "isDefault": True, "state": "CREATING"}
+    assert version.items() >= {**VERSION, **named}.items()
+    cluster.judge("DeployedModel", name)
+    cluster.judge("Endpoint", "photos", trafficSplit={name: 100})
+    id_ = operation["name"].rsplit("/", 1)[1]
+    assert (await platform.get_operation("shop", id_))["done"]
+    assert (await platform.get_model("shop", "photos"))["defaultVersion"]["state"] == "READY"
+    with pytest.raises(FailedPreconditionError, match="has versions"):
+        await platform.delete_model("shop", "photos")
+    deleted = await platform.delete_version("shop", "photos", "v1")
+    assert deleted["metadata"]["operationType"] == "DELETE_VERSION"
+    assert deleted["done"]
+    assert [kind for kind, _ in cluster.objects] == ["Endpoint"]
+
+
+async def test_further_versions(platform, photos, cluster):
+    await platform.create_version("shop", "photos", VERSION)
+    await platform.create_version("shop", "photos", VERSION | {"name": "v2"})
+    listed = await platform.list_versions("shop", "photos")
+    assert [one["name"].rsplit("/", 1)[1] for one in listed["versions"]] == ["v1", "v2"]
+    with pytest.raises(AlreadyExistsError):
+        await platform.create_version("shop", "photos", VERSION)
+    with pytest.raises(FailedPreconditionError, match="v1 is the default version"):
+        await platform.delete_version("shop", "photos", "v1")
+    assert (await platform.set_default("shop", "photos", "v2"))["isDefault"]
+    await platform.delete_version("shop", "photos", "v1")
+    [left] = cluster.names("DeployedModel")
+    assert cluster.one("DeployedModel", left)["spec"]["modelVersion"] == "v2"
+    assert cluster.one("Endpoint", "photos")["spec"]["trafficSplit"] == {left: 100}
+
+
+async def test_version_of_a_model_that_was_uploaded_otherwise(platform, cluster):
+    cluster.add(make_model())
+    await platform.create_version("shop", "photos", VERSION)
+    assert cluster.names("Endpoint") == ["photos"]
+    assert [one["name"] for one in cluster.one("Model", "photos")["spec"]["versions"]] == ["1", "2", "v1"]
+
+
+async def test_failed_version_tells_why(platform, photos, cluster):
+    await platform.create_version("shop", "photos", VERSION)
+    [name] = cluster.names("DeployedModel")
+    cluster.judge("DeployedModel", name, reason="ArtifactNotFound", stalled=True)
+    version = await platform.get_version("shop", "photos", "v1")
+    assert (version["state"], version["errorMessage"]) == ("FAILED", "ArtifactNotFound: m")
+
+
+async def test_version_that_is_deployed_elsewhere_is_not_deleted(platform, photos, cluster):
+    await platform.create_version("shop", "photos", VERSION)
+    cluster.add(make_deployed_model("11", endpoint="7", modelVersion="v1"))
+    with pytest.raises(FailedPreconditionError, match="deployed model 11"):
+        await platform.delete_version("shop", "photos", "v1")
+    assert len(cluster.names("DeployedModel")) == 2
+
+
+REFUSED = {
+    "no folder": ({"name": "v1"}, "deploymentUri: must be set"),
+    "own code": (VERSION | {"predictionClass": "a.B"}, "predictionClass: is not supported"),
+    "container": (VERSION | {"container": {"image": "x"}}, "container: is not supported"),
+    "name": (VERSION | {"name": "v_1"}, "name: must be up to 63 of"),
+}
+
+
+@pytest.mark.parametrize(("body", "message"), REFUSED.values(), ids=REFUSED.keys())
+async def test_version_that_cannot_be_changes_nothing(platform, photos, cluster, body, message):
+    with pytest.raises(InvalidArgumentError) as caught:
+        await platform.create_version("shop", "photos", body)
+    assert str(caught.value).startswith(message)
+    assert [kind for kind, _ in cluster.objects] == ["Endpoint"]

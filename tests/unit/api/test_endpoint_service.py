@@ -1,0 +1,301 @@
+"""Endpoints and deployments, on a cluster of a page."""
+
+import pytest
+from pierhead_api.errors import (
+    AbortedError,
+    AlreadyExistsError,
+    EtagMismatchError,
+    FailedPreconditionError,
+    InvalidArgumentError,
+    NotFoundError,
+    PermissionDeniedError,
+)
+from pierhead_api.listing import ListRequest
+from pierhead_api.operations import read_records
+from pierhead_api.services import EndpointService, OperationService
+
+from tests.unit.api.conftest import PARENT, PLACE, make_deployed_model, make_endpoint, make_model
+
+MODEL = f"{PARENT}/models/photos"
+
+
+@pytest.fixture
+def endpoints(session):
+    return EndpointService(session)
+
+
+@pytest.fixture
+def operations(session):
+    return OperationService(session)
+
+
+def _deploy(**body):
+    return {"deployedModel": {"model": MODEL, "displayName": "blue"}, **body}
+
+
+async def test_create_get_and_delete(endpoints, cluster):
+    operation = await endpoints.create(PLACE, {"display_name": "ENDPOINT_NAME"})
+    assert operation["done"]
+    assert operation["response"]["name"] == f"{PARENT}/endpoints/1000000001"
+    assert operation["name"].startswith(f"{PARENT}/endpoints/1000000001/operations/")
+    assert (await endpoints.get(PLACE, "1000000001"))["displayName"] == "ENDPOINT_NAME"
+    deleted = await endpoints.delete(PLACE, "1000000001")
+    assert deleted["done"]
+    assert deleted["name"].startswith(f"{PARENT}/operations/")
+    with pytest.raises(NotFoundError):
+        await endpoints.get(PLACE, "1000000001")
+
+
+async def test_create_by_id(endpoints, cluster):
+    await endpoints.create(PLACE, {"displayName": "x"}, "photos")
+    with pytest.raises(AlreadyExistsError):
+        await endpoints.create(PLACE, {"displayName": "x"}, "photos")
+    with pytest.raises(InvalidArgumentError, match=r"^endpointId: "):
+        await endpoints.create(PLACE, {"displayName": "x"}, "Photos")
+
+
+async def test_own_address_is_offered_only_where_there_is_one(session, endpoints):
+    body = {"displayName": "x", "dedicatedEndpointEnabled": True}
+    with pytest.raises(InvalidArgumentError, match=r"^dedicatedEndpointEnabled: "):
+        await endpoints.create(PLACE, body)
+    offering = EndpointService(session, "localhost:8080")
+    await offering.create(PLACE, body, "photos")
+    assert (await offering.get(PLACE, "photos"))["dedicatedEndpointDns"] == "localhost:8080"
+
+
+async def test_get_reads_its_own_deployed_models_alone(endpoints, cluster):
+    cluster.add(make_endpoint())
+    cluster.add(make_deployed_model("11"))
+    cluster.add(make_deployed_model("12", endpoint="8"))
+    assert [one["id"] for one in (await endpoints.get(PLACE, "7"))["deployedModels"]] == ["11"]
+
+
+async def test_list(endpoints, cluster):
+    for number in ("7", "8", "9"):
+        cluster.add(make_endpoint(number, displayName=f"n{number}"))
+    cluster.add(make_deployed_model("11", endpoint="8"))
+    page = await endpoints.list(PLACE, ListRequest(page_size=2))
+    assert [one["displayName"] for one in page["endpoints"]] == ["n7", "n8"]
+    assert [len(one.get("deployedModels", [])) for one in page["endpoints"]] == [0, 1]
+    rest = await endpoints.list(PLACE, ListRequest(page_size=2, page_token=page["nextPageToken"]))
+    assert [one["displayName"] for one in rest["endpoints"]] == ["n9"]
+    named = await endpoints.list(PLACE, ListRequest(filter="display_name=n8"))
+    assert [one["name"] for one in named["endpoints"]] == [f"{PARENT}/endpoints/8"]
+
+
+# --- patch -----------------------------------------------------------------------------------------------------------
+
+
+async def test_patch_writes_the_mask_alone(endpoints, cluster):
+    cluster.add(make_endpoint())
+    answer = await endpoints.patch(PLACE, "7", {"displayName": "B", "description": "d"}, "displayName")
+    assert answer["displayName"] == "B"
+    assert "description" not in answer
+
+
+async def test_patch_split(endpoints, cluster):
+    cluster.add(make_endpoint(trafficSplit={"11": 100}))
+    cluster.add(make_deployed_model("11"))
+    cluster.add(make_deployed_model("12"))
+    answer = await endpoints.patch(PLACE, "7", {"trafficSplit": {"12": 100}}, "traffic_split")
+    assert answer["trafficSplit"] == {"12": 100}
+    for split in ({"13": 100}, {"11": 50}, {}):
+        with pytest.raises(InvalidArgumentError, match=r"^trafficSplit: "):
+            await endpoints.patch(PLACE, "7", {"trafficSplit": split}, "trafficSplit")
+
+
+async def test_patch_by_an_etag_that_is_out_of_date_is_412(endpoints, cluster):
+    cluster.add(make_endpoint())
+    etag = (await endpoints.get(PLACE, "7"))["etag"]
+    changed = await endpoints.patch(PLACE, "7", {"displayName": "B", "etag": etag}, "displayName")
+    with pytest.raises(EtagMismatchError):
+        await endpoints.patch(PLACE, "7", {"displayName": "C", "etag": etag}, "displayName")
+    await endpoints.patch(PLACE, "7", {"displayName": "C", "etag": changed["etag"]}, "displayName")
+
+
+async def test_patch_is_tried_again_where_others_write(endpoints, cluster):
+    cluster.add(make_endpoint())
+    etag = (await endpoints.get(PLACE, "7"))["etag"]
+    cluster.before_patch = [lambda: cluster.touch("Endpoint", "7", status={"x": 1})] * 2
+    await endpoints.patch(PLACE, "7", {"displayName": "B", "etag": etag}, "displayName")
+    assert cluster.one("Endpoint", "7")["spec"]["displayName"] == "B"
+    cluster.before_patch = [lambda: cluster.touch("Endpoint", "7", spec={"description": "mine"})]
+    etag = (await endpoints.get(PLACE, "7"))["etag"]
+    with pytest.raises(EtagMismatchError):
+        await endpoints.patch(PLACE, "7", {"displayName": "C", "etag": etag}, "displayName")
+
+
+async def test_patch_gives_up_after_some_tries(endpoints, cluster):
+    cluster.add(make_endpoint())
+    cluster.before_patch = [lambda: cluster.touch("Endpoint", "7", status={"x": 1})] * 10
+    with pytest.raises(AbortedError, match="try again"):
+        await endpoints.patch(PLACE, "7", {"displayName": "B"}, "displayName")
+
+
+# --- deploy ----------------------------------------------------------------------------------------------------------
+
+
+async def test_deploy_on_an_empty_endpoint(endpoints, operations, cluster):
+    cluster.add(make_endpoint())
+    cluster.add(make_model())
+    operation = await endpoints.deploy_model(PLACE, "7", _deploy())
+    assert "done" not in operation
+    id_ = operation["name"].rsplit("/", 1)[1]
+    assert cluster.one("DeployedModel", "1000000001")["spec"] == {
+        "endpoint": "7",
+        "model": "photos",
+        "modelVersion": "1",
+        "displayName": "blue",
+    }
+    assert cluster.one("Endpoint", "7")["spec"]["trafficSplit"] == {"1000000001": 100}
+    assert await operations.get(PLACE, "endpoints/7", id_) == operation
+    cluster.judge("DeployedModel", "1000000001")
+    assert "done" not in await operations.get(PLACE, "endpoints/7", id_)
+    cluster.judge("Endpoint", "7", reason="TrafficApplied", trafficSplit={"1000000001": 100})
+    done = await operations.get(PLACE, "endpoints/7", id_)
+    assert done["response"]["deployedModel"]["id"] == "1000000001"
+
+
+async def test_deploy_a_canary(endpoints, cluster):
+    cluster.add(make_endpoint(trafficSplit={"11": 100}))
+    cluster.add(make_deployed_model("11"))
+    cluster.add(make_model())
+    await endpoints.deploy_model(PLACE, "7", _deploy(traffic_split={"0": 20, "11": 80}))
+    assert (await endpoints.get(PLACE, "7"))["trafficSplit"] == {"1000000001": 20, "11": 80}
+
+
+async def test_deploy_of_a_version_and_without_a_name(endpoints, cluster):
+    cluster.add(make_endpoint())
+    cluster.add(make_model())
+    await endpoints.deploy_model(PLACE, "7", {"deployedModel": {"model": f"{MODEL}@candidate", "id": "5"}})
+    spec = cluster.one("DeployedModel", "5")["spec"]
+    assert (spec["modelVersion"], spec["displayName"]) == ("2", "Photos")
+
+
+WRONG = {
+    "no model": ({"deployedModel": {}}, InvalidArgumentError),
+    "a model that is not there": ({"deployedModel": {"model": f"{PARENT}/models/other"}}, NotFoundError),
+    "a version that is not there": ({"deployedModel": {"model": f"{MODEL}@9"}}, NotFoundError),
+    "a split of nobody": (_deploy(trafficSplit={"0": 50, "12": 50}), InvalidArgumentError),
+    "an id that is none": ({"deployedModel": {"model": MODEL, "id": "0"}}, InvalidArgumentError),
+    "an id that is there": ({"deployedModel": {"model": MODEL, "id": "11"}}, AlreadyExistsError),
+    "no body": (None, InvalidArgumentError),
+}
+
+
+@pytest.mark.parametrize(("body", "error"), WRONG.values(), ids=WRONG.keys())
+async def test_deploy_that_is_refused_changes_nothing(endpoints, cluster, body, error):
+    cluster.add(make_endpoint())
+    cluster.add(make_model())
+    cluster.add(make_deployed_model("11"))
+    before = dict(cluster.objects)
+    with pytest.raises(error):
+        await endpoints.deploy_model(PLACE, "7", body)
+    assert cluster.objects == before
+
+
+async def test_deploy_without_the_right_to_the_split_makes_nothing(endpoints, cluster):
+    cluster.add(make_endpoint())
+    cluster.add(make_model())
+    cluster.denied = {"patch"}
+    with pytest.raises(PermissionDeniedError):
+        await endpoints.deploy_model(PLACE, "7", _deploy())
+    assert cluster.names("DeployedModel") == []
+
+
+async def test_split_that_was_not_written_is_written_by_who_asks(endpoints, operations, cluster):
+    cluster.add(make_endpoint())
+    cluster.add(make_model())
+    cluster.before_patch = [_crash]
+    with pytest.raises(ConnectionError):
+        await endpoints.deploy_model(PLACE, "7", _deploy())
+    assert "trafficSplit" not in cluster.one("Endpoint", "7")["spec"]
+    [operation] = (await operations.list(PLACE, "endpoints/7", ListRequest()))["operations"]
+    id_ = operation["name"].rsplit("/", 1)[1]
+    cluster.denied = {"patch"}
+    await operations.get(PLACE, "endpoints/7", id_)  # who may only look
+    cluster.denied = set()
+    await operations.get(PLACE, "endpoints/7", id_)
+    assert cluster.one("Endpoint", "7")["spec"]["trafficSplit"] == {"1000000001": 100}
+    written = [call for call in cluster.calls if call[0] == "patch"]
+    await operations.get(PLACE, "endpoints/7", id_)
+    assert [call for call in cluster.calls if call[0] == "patch"] == written
+
+
+def _crash():
+    raise ConnectionError
+
+
+# --- undeploy --------------------------------------------------------------------------------------------------------
+
+
+async def test_undeploy_the_last_one(endpoints, operations, cluster):
+    cluster.add(make_endpoint(trafficSplit={"11": 100}))
+    cluster.add(make_deployed_model("11"))
+    operation = await endpoints.undeploy_model(PLACE, "7", {"deployedModelId": "11"})
+    assert operation["done"]
+    assert cluster.names("DeployedModel") == []
+    assert "trafficSplit" not in cluster.one("Endpoint", "7")["spec"]
+    assert await operations.get(PLACE, "endpoints/7", operation["name"].rsplit("/", 1)[1]) == operation
+
+
+async def test_undeploy_hands_the_traffic_over_first(endpoints, cluster):
+    cluster.add(make_endpoint(trafficSplit={"11": 80, "12": 20}))
+    cluster.add(make_deployed_model("11"))
+    cluster.add(make_deployed_model("12"))
+    body = {"deployed_model_id": "11", "traffic_split": {"12": 100}}
+    await endpoints.undeploy_model(PLACE, "7", body)
+    assert cluster.one("Endpoint", "7")["spec"]["trafficSplit"] == {"12": 100}
+    writes = [call for call in cluster.calls if call[0] in ("patch", "delete")]
+    assert writes == [("patch", "Endpoint", "7"), ("delete", "DeployedModel", "11")]
+
+
+async def test_undeploy_of_what_has_traffic_is_refused(endpoints, cluster):
+    cluster.add(make_endpoint(trafficSplit={"11": 80, "12": 20}))
+    cluster.add(make_deployed_model("11"))
+    cluster.add(make_deployed_model("12"))
+    with pytest.raises(FailedPreconditionError, match="give the split of the rest"):
+        await endpoints.undeploy_model(PLACE, "7", {"deployedModelId": "11"})
+    with pytest.raises(NotFoundError, match="13 is not deployed on this endpoint; 11, 12 is"):
+        await endpoints.undeploy_model(PLACE, "7", {"deployedModelId": "13"})
+    cluster.denied = {"delete"}
+    with pytest.raises(PermissionDeniedError):
+        await endpoints.undeploy_model(PLACE, "7", {"deployedModelId": "11", "trafficSplit": {"12": 100}})
+    assert cluster.one("Endpoint", "7")["spec"]["trafficSplit"] == {"11": 80, "12": 20}
+
+
+async def test_endpoint_with_models_is_not_deleted(endpoints, cluster):
+    cluster.add(make_endpoint())
+    cluster.add(make_deployed_model("11"))
+    with pytest.raises(FailedPreconditionError, match="undeploy 11 first"):
+        await endpoints.delete(PLACE, "7")
+    assert cluster.names("Endpoint") == ["7"]
+
+
+# --- mutate ----------------------------------------------------------------------------------------------------------
+
+
+async def test_mutate(endpoints, operations, cluster):
+    cluster.add(make_endpoint())
+    cluster.add(make_deployed_model("11", automaticResources={"minReplicaCount": 1}))
+    cluster.judge("DeployedModel", "11")
+    body = {"deployedModel": {"id": "11", "automaticResources": {"minReplicaCount": 2}}}
+    operation = await endpoints.mutate_deployed_model(PLACE, "7", body, "automaticResources.minReplicaCount")
+    assert "done" not in operation
+    assert cluster.one("DeployedModel", "11")["spec"]["automaticResources"] == {"minReplicaCount": 2}
+    cluster.judge("DeployedModel", "11")
+    id_ = operation["name"].rsplit("/", 1)[1]
+    done = await operations.get(PLACE, "endpoints/7", id_)
+    assert done["response"]["deployedModel"]["automaticResources"]["minReplicaCount"] == 2
+    listed = await operations.list(PLACE, "endpoints/7", ListRequest(filter="done=true"))
+    assert listed["operations"] == [done]
+
+
+async def test_deploying_often_leaves_few_records(endpoints, cluster):
+    cluster.add(make_endpoint())
+    cluster.add(make_model())
+    for _ in range(15):
+        operation = await endpoints.deploy_model(PLACE, "7", _deploy())
+        id_ = operation["name"].rsplit("_", 1)[1]
+        await endpoints.undeploy_model(PLACE, "7", {"deployedModelId": id_})
+    assert len(read_records(cluster.one("Endpoint", "7"))) == 20

@@ -1,0 +1,29 @@
+"""Tables: an error -> Google's body."""
+
+import pytest
+from pierhead_api import errors
+
+BODIES = {
+    "plain": (errors.NotFoundError("there is no x"), 404, "NOT_FOUND", "there is no x", None),
+    "aborted": (errors.AbortedError("try again"), 409, "ABORTED", "try again", None),
+    "etag": (errors.EtagMismatchError("changed"), 412, "ABORTED", "changed", None),
+    "field": (
+        errors.InvalidArgumentError("must be set", "displayName"),
+        400,
+        "INVALID_ARGUMENT",
+        "displayName: must be set",
+        [
+            {
+                "@type": "type.googleapis.com/google.rpc.BadRequest",
+                "fieldViolations": [{"field": "displayName", "description": "must be set"}],
+            }
+        ],
+    ),
+    "no field": (errors.InvalidArgumentError("no JSON"), 400, "INVALID_ARGUMENT", "no JSON", None),
+}
+
+
+@pytest.mark.parametrize(("error", "code", "status", "message", "details"), BODIES.values(), ids=BODIES.keys())
+def test_to_body(error, code, status, message, details):
+    expected = {"code": code, "message": message, "status": status}
+    assert error.to_body() == {"error": {**expected, "details": details} if details else expected}

@@ -1,0 +1,89 @@
+"""Tables: a filter -> what it asks for."""
+
+import pytest
+from pierhead_api.errors import InvalidArgumentError
+from pierhead_api.filters import parse_filter
+
+ANSWERS = {
+    "a": {
+        "name": "x/endpoints/1",
+        "displayName": "photos",
+        "labels": {"team": "a"},
+        "createTime": "2026-01-01T00:00:00Z",
+    },
+    "b": {
+        "name": "x/endpoints/2",
+        "displayName": "my job",
+        "labels": {"team": "b", "x": ""},
+        "state": "JOB_STATE_RUNNING",
+    },
+    "c": {
+        "name": "x/endpoints/3",
+        "displayName": "AND",
+        "state": "JOB_STATE_FAILED",
+        "createTime": "2026-03-01T00:00:00Z",
+    },
+}
+FIELDS = ("displayName", "state", "createTime", "endpoint", "done")
+FILTERS = {
+    "": "abc",
+    "  ": "abc",
+    'display_name="photos"': "a",
+    "display_name=photos": "a",
+    "displayName=photos": "a",
+    "displayName = 'photos'": "a",
+    'displayName="my job"': "b",
+    'displayName="AND"': "c",
+    'display_name!="photos"': "bc",
+    "labels.team=a": "a",
+    'labels.team="b"': "b",
+    'labels."team"=b': "b",
+    "labels.team!=a": "bc",
+    "labels.team:*": "ab",
+    "labels:team": "ab",
+    "labels.x:*": "b",
+    'display_name="photos" AND labels.team=a': "a",
+    'display_name="photos" labels.team=b': "",
+    'state="JOB_STATE_RUNNING"': "b",
+    "state=3": "b",
+    'state!="JOB_STATE_FAILED" OR display_name="AND"': "abc",
+    "NOT display_name=photos": "bc",
+    "NOT (display_name=photos OR state=JOB_STATE_FAILED)": "b",
+    "labels.team:* AND display_name=photos OR state=JOB_STATE_RUNNING": "ab",
+    'display_name:"my*"': "b",
+    'create_time>="2026-02-01T00:00:00Z"': "c",
+    'createTime<"2026-02-01T00:00:00Z" AND createTime>"2025-01-01T00:00:00Z"': "a",
+    "endpoint=2": "b",
+    "done=false": "abc",
+}
+
+
+@pytest.mark.parametrize(("text", "expected"), FILTERS.items())
+def test_filter(text, expected):
+    wanted = parse_filter(text, FIELDS)
+    assert "".join(name for name, answer in ANSWERS.items() if wanted(answer)) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "display_name",
+        "display_name=",
+        "=x",
+        "foo=x",
+        "display_name.x=y",
+        "labels=x",
+        "labels.a<b",
+        '"display_name=x',
+        "(display_name=x",
+        "display_name=x)",
+        "display_name=x AND",
+        "NOT",
+        "(" * 1000,
+        "labels.",
+        "OR",
+    ],
+)
+def test_filter_that_is_none_is_refused(text):
+    with pytest.raises(InvalidArgumentError, match=r"^filter: "):
+        parse_filter(text, FIELDS)

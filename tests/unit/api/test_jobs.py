@@ -1,0 +1,128 @@
+"""Tables: Vertex AI's BatchPredictionJob from and to a custom resource."""
+
+import pytest
+from pierhead_api.errors import InvalidArgumentError
+from pierhead_api.jobs import JobBody, is_ended, make_job, to_job
+from pierhead_api.wire import parse
+
+from tests.unit.api import conftest
+from tests.unit.api.conftest import MADE, PARENT, PLACE, merge
+
+INPUT = {"instancesFormat": "jsonl", "gcsSource": {"uris": ["gs://in/a.jsonl"]}}
+OUTPUT = {"predictionsFormat": "jsonl", "gcsDestination": {"outputUriPrefix": "gs://out"}}
+BODY = {"displayName": "nightly", "inputConfig": INPUT, "outputConfig": OUTPUT}
+SPEC = {"displayName": "nightly", "model": "photos", "modelVersion": "1", "inputConfig": INPUT, "outputConfig": OUTPUT}
+
+
+def _make(body):
+    return make_job(parse(JobBody, BODY | body), PLACE, "21", "photos", "1")
+
+
+CREATED = {
+    "plain": ({}, {}),
+    "parameters": ({"modelParameters": {"maxPredictions": 10}}, {"modelParameters": {"maxPredictions": 10}}),
+    "workers": (
+        {
+            "dedicatedResources": {
+                "machineSpec": {"machineType": "n1-standard-2", "acceleratorType": 5, "acceleratorCount": 1},
+                "startingReplicaCount": 2,
+                "maxReplicaCount": 8,
+            }
+        },
+        {
+            "dedicatedResources": {
+                "machineSpec": {
+                    "machineType": "n1-standard-2",
+                    "acceleratorType": "NVIDIA_TESLA_T4",
+                    "acceleratorCount": 1,
+                },
+                "startingReplicaCount": 2,
+                "maxReplicaCount": 8,
+            }
+        },
+    ),
+    "no tuning": ({"manualBatchTuningParameters": {}}, {}),
+    "tuning": (
+        {"manual_batch_tuning_parameters": {"batch_size": 4}},
+        {"manualBatchTuningParameters": {"batchSize": 4}},
+    ),
+    "in snake case": (
+        {"input_config": {"instances_format": "csv", "gcs_source": {"uris": ["gs://a"]}}, "inputConfig": None},
+        {"inputConfig": {"instancesFormat": "csv", "gcsSource": {"uris": ["gs://a"]}}},
+    ),
+    "whole objects": ({"instanceConfig": {"instanceType": "object"}}, {}),
+    "what only answers have": ({"state": 3, "createTime": MADE}, {}),
+}
+
+
+@pytest.mark.parametrize(("body", "spec"), CREATED.values(), ids=CREATED.keys())
+def test_make_job(body, spec):
+    assert _make(body)["spec"] == {**SPEC, **spec}
+
+
+REFUSED = {
+    "no name": ({"displayName": ""}, "displayName: must be set"),
+    "container": ({"unmanagedContainerModel": {"artifactUri": "x"}}, "unmanagedContainerModel: is not supported"),
+    "bigquery": ({"inputConfig": {"bigquerySource": {"inputUri": "bq://x"}}}, "bigquerySource: is not supported"),
+    "to bigquery": ({"outputConfig": {"bigqueryDestination": {}, "gcsDestination": {}}}, "outputConfig.gcsDestination"),
+    "records": ({"inputConfig": {**INPUT, "instancesFormat": "tf-record"}}, "instancesFormat: tf-record is not"),
+    "no input": ({"inputConfig": {"instancesFormat": "jsonl"}}, "inputConfig.gcsSource.uris: must be set"),
+    "format of the output": ({"outputConfig": {**OUTPUT, "predictionsFormat": "xml"}}, "predictionsFormat: xml is not"),
+    "fields": ({"instanceConfig": {"includedFields": ["a"]}}, "includedFields: is not supported"),
+    "arrays": ({"instanceConfig": {"instanceType": "array"}}, "instanceType: array is not supported"),
+    "explanation": ({"generateExplanation": True}, "generateExplanation: is not supported"),
+    "parameters": ({"modelParameters": [1]}, "modelParameters: must be an object"),
+}
+
+
+@pytest.mark.parametrize(("body", "message"), REFUSED.values(), ids=REFUSED.keys())
+def test_make_job_names_what_is_not_supported(body, message):
+    with pytest.raises(InvalidArgumentError) as caught:
+        _make(body)
+    assert str(caught.value).startswith(message)
+
+
+def test_to_job_at_its_begin():
+    assert to_job(conftest.make_job(), "Photos", PLACE) == {
+        "name": f"{PARENT}/batchPredictionJobs/21",
+        "displayName": "21",
+        "createTime": MADE,
+        "updateTime": MADE,
+        "model": f"{PARENT}/models/photos@1",
+        "modelDisplayName": "Photos",
+        "modelVersionId": "1",
+        "inputConfig": INPUT,
+        "outputConfig": OUTPUT,
+        "dedicatedResources": {"startingReplicaCount": 1, "maxReplicaCount": 1},
+        "state": "JOB_STATE_PENDING",
+    }
+
+
+STATUS = {
+    "state": "JOB_STATE_FAILED",
+    "modelVersion": "1",
+    "startTime": "2026-11-22T11:01:00Z",
+    "endTime": "2026-11-22T11:02:00Z",
+    "updateTime": "2026-11-22T11:02:00.123456Z",
+    "completionStats": {"successfulCount": 10, "failedCount": 2},
+    "outputInfo": {"gcsOutputDirectory": "gs://out/prediction-x"},
+    "resourcesConsumed": {"replicaHours": 0.5},
+    "error": {"code": 3, "message": "InputInvalid: no JSON"},
+    "partialFailures": [{"code": 3, "message": "shard 0"}],
+    "progress": "100%",
+}
+
+
+def test_to_job_at_its_end():
+    answer = to_job({**conftest.make_job(), "status": STATUS}, "Photos", PLACE)
+    told = {name: value for name, value in STATUS.items() if name not in ("modelVersion", "progress")}
+    counts = {"successfulCount": "10", "failedCount": "2", "incompleteCount": "-1"}
+    assert answer.items() >= {**told, "completionStats": counts, "modelVersionId": "1"}.items()
+    assert "progress" not in answer
+
+
+@pytest.mark.parametrize(
+    ("state", "ended"), [(None, False), ("JOB_STATE_CANCELLING", False), ("JOB_STATE_PARTIALLY_SUCCEEDED", True)]
+)
+def test_is_ended(state, ended):
+    assert is_ended(merge(conftest.make_job(), {"status": {"state": state}})) is ended

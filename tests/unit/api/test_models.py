@@ -1,0 +1,247 @@
+"""Tables: Vertex AI's Model, which is one version, from and to a Model of ours, which has them all."""
+
+import pytest
+from pierhead_api import objects
+from pierhead_api.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
+from pierhead_api.models import (
+    ModelBody,
+    add_version,
+    compute_etag,
+    find_users,
+    make_model,
+    merge_aliases,
+    patch_model,
+    remove_version,
+    resolve_version,
+    to_model,
+)
+from pierhead_api.wire import parse
+from pierhead_operator.types import Model
+
+from tests.unit.api import conftest
+from tests.unit.api.conftest import MADE, PARENT, PLACE, make_deployed_model, make_job, merge
+
+NOW, LATER = "2026-11-22T12:00:00Z", "2026-11-22T13:00:00Z"
+BODY = {"displayName": "Photos", "artifactUri": "gs://models/photos/1"}
+
+
+def _make(body):
+    manifest = make_model(parse(ModelBody, BODY | body), PLACE, "photos", NOW)
+    return merge(manifest, {"metadata": {"creationTimestamp": MADE, "uid": "u"}})
+
+
+def _add(manifest, body, now=LATER):
+    patch, name = add_version(parse(ModelBody, {"artifactUri": "gs://models/photos/2"} | body), manifest, now)
+    return merge(manifest, patch), name
+
+
+FIRST = {
+    "plain": ({}, {}),
+    "description": ({"description": "d"}, {"description": "d"}),
+    "the first is the default anyway": ({"versionAliases": ["default"]}, {}),
+    "a prebuilt image": (
+        {"containerSpec": {"imageUri": "us-docker.pkg.dev/vertex-ai/prediction/pytorch-cpu.2-4:latest"}},
+        {},
+    ),
+    "an older prebuilt image": ({"container_spec": {"image_uri": "gcr.io/cloud-aiplatform/prediction/x:latest"}}, {}),
+}
+
+
+@pytest.mark.parametrize(("body", "spec"), FIRST.values(), ids=FIRST.keys())
+def test_make_model(body, spec):
+    version = {"name": "1", "artifactUri": "gs://models/photos/1"}
+    assert _make(body)["spec"] == {"displayName": "Photos", "defaultVersion": "1", "versions": [version], **spec}
+
+
+def test_aliases_of_the_first_version():
+    [version] = _make({"versionAliases": ["default", "golden"]})["spec"]["versions"]
+    assert version["aliases"] == ["golden"]
+
+
+REFUSED = {
+    "no name": ({"displayName": ""}, "model.displayName: must be set"),
+    "no artifact": ({"artifactUri": ""}, "model.artifactUri: must be set"),
+    "own image": ({"containerSpec": {"imageUri": "gcr.io/me/mine"}}, "containerSpec.imageUri: must be one of Vertex"),
+    "looks prebuilt": (
+        {"containerSpec": {"imageUri": "evil/us-docker.pkg.dev/vertex-ai/prediction/x"}},
+        "containerSpec.",
+    ),
+    "command": ({"containerSpec": {"command": ["sh"]}}, "command: is not supported: the model runs in Pierhead's"),
+    "environment": ({"containerSpec": {"env": [{"name": "A", "value": "b"}]}}, "env: is not supported"),
+    "alias": ({"versionAliases": ["A"]}, "versionAliases: 'A' must be"),
+    "encryption": ({"encryptionSpec": {"a": "b"}}, "encryptionSpec: is not supported"),
+    "too much": ({"metadata": "x" * 70000}, "last, versions together must be"),
+}
+
+
+@pytest.mark.parametrize(("body", "message"), REFUSED.values(), ids=REFUSED.keys())
+def test_make_model_names_what_is_not_supported(body, message):
+    with pytest.raises(InvalidArgumentError) as caught:
+        _make(body)
+    assert str(caught.value).startswith(message)
+
+
+def test_to_model():
+    sent = {
+        "versionDescription": "first",
+        "containerSpec": {"image_uri": "us-docker.pkg.dev/vertex-ai/prediction/x:1", "predictRoute": "/predict"},
+        "explanationSpec": {"parameters": {"topK": 1}},
+        "labels": {"team": "a"},
+    }
+    manifest = _make(sent)
+    assert to_model(manifest, "", [make_deployed_model("11"), make_deployed_model("12", model="other")], PLACE) == {
+        "name": f"{PARENT}/models/photos",
+        "displayName": "Photos",
+        "labels": {"team": "a"},
+        "etag": compute_etag(manifest, "1"),
+        "createTime": MADE,
+        "updateTime": MADE,
+        "artifactUri": "gs://models/photos/1",
+        "versionId": "1",
+        "versionAliases": ["default"],
+        "versionDescription": "first",
+        "versionCreateTime": NOW,
+        "versionUpdateTime": NOW,
+        "containerSpec": {"imageUri": "us-docker.pkg.dev/vertex-ai/prediction/x:1", "predictRoute": "/predict"},
+        "explanationSpec": {"parameters": {"topK": 1}},
+        "deployedModels": [{"endpoint": f"{PARENT}/endpoints/7", "deployedModelId": "11"}],
+        "supportedDeploymentResourcesTypes": ["DEDICATED_RESOURCES", "AUTOMATIC_RESOURCES"],
+        "supportedInputStorageFormats": ["jsonl", "csv", "file-list"],
+        "supportedOutputStorageFormats": ["jsonl", "csv", "parquet"],
+    }
+
+
+@pytest.mark.parametrize("kept", ["no JSON", "[]", '{"versions": []}', '{"versions": {"1": 2}}', '{"last": "x"}'])
+def test_model_of_a_manifest_has_what_clients_need(kept):
+    manifest = objects.annotate(conftest.make_model(), {objects.ANNOTATION_KEPT: kept})
+    answer = to_model(manifest, "2", [], PLACE)
+    assert (answer["versionId"], answer["versionAliases"]) == ("2", ["candidate"])
+    assert answer["versionCreateTime"] == MADE
+
+
+VERSIONS = {"": "1", "default": "1", "1": "1", "2": "2", "candidate": "2"}
+
+
+@pytest.mark.parametrize(("asked", "expected"), VERSIONS.items())
+def test_resolve_version(asked, expected):
+    assert resolve_version(Model.model_validate(conftest.make_model()), asked).name == expected
+
+
+def test_resolve_version_names_those_that_there_are():
+    with pytest.raises(NotFoundError, match="no version or alias 3; it has 1, 2"):
+        resolve_version(Model.model_validate(conftest.make_model()), "3")
+
+
+def test_further_version():
+    manifest, name = _add(_make({"versionAliases": ["golden"]}), {"displayName": "B", "versionAliases": ["golden"]})
+    assert name == "2"
+    assert manifest["spec"]["defaultVersion"] == "1"
+    assert manifest["spec"]["versions"] == [
+        {"name": "1", "artifactUri": "gs://models/photos/1"},
+        {"name": "2", "aliases": ["golden"], "artifactUri": "gs://models/photos/2"},
+    ]
+    one, two = (to_model(manifest, version, [], PLACE) for version in ("1", "2"))
+    assert (one["displayName"], two["displayName"]) == ("Photos", "B")
+    assert (one["versionCreateTime"], two["versionCreateTime"]) == (NOW, LATER)
+
+
+@pytest.mark.parametrize("body", [{"versionAliases": ["default"]}, {"isDefaultVersion": True}])
+def test_further_version_becomes_the_default(body):
+    manifest, name = _add(_make({}), body)
+    assert manifest["spec"]["defaultVersion"] == name == "2"
+
+
+def test_further_version_adds_labels():
+    manifest, _ = _add(_make({"labels": {"a": "1", "b": "1"}}), {"labels": {"b": "2"}})
+    assert objects.read_labels(manifest) == {"a": "1", "b": "2"}
+
+
+def test_number_of_a_version_is_not_given_again():
+    manifest, _ = _add(_make({}), {})
+    manifest = merge(manifest, remove_version(manifest, "2"))
+    assert [version["name"] for version in manifest["spec"]["versions"]] == ["1"]
+    assert _add(manifest, {})[1] == "3"
+
+
+def test_number_follows_those_of_a_manifest():
+    manifest = conftest.make_model()
+    manifest["spec"]["versions"].append({"name": "v9", "artifactUri": "gs://models/photos/9"})
+    assert _add(manifest, {})[1] == "3"
+
+
+def test_default_or_only_version_stays():
+    with pytest.raises(FailedPreconditionError, match="1 is the default version"):
+        remove_version(conftest.make_model(), "1")
+    with pytest.raises(FailedPreconditionError, match="1 is the only version"):
+        remove_version(_make({}), "1")
+
+
+ALIASES = {
+    "added": ("1", ["golden"], "1", {"1": ["golden"], "2": ["candidate"]}),
+    "moved": ("1", ["candidate"], "1", {"1": ["candidate"], "2": []}),
+    "removed": ("2", ["-candidate"], "1", {"1": [], "2": []}),
+    "removed from one that has it not": ("1", ["-candidate"], "1", {"1": [], "2": ["candidate"]}),
+    "default": ("2", ["default"], "2", {"1": [], "2": ["candidate"]}),
+    "both cancel out": ("1", ["golden", "-golden"], "1", {"1": [], "2": ["candidate"]}),
+    "again": ("2", ["candidate"], "1", {"1": [], "2": ["candidate"]}),
+}
+
+
+@pytest.mark.parametrize(("version", "aliases", "default", "expected"), ALIASES.values(), ids=ALIASES.keys())
+def test_merge_aliases(version, aliases, default, expected):
+    manifest = merge(conftest.make_model(), merge_aliases(conftest.make_model(), version, aliases))
+    assert manifest["spec"]["defaultVersion"] == default
+    assert {one["name"]: one.get("aliases", []) for one in manifest["spec"]["versions"]} == expected
+
+
+@pytest.mark.parametrize("aliases", [["-default"], ["1x"], [""]])
+def test_aliases_that_cannot_be(aliases):
+    with pytest.raises(InvalidArgumentError, match=r"^versionAliases: "):
+        merge_aliases(conftest.make_model(), "1", aliases)
+
+
+PATCHES = {
+    "of the model": ("1", {"displayName": "C"}, {"display_name"}, ("C", "C")),
+    "of a version that has its own": ("2", {"displayName": "C"}, {"display_name"}, ("Photos", "C")),
+}
+
+
+@pytest.mark.parametrize(("version", "body", "fields", "expected"), PATCHES.values(), ids=PATCHES.keys())
+def test_patch_model(version, body, fields, expected):
+    manifest, _ = _add(_make({}), {"displayName": "B"} if version == "2" else {})
+    manifest = merge(manifest, patch_model(parse(ModelBody, body), manifest, version, fields, LATER))
+    assert tuple(to_model(manifest, one, [], PLACE)["displayName"] for one in ("1", "2")) == expected
+
+
+def test_patch_model_writes_what_is_asked_for_alone():
+    manifest = _make({"description": "d", "labels": {"a": "b"}, "versionDescription": "v"})
+    body = parse(ModelBody, {"displayName": "C", "description": "", "labels": {"c": "d"}, "versionDescription": "w"})
+    fields = {"description", "labels", "version_description"}
+    answer = to_model(merge(manifest, patch_model(body, manifest, "1", fields, LATER)), "1", [], PLACE)
+    assert (answer["displayName"], answer["labels"], answer["versionDescription"]) == ("Photos", {"c": "d"}, "w")
+    assert "description" not in answer
+    assert (answer["versionCreateTime"], answer["versionUpdateTime"]) == (NOW, LATER)
+
+
+def test_find_users():
+    pinned = merge(
+        make_deployed_model("12", model="photos"), {"spec": {"modelVersion": None}, "status": {"modelVersion": "2"}}
+    )
+    users = [make_deployed_model("11"), pinned, make_deployed_model("13", model="other"), make_job("21")]
+    assert find_users(users, "photos") == ["11", "12", "21"]
+    assert find_users(users, "photos", "1") == ["11", "21"]
+    assert find_users(users, "photos", "2") == ["12"]
+
+
+ETAGS = {
+    "another version": (lambda manifest: _add(manifest, {})[0], True),
+    "an alias of another": (lambda manifest: merge(manifest, merge_aliases(manifest, "2", ["golden"])), True),
+    "its alias": (lambda manifest: merge(manifest, merge_aliases(manifest, "1", ["golden"])), False),
+    "the model's name": (lambda manifest: merge(manifest, {"spec": {"displayName": "C"}}), False),
+}
+
+
+@pytest.mark.parametrize(("change", "same"), ETAGS.values(), ids=ETAGS.keys())
+def test_etag_is_a_versions(change, same):
+    before, _ = _add(_make({}), {})
+    assert (compute_etag(change(before), "1") == compute_etag(before, "1")) is same
