@@ -118,6 +118,8 @@ def parse(call: Call, limits: Limits, signature: Signature | None = None) -> Req
     document = parse_json(call.body)
     if not isinstance(document, dict):
         raise InvalidArgumentError(f'the body must be a JSON object with "instances", not {describe_kind(document)}')
+    if call.dialect == "vertex":
+        document.pop("labels", None)  # Vertex AI's, for its bills; the Node client sends them always
     instances = _check_instances(document.pop("instances", None), limits.max_instances)
     # To look through the body takes longer than through flat instances, and less long than through nested ones.
     if all(map(_is_flat, instances)) or b'"b64"' in call.body or b"\\" in call.body:  # an escape may hide the name

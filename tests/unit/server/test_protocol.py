@@ -123,6 +123,12 @@ def test_raw_body_of_another_type_is_json(content_type):
     assert parse_body({"instances": [1]}, "raw", content_type).instances == [1]
 
 
+def test_labels_for_vertex_ais_bills_are_no_arguments():
+    body = {"instances": [1], "labels": {"team": "a"}, "parameters": {"maxPredictions": 1}}
+    assert parse_body(body).arguments == {"parameters": {"maxPredictions": 1}}
+    assert parse_body(body, "kserve").arguments.keys() == {"labels", "parameters"}
+
+
 def test_only_the_raw_dialect_looks_at_the_type():
     with pytest.raises(InvalidArgumentError, match="not valid JSON"):
         parse_body(b"\x7f", "vertex", "application/octet-stream")
