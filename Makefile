@@ -1,7 +1,8 @@
 PYTHON := .venv/bin/python
 UV := .uv/bin/uv
+NODE_CLIENT := tests/e2e/clients/node/node_modules/.package-lock.json
 
-.PHONY: quickstart test preflight unit e2e in-cluster chaos fmt lint crds images cluster-up cluster-down bench bench-server bench-batch bench-operator lock
+.PHONY: quickstart test preflight unit e2e in-cluster chaos fmt lint crds images cluster-up cluster-down bench bench-server bench-batch bench-operator bench-api lock
 
 quickstart: preflight .venv/installed  ## a classifier on a real Kubernetes, answering photographs
 	$(PYTHON) -m cluster quickstart
@@ -18,7 +19,7 @@ e2e: preflight .venv/installed  ## what needs one: it is started, and ended if i
 	$(PYTHON) -m pytest tests/cluster
 	$(PYTHON) -m cluster run -- $(MAKE) in-cluster
 
-in-cluster: .venv/installed  ## what runs in the cluster of $$KUBECONFIG: side by side, but for what changes the cluster
+in-cluster: .venv/installed $(NODE_CLIENT)  ## what runs in the cluster of $$KUBECONFIG: side by side, but for what changes the cluster
 	$(PYTHON) -m pytest tests/apiserver tests/e2e -m "not exclusive" --numprocesses 2 --dist loadfile
 	$(PYTHON) -m pytest tests/apiserver tests/e2e -m exclusive
 
@@ -34,7 +35,7 @@ fmt: .venv/installed  ## format
 crds: .venv/installed  ## crds/ and docs/resources.md from types.py
 	$(PYTHON) -m pierhead_operator.crd crds && $(PYTHON) -m pierhead_operator.reference docs/resources.md
 
-images: .venv/installed  ## the operator's and the server's image
+images: .venv/installed  ## the image of the operator and the API, and the server's
 	$(PYTHON) -m cluster images
 
 cluster-up: preflight .venv/installed  ## a one-node Kubernetes on this machine
@@ -55,8 +56,14 @@ bench-batch: .venv/installed  ## the batch worker beside a raw PyTorch loop
 bench-operator: .venv/installed  ## the operator with 5,000 DeployedModels, on a control plane of its own
 	$(PYTHON) -m bench.operator
 
+bench-api: .venv/installed  ## the API with 1,000 endpoints, on a control plane of its own, and what forwarding adds
+	$(PYTHON) -m bench.api
+
 lock: .uv/installed  ## requirements/*.txt from pyproject.toml
 	sh requirements/lock.sh $(UV)
+
+$(NODE_CLIENT): tests/e2e/clients/node/package-lock.json
+	cd $(<D) && npm ci --no-audit --no-fund --ignore-scripts && touch $(@:$(<D)/%=%)
 
 .uv/installed: requirements/uv.txt
 	python3 -m venv .uv && .uv/bin/pip install --quiet --require-hashes -r $< && touch $@

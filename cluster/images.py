@@ -20,6 +20,8 @@ from cluster.progress import step
 from cluster.settings import Paths
 
 NONROOT = 65532
+# Which packages run from which of Pierhead's images, by the folders that hold them.
+PACKAGES = {"operator": ("operator", "api"), "server": ("server",)}
 PAUSE_FLAGS = ("-Os", "-static", f"-DVERSION=v{settings.KUBERNETES_VERSION}")
 
 
@@ -52,7 +54,7 @@ def ensure(paths: Paths, image: Image) -> str:
 
 
 def build_operator(paths: Paths | None = None) -> str:
-    """Builds and pushes the operator's image from the working tree; returns its reference."""
+    """Builds and pushes the image of the operator and the API from the working tree; returns its reference."""
     return _build_pierhead_image(paths, "operator")
 
 
@@ -90,7 +92,11 @@ def make_pierhead_image(name: str, repository: Path = settings.REPOSITORY) -> Im
         repository / "LICENSE",
         repository / "requirements/uv.txt",
         repository / f"requirements/{name}.txt",
-        *find_sources(repository / name / f"pierhead_{name}"),
+        *(
+            source
+            for package in PACKAGES[name]
+            for source in find_sources(repository / package / f"pierhead_{package}")
+        ),
     ]
     return Image(name, _key(base_image.key(), hash_files(files, repository)), partial(_build_pierhead, repository))
 

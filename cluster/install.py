@@ -27,6 +27,7 @@ RELEASE = "pierhead"
 BUCKET_FOLDER = "gs://models/photos"
 
 # Two cores carry the control plane, the gateway and all the models of the tests: small requests, so that all fit.
+SMALL_MACHINES = ("n1-standard-2", "n1-standard-4")  # Vertex AI's names, whose true size no model of the tests needs
 SERVER_RESOURCES = {"requests": {"cpu": "150m", "memory": "256Mi"}, "limits": {"memory": "2Gi"}}
 
 
@@ -62,6 +63,9 @@ def make_values(target: Target) -> dict[str, Any]:
     private = target.private_gateway
     return {
         "operator": {"image": target.operator_image},
+        # What Google's own examples name.
+        "api": {"locations": ["us-central1"]},
+        "machines": {"machineTypes": {name: {"resources": SERVER_RESOURCES} for name in SMALL_MACHINES}},
         "server": {
             "image": target.server_image,
             "env": [{"name": key, "value": value} for key, value in target.storage_env.items()],

@@ -8,8 +8,8 @@ compile() {
         --custom-compile-command "make lock" --output-file "requirements/$out.txt" "$@"
 }
 uv=$1
-compile operator --extra operator pyproject.toml
+compile operator --extra operator --extra api pyproject.toml
 compile server --extra server pyproject.toml
-compile dev --extra operator --extra server --extra dev pyproject.toml
+compile dev --extra operator --extra api --extra server --extra dev pyproject.toml
 # The peer of bench/server runs with the versions that the server runs with.
 compile bench --extra server --extra bench --constraints requirements/dev.txt pyproject.toml

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from tests.kube import Manifest
+from tests.kube import Kubectl, Manifest
 
 CHART = str(Path(__file__).parents[1] / "charts" / "pierhead")
 _RELEASE = ("pierhead", "--namespace", "pierhead-system")
@@ -33,6 +33,15 @@ def render(*settings: str, namespace: str = "default", values: Manifest | None =
     status, stdout, stderr = helm_template(*settings, namespace=namespace, values=values)
     assert status == 0, stderr
     return [document for document in yaml.safe_load_all(stdout) if document]
+
+
+def try_install(kubectl: Kubectl, documents: list[Manifest]) -> list[str]:
+    """What the API server says of each document, by a server-side dry run; what is in `default` is in kubectl's."""
+    for document in documents:
+        if document["metadata"].get("namespace") == "default" and document["kind"] not in ("Role", "RoleBinding"):
+            document["metadata"]["namespace"] = kubectl.namespace
+    arguments = ("--server-side", "--force-conflicts", "--dry-run=server", "--filename", "-")
+    return kubectl.in_any_namespace("apply", *arguments, stdin=yaml.safe_dump_all(documents)).splitlines()
 
 
 @contextmanager

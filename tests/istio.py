@@ -2,14 +2,19 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import yaml
 
 from cluster import go_build
 from cluster.settings import Paths
-from tests.kube import SYSTEM, Manifest
+from tests.kube import SYSTEM, Manifest, wait_until
 
-_CRDS = ("destinationrules.networking.istio.io", "virtualservices.networking.istio.io")
+_CRDS = (
+    "authorizationpolicies.security.istio.io",
+    "destinationrules.networking.istio.io",
+    "virtualservices.networking.istio.io",
+)
 
 
 @contextmanager
@@ -22,10 +27,16 @@ def istio_crds() -> Iterator[None]:
         return
     SYSTEM.apply(*_read(missing))
     try:
-        SYSTEM("wait", "--for=condition=Established", "--timeout=60s", *(f"crd/{name}" for name in missing))
+        for name in missing:
+            # kubectl's own wait fails where a CRD has no conditions yet.
+            wait_until(f"{name} is there", partial(_is_established, name), seconds=60)
         yield
     finally:
         SYSTEM("delete", "crd", *missing)
+
+
+def _is_established(name: str) -> bool:
+    return SYSTEM.condition("crd", name, "Established").get("status") == "True"
 
 
 def _read(names: list[str]) -> list[Manifest]:

@@ -53,6 +53,15 @@ class Api:
             if response.status != 201:
                 raise BenchError(f"{manifest['kind']} {key_of(manifest)}: {await response.text()}")
 
+    async def send(self, method: str, path: str, body: Manifest, content_type: str = "application/json") -> Manifest:
+        """The answer to any request that writes; raises BenchError with what the API server says against it."""
+        headers = {"Content-Type": content_type}
+        async with self._session.request(method, path, data=json.dumps(body), headers=headers) as response:
+            if response.status >= 300:
+                raise BenchError(f"{method} {path}: {await response.text()}")
+            answer: Manifest = await response.json()
+            return answer
+
     async def create_all(self, manifests: Sequence[Manifest]) -> None:
         """Creates these as fast as the API server takes them, over a few connections."""
         left = iter(manifests)

@@ -26,11 +26,16 @@ class Row:
     goal: str = ""
     met: bool | None = None
 
+    @property
+    def texts(self) -> list[str]:
+        """Its cells."""
+        return [self.what, self.measured, self.goal, "" if self.met is None else "yes" if self.met else "NO"]
+
 
 def make_tables(figures: Figures) -> list[Table]:
     """All of it, the goals first."""
     return [
-        Table("Goals", ("what", "measured", "goal", "met"), [_texts(row) for row in make_rows(figures)]),
+        Table("Goals", ("what", "measured", "goal", "met"), [row.texts for row in make_rows(figures)]),
         _tabulate_cores(figures),
         _tabulate_requests(figures),
     ]
@@ -155,7 +160,3 @@ def _tabulate_requests(figures: Figures) -> Table:
         "in the restart",
     )
     return Table("The operator's requests to the Kubernetes API", columns, rows)
-
-
-def _texts(row: Row) -> list[str]:
-    return [row.what, row.measured, row.goal, "" if row.met is None else "yes" if row.met else "NO"]

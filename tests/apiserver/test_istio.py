@@ -5,6 +5,8 @@ import copy
 import pytest
 
 from tests.apiserver.golden import find_routes, try_apply
+from tests.apiserver.test_chart import VALUES
+from tests.chart import render, try_install
 from tests.istio import istio_crds
 from tests.kube import KubectlError, scratch_namespace
 
@@ -25,6 +27,12 @@ def test_there_are_manifests_to_judge():
 @pytest.mark.parametrize("manifest", ROUTES.values(), ids=ROUTES.keys())
 def test_golden_route_is_taken_unchanged(kubectl, manifest):
     assert try_apply(kubectl, manifest)["spec"] == manifest["spec"]
+
+
+@pytest.mark.parametrize("values", ["istio", "istio-authorized"])
+def test_rendered_chart_is_taken(kubectl, values):
+    documents = render(*VALUES[values])
+    assert len(try_install(kubectl, documents)) == len(documents)
 
 
 def test_unknown_field_is_refused(kubectl):

@@ -111,7 +111,12 @@ def _render_operator(namespace, settings):
     """An installation in this namespace and for it, of what is installed otherwise."""
     installed = SYSTEM.get("deployment", OPERATOR)["spec"]["template"]["spec"]["containers"][0]["image"]
     server = yaml.safe_load(SYSTEM.get("configmap", OPERATOR)["data"]["operator.yaml"])["server"]
-    values = {"operator": {"image": installed}, "server": server, "watchNamespaces": [namespace]}
+    values = {
+        "operator": {"image": installed},
+        "api": {"enabled": False},
+        "server": server,
+        "watchNamespaces": [namespace],
+    }
     documents = render(*settings, namespace=namespace, values=values)
     return [document for document in documents if document["kind"] != "CustomResourceDefinition"]
 

@@ -68,6 +68,21 @@ def _object(kind, name, spec):
     return {"apiVersion": "pierhead.dev/v1", "kind": kind, "metadata": {"name": name}, "spec": spec}
 
 
+RESOURCES = ["models", "endpoints", "deployedmodels", "batchpredictionjobs"]
+
+
+def make_owner():
+    """A ServiceAccount that may do everything with Pierhead's resources of its namespace, and predict."""
+    role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "owner"}
+    rule = {"apiGroups": ["pierhead.dev"], "resources": RESOURCES, "verbs": ["*"]}
+    rbac = {"apiVersion": "rbac.authorization.k8s.io/v1", "metadata": {"name": "owner"}}
+    return [
+        {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "owner"}},
+        {**rbac, "kind": "Role", "rules": [rule]},
+        {**rbac, "kind": "RoleBinding", "roleRef": role, "subjects": [{"kind": "ServiceAccount", "name": "owner"}]},
+    ]
+
+
 @pytest.fixture(scope="module")
 def photos(cluster, coffee):
     """The example, as the quickstart applies it, in a namespace of this module's own."""

@@ -96,3 +96,27 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
   resources: [leases]
   verbs: [create]
 {{- end }}
+
+{{- define "pierhead.apiName" -}}
+{{- printf "%s-api" .Release.Name | trunc 63 | trimSuffix "-" }}
+{{- end }}
+
+{{- define "pierhead.apiSelectorLabels" -}}
+app.kubernetes.io/name: pierhead-api
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{- define "pierhead.apiLabels" -}}
+{{ include "pierhead.apiSelectorLabels" . }}
+app.kubernetes.io/part-of: pierhead
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+{{- end }}
+
+{{/* What the API may do itself: see who serves what. All else it does with the caller's own token. */}}
+{{- define "pierhead.apiRules" -}}
+- apiGroups: [pierhead.dev]
+  resources: [endpoints, deployedmodels, models]
+  verbs: [list, watch]
+{{- end }}

@@ -17,6 +17,7 @@ FILES = {
     "requirements/server.txt": "torch==1\n",
     "operator/pierhead_operator/__init__.py": "",
     "operator/pierhead_operator/names.py": "x = 1\n",
+    "api/pierhead_api/names.py": "x = 1\n",
 }
 
 
@@ -37,7 +38,13 @@ def test_reference_is_on_loopback(repository):
 
 @pytest.mark.parametrize(
     "name",
-    ["Dockerfile.operator", ".dockerignore", "requirements/operator.txt", "operator/pierhead_operator/names.py"],
+    [
+        "Dockerfile.operator",
+        ".dockerignore",
+        "requirements/operator.txt",
+        "operator/pierhead_operator/names.py",
+        "api/pierhead_api/names.py",
+    ],
 )
 def test_key_changes_with_what_goes_in(repository, name):
     before = images.make_pierhead_image("operator", repository).key

@@ -1,0 +1,225 @@
+"""The API over HTTP: paths, bodies and errors. What it answers, services say that know nothing of HTTP."""
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from urllib.parse import parse_qsl, quote
+
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.convertors import Convertor, register_url_convertor
+from starlette.exceptions import HTTPException
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+from starlette.routing import Route, Router
+from starlette.types import Message, Receive, Scope, Send
+
+from pierhead_api.authorize import Authorizer
+from pierhead_api.errors import ApiError, NotFoundError, UnavailableError
+from pierhead_api.forward import BrokenAnswerError, Forwarder
+from pierhead_api.identity import Identity
+from pierhead_api.metrics import Metrics
+from pierhead_api.names import Place, Projects
+from pierhead_api.predictions import Prediction, parse_prediction
+from pierhead_api.routes import OPERATION_VERBS, VERBS, Request, Services, Verb
+from pierhead_api.transport import (
+    BodyReader,
+    CallerGoneError,
+    MethodNotAllowedError,
+    explain,
+    make_answer,
+    make_error_answer,
+)
+
+logger = logging.getLogger(__name__)
+
+_MOST_BODY = 10 * 1024 * 1024
+_MOST_BODIES = 64 * 1024 * 1024  # of all that are being read: whoever sends them may be nobody
+_CLIENT_GONE = 499  # what nginx made customary; nobody reads it but the metrics
+_SERVER_ERROR = 500
+_MOST_PATH = 500  # characters of a path in a line of the log
+_AUTHORIZE = "/authorize"
+_PROJECT = "/projects/{project:part}"
+_PREFIXES = {"/v1": VERBS, "/v1beta1": VERBS, "/ui": OPERATION_VERBS}
+
+MakeServices = Callable[[str], Services]
+
+
+class _PartConvertor(Convertor[str]):
+    """A resource's id in a path: what follows a colon is a verb."""
+
+    regex = "[^/:]+"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+class _ParentConvertor(_PartConvertor):
+    """What an operation is about, as its name has it."""
+
+    regex = "(?:endpoints|models)/[^/:]+"
+
+
+register_url_convertor("part", _PartConvertor())
+register_url_convertor("parent", _ParentConvertor())
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the API is made of."""
+
+    identity: Identity
+    projects: Projects
+    authorizer: Authorizer
+    forwarder: Forwarder
+    metrics: Metrics
+    make_services: MakeServices  # of a token
+    explain_unready: Callable[[], str]  # empty once requests are welcome
+
+
+@dataclass
+class _Seen:
+    """What becomes of a request."""
+
+    verb: str = "unknown"
+    resource: str = "none"
+    code: int = 0  # 0 while nothing was answered
+
+
+class Application:
+    """The whole API, as an ASGI application."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._management = _make_management(parts)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers a request, whatever happens."""
+        started, seen = time.monotonic(), _Seen()
+
+        async def tell(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                seen.code = message["status"]
+                if self._parts.explain_unready():
+                    # The caller's next request goes to a new connection, and so to a process that stays.
+                    message["headers"] = [*message["headers"], (b"connection", b"close")]
+            await send(message)
+
+        scope["pierhead"] = seen
+        scope["app"] = self  # has the framework raise what it would answer by itself
+        try:
+            await self._answer(scope, receive, tell)
+        except CallerGoneError:
+            seen.code = seen.code or _CLIENT_GONE
+        except BrokenAnswerError as error:
+            # The server closes a connection on which an answer was not ended.
+            logger.warning("%s: %s", _show(scope), error)
+        except Exception as error:
+            if seen.code:
+                raise
+            await _refuse(error, scope, receive, tell)
+        finally:
+            self._parts.metrics.observe(seen.verb, seen.resource, seen.code, time.monotonic() - started)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path: str = scope["path"]
+        # Predictions come first: they are the many.
+        if prediction := parse_prediction(path):
+            await self._predict(prediction, scope, receive, send)
+        elif path == _AUTHORIZE or path.startswith(f"{_AUTHORIZE}/"):
+            await self._authorize(path.removeprefix(_AUTHORIZE), scope, receive, send)
+        else:
+            await self._management(scope, receive, send)
+
+    async def _predict(self, prediction: Prediction, scope: Scope, receive: Receive, send: Send) -> None:
+        seen: _Seen = scope["pierhead"]
+        seen.verb, seen.resource = prediction.verb, prediction.resource
+        if scope["method"] != "POST":
+            raise MethodNotAllowedError("predictions are asked for by POST")
+        namespace = await self._parts.authorizer.check(prediction, dict(scope["headers"]))
+        await self._parts.forwarder.forward(prediction, namespace, scope, receive, send)
+
+    async def _authorize(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
+        """What a gateway asks before it sends a request on."""
+        seen: _Seen = scope["pierhead"]
+        seen.verb, seen.resource = "authorize", "predictions"
+        await self._parts.authorizer.check_for_gateway(path, dict(scope["headers"]))
+        await Response()(scope, receive, send)
+
+
+def _make_management(parts: Parts) -> Router:
+    """Everything but predictions. What it cannot answer, it raises."""
+
+    async def healthz(_: HttpRequest) -> Response:
+        return make_answer({"status": "ok"})
+
+    async def readyz(_: HttpRequest) -> Response:
+        if reason := parts.explain_unready():
+            raise UnavailableError(reason)
+        return make_answer({"status": "ok"})
+
+    async def metrics(_: HttpRequest) -> Response:
+        return Response(parts.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+
+    probes = {"/healthz": healthz, "/readyz": readyz, "/metrics": metrics}
+    bodies = BodyReader(_MOST_BODY, _MOST_BODIES)
+    verbs = [(prefix, verb) for prefix, served in _PREFIXES.items() for verb in served]
+    return Router(
+        [
+            *(Route(path, probe, methods=["GET"]) for path, probe in probes.items()),
+            *(
+                Route(f"{prefix}{_PROJECT}{verb.path}", _Managed(verb, parts, bodies), methods=[verb.method])
+                for prefix, verb in verbs
+            ),
+        ],
+        redirect_slashes=False,
+    )
+
+
+class _Managed:
+    """One verb, as an ASGI application."""
+
+    def __init__(self, verb: Verb, parts: Parts, bodies: BodyReader) -> None:
+        self._verb = verb
+        self._parts = parts
+        self._bodies = bodies
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        seen: _Seen = scope["pierhead"]
+        seen.verb, seen.resource = self._verb.name, self._verb.resource
+        headers, names = dict(scope["headers"]), scope["path_params"]
+        token = await self._parts.identity.find_token(headers)
+        place = _find_place(self._parts.projects, names)
+        body = await self._bodies.read(headers, receive) if self._verb.method in ("POST", "PATCH") else {}
+        request = Request(place, names, dict(parse_qsl(scope["query_string"].decode("latin-1"))), body)
+        answer = await self._verb.handle(self._parts.make_services(token), request)
+        await make_answer(answer or {})(scope, receive, send)
+
+
+def _find_place(projects: Projects, names: Mapping[str, str]) -> Place:
+    """Where a path leads; AI Platform's know no location."""
+    if "location" in names:
+        return projects.find_place(names["project"], names["location"])
+    return projects.find_default_place(names["project"])
+
+
+async def _refuse(error: Exception, scope: Scope, receive: Receive, send: Send) -> None:
+    told = _tell_framework(error, scope) if isinstance(error, HTTPException) else explain(error)
+    if told.code >= _SERVER_ERROR:
+        logger.warning("%s: %d: %s", _show(scope), told.code, told)
+    await make_error_answer(told)(scope, receive, send)
+
+
+def _tell_framework(error: HTTPException, scope: Scope) -> ApiError:
+    """404 and 405, which the framework finds."""
+    if error.status_code == MethodNotAllowedError.code:
+        return MethodNotAllowedError(f"{scope['method']} is not what this path is asked for by")
+    return NotFoundError("there is no such path")
+
+
+def _show(scope: Scope) -> str:
+    """A request, for the log: without its query, and as it was sent, so that no path makes lines of its own."""
+    return f"{scope['method']} {quote(scope['path'], safe='/:@')[:_MOST_PATH]}"

@@ -1,0 +1,65 @@
+"""`python -m bench.api`: the API beside a real API server, and between a client and a pod.
+
+It starts a control plane of its own, and refuses where a cluster is up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import rich.box
+import rich.console
+import rich.table
+import typer
+
+from bench.api import report
+from bench.api.measure import measure
+from bench.operator import control_plane
+from bench.server.machine import describe_machine
+from bench.server.processes import BenchError
+from cluster import locks
+from cluster.errors import ClusterError
+from cluster.progress import say
+from cluster.settings import Paths
+
+
+def bench(
+    output: Annotated[Path | None, typer.Option("--json", help="Where to write all that was measured.")] = None,
+) -> None:
+    paths = Paths.from_environment()
+    with locks.exclusive_if_free(paths.locks / "bench-run") as alone:
+        if not alone:
+            raise BenchError("another bench runs: they would measure each other")
+        with control_plane.running(paths):
+            figures = asyncio.run(measure(paths))
+    rows = report.make_rows(figures)
+    console = rich.console.Console(width=None if sys.stdout.isatty() else 240, highlight=False)
+    console.print("; ".join(f"{name} {fact}" for name, fact in describe_machine("cpu").items()))
+    table = rich.table.Table("what", "measured", "goal", "met", box=rich.box.MARKDOWN)
+    for row in rows:
+        table.add_row(*row.texts)
+    console.print(table)
+    if output:
+        output.write_text(
+            json.dumps({"goals": [vars(row) for row in rows], **vars(figures)}, indent=1), encoding="utf-8"
+        )
+        say(f"all figures are in {output}")
+
+
+def main() -> NoReturn:
+    # As after Ctrl-C: whatever runs is ended on the way out.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        typer.run(bench)
+    except (BenchError, ClusterError) as error:
+        say(f"failed: {error}")
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""The REST API behind the gateway: whose rights count, what it forwards, and what a gateway asks it."""
+
+import os
+
+import httpx
+import pytest
+
+from tests.audit import find_refused, find_used_rights, make_user
+from tests.chart import upgraded
+from tests.e2e.conftest import ECHO_BODY, RESOURCES, make_deployed_model, make_echo_model, make_endpoint, make_owner
+from tests.kube import SYSTEM, scratch_namespace, wait_until
+
+API = "pierhead-api"
+
+
+@pytest.fixture(scope="module")
+def owned(cluster):
+    """A namespace with an endpoint that answers, and its owner's token."""
+    with scratch_namespace("api-owned") as kubectl:
+        kubectl.apply(*make_owner(), make_echo_model(), make_endpoint(), make_deployed_model("photos"))
+        kubectl.wait_ready("endpoint", "photos")
+        yield kubectl, kubectl("create", "token", "owner").strip()
+
+
+@pytest.fixture(scope="module")
+def stranger(cluster):
+    """The token of another namespace's owner."""
+    with scratch_namespace("api-other") as kubectl:
+        kubectl.apply(*make_owner())
+        yield kubectl("create", "token", "owner").strip()
+
+
+def ask(method, path, token=None, content=None):
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    return httpx.request(method, os.environ["PIERHEAD_URL"] + path, headers=headers, content=content, timeout=60)
+
+
+def _predict_paths(namespace, location):
+    return [
+        f"/v1/projects/{namespace}/locations/{location}/endpoints/photos:predict",
+        f"/v1/projects/{namespace}/locations/{location}/endpoints/photos%3Apredict",
+        f"/v1/projects/{namespace}/models/photos:predict",
+        f"/v1/projects/{namespace}/models/photos/versions/v1:predict",
+    ]
+
+
+def _wait_served(path):
+    """Until the gateway has followed: before, it answers 404 by itself, in no JSON."""
+    wait_until(f"{path} is the API's", lambda: ask("GET", path).status_code == 401, 60)
+
+
+def test_callers_own_rights_count(owned, stranger):
+    kubectl, owner = owned
+    at = f"/v1/projects/{kubectl.namespace}/locations/us-central1"
+    # This one the gateway leaves to the API.
+    forwarded = f"{at.replace('/v1/', '/v1beta1/')}/endpoints/photos:predict"
+    _wait_served(f"{at}/endpoints")
+    assert ask("GET", f"{at}/endpoints", owner).json()["endpoints"][0]["displayName"] == "photos"
+    assert ask("GET", f"{at}/endpoints/photos", owner).status_code == 200
+    for method, path in [
+        ("GET", f"{at}/endpoints"),
+        ("GET", f"{at}/endpoints/photos"),
+        ("GET", f"{at}/endpoints/nothing"),
+        ("DELETE", f"{at}/endpoints/photos"),
+        ("GET", f"{at}/models/photos"),
+        ("GET", f"{at}/batchPredictionJobs"),
+        ("POST", forwarded),
+    ]:
+        refused = ask(method, path, stranger, ECHO_BODY)
+        assert (refused.status_code, refused.json()["error"]["status"]) == (403, "PERMISSION_DENIED"), path
+        assert ask(method, path, content=ECHO_BODY).status_code == 401, path
+        assert ask(method, path, "no.such.token", ECHO_BODY).status_code == 401, path
+    assert ask("GET", "/v1/projects/no-such-namespace/locations/local/endpoints", owner).status_code == 403
+
+
+def test_prediction_that_no_route_carries_is_forwarded(owned):
+    kubectl, owner = owned
+    path = _predict_paths(kubectl.namespace, "us-central1")[0]
+    assert ask("POST", path, content=ECHO_BODY).json()["deployedModelId"] == "photos", "the gateway asks for no token"
+    forwarded = path.replace("/v1/", "/v1beta1/")
+    _wait_served(forwarded.removesuffix(":predict"))
+    answer = ask("POST", forwarded, owner, ECHO_BODY)
+    assert (answer.status_code, answer.json()["deployedModelId"]) == (200, "photos"), answer.text
+
+
+@pytest.mark.exclusive
+def test_gateway_asks_who_may_predict(owned, stranger):
+    kubectl, owner = owned
+    local, *others = _predict_paths(kubectl.namespace, "local")
+    with upgraded("api.authorization=gateway", "api.replicas=2"):
+        wait_until("the gateway asks", lambda: ask("POST", local, content=ECHO_BODY).status_code == 401, 60)
+        for path in (local, *others, _predict_paths(kubectl.namespace, "us-central1")[0]):
+            assert ask("POST", path, owner, ECHO_BODY).status_code == 200, path
+            refused = ask("POST", path, stranger, ECHO_BODY)
+            assert (refused.status_code, refused.json()["error"]["status"]) == (403, "PERMISSION_DENIED"), path
+            assert ask("POST", path, content=ECHO_BODY).status_code == 401, path
+        management = f"/v1/projects/{kubectl.namespace}/locations/local/endpoints"
+        assert ask("GET", management, owner).status_code == 200
+        assert ask("GET", management, stranger).status_code == 403
+    wait_until("the gateway asks no more", lambda: ask("POST", local, content=ECHO_BODY).status_code == 200, 60)
+
+
+def test_api_itself_uses_the_rights_that_it_has(owned):
+    user = make_user(SYSTEM.namespace, API)
+    watched = {("pierhead.dev", plural, verb) for plural in RESOURCES[:3] for verb in ("list", "watch")}
+    assert find_used_rights(user) == watched
+    assert not find_refused(user)

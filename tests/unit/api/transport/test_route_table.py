@@ -1,0 +1,113 @@
+"""Who serves which predictions."""
+
+import pytest
+from pierhead_api.errors import NotFoundError
+from pierhead_api.predictions import Prediction
+from pierhead_api.route_table import RouteTable
+
+from tests.unit.api.transport.conftest import make_deployed_model, make_endpoint, make_model
+
+ENDPOINT = Prediction("endpoints", "team-a", "photos", "predict", "local")
+
+
+def _model(version=None, name="photos"):
+    return Prediction("models", "team-a", name, "predict", version=version)
+
+
+def make_table(*manifests, offers_private=True):
+    table = RouteTable(offers_private=offers_private)
+    for manifest in manifests:
+        table.put(manifest["kind"], manifest)
+    return table
+
+
+def test_endpoint_leads_where_the_effective_split_says():
+    timeout = {"inferenceTimeout": "5s"}
+    endpoint = make_endpoint({"a": 80, "b": 20, "c": 0}, clientConnectionConfig=timeout, maxRequestBytes=2048)
+    route = make_table(endpoint).find(ENDPOINT, "team-a")
+    assert (route.namespace, route.weights) == ("team-a", {"a": 80, "b": 20})
+    assert (route.timeout_seconds, route.max_request_bytes) == (5, 2048)
+
+
+def test_endpoint_that_nobody_serves_has_a_route_without_weights():
+    route = make_table(make_endpoint()).find(ENDPOINT, "team-a")
+    assert (route.weights, route.timeout_seconds, route.max_request_bytes) == ({}, 60, None)
+
+
+def test_unknown_endpoint_and_one_of_another_namespace_have_no_route():
+    for table in (make_table(), make_table(make_endpoint(name="other"))):
+        with pytest.raises(NotFoundError, match="there is no endpoint photos"):
+            table.find(ENDPOINT, "team-a")
+    with pytest.raises(NotFoundError):
+        make_table(make_endpoint()).find(ENDPOINT, "team-b")
+
+
+def test_private_endpoint_is_not_behind_the_public_gateway():
+    private = make_endpoint({"a": 100}, access="Private")
+    assert make_table(private).find(ENDPOINT, "team-a").weights
+    behind = make_table(private, make_model(), make_deployed_model(), offers_private=False)
+    for prediction in (ENDPOINT, _model()):
+        with pytest.raises(NotFoundError):
+            behind.find(prediction, "team-a")
+    assert behind.knows(ENDPOINT, "team-a")
+
+
+@pytest.mark.parametrize(
+    ("version", "weights"),
+    [
+        (None, {"photos-1": 1, "photos-3": 1}),
+        ("1", {"photos-1": 1, "photos-3": 1}),
+        ("2", {"p2": 1}),
+        ("candidate", {"p2": 1}),
+    ],
+)
+def test_model_leads_to_who_serves_its_version(version, weights):
+    table = make_table(
+        make_endpoint(),
+        make_model(),
+        make_deployed_model("photos-1"),
+        make_deployed_model("photos-3"),
+        make_deployed_model("p2", "2"),
+        make_deployed_model("p4", "2", available=False),
+        make_deployed_model("p5", "2", endpoint="gone"),
+    )
+    assert table.find(_model(version), "team-a").weights == weights
+
+
+@pytest.mark.parametrize("prediction", [_model("3"), _model("2"), _model(name="other")])
+def test_version_that_nobody_serves_has_no_route(prediction):
+    with pytest.raises(NotFoundError, match="nobody serves"):
+        make_table(make_endpoint(), make_model(), make_deployed_model()).find(prediction, "team-a")
+
+
+def test_deployed_model_that_leaves_serves_no_more():
+    leaving = make_deployed_model()
+    leaving["metadata"]["deletionTimestamp"] = "2026-11-22T12:00:00Z"
+    for change in (
+        lambda table: table.remove("DeployedModel", ("team-a", "photos-1")),
+        lambda table: table.put("DeployedModel", leaving),
+        lambda table: table.replace("DeployedModel", None, []),
+        lambda table: table.replace("Model", "team-a", []),
+        lambda table: table.remove("Endpoint", ("team-a", "photos")),
+    ):
+        table = make_table(make_endpoint(), make_model(), make_deployed_model())
+        assert table.find(_model(), "team-a").weights
+        change(table)
+        with pytest.raises(NotFoundError):
+            table.find(_model(), "team-a")
+
+
+def test_object_that_cannot_be_read_has_no_route_and_stops_no_other(caplog):
+    table = make_table(make_endpoint({"a": 100}), make_endpoint({"b": 100}, name="other"))
+    table.put("Endpoint", make_endpoint({"a": 100}, access="Lunar"))
+    with pytest.raises(NotFoundError):
+        table.find(ENDPOINT, "team-a")
+    assert "Endpoint team-a/photos cannot be read" in caplog.text
+
+
+def test_list_of_one_namespace_leaves_the_others():
+    table = make_table(make_endpoint({"a": 100}))
+    table.replace("Endpoint", "team-b", [])
+    assert table.find(ENDPOINT, "team-a").weights
+    table.replace("Endpoint", "team-a", [make_endpoint({"b": 100})])
+    assert table.find(ENDPOINT, "team-a").weights == {"b": 100}
