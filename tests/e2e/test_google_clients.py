@@ -95,5 +95,5 @@ def test_ai_platforms_client(lives):
 
 def test_node_client(lives):
     seen = lives["node"].end()
-    assert seen == {"split": 100, "prediction": ["espresso"], "job": seen["job"], "left": 0}
+    assert seen == {"split": 100, "updated": [100, "a"], "prediction": ["espresso"], "job": seen["job"], "left": 0}
     assert seen["job"] in ("JOB_STATE_CANCELLED", "JOB_STATE_SUCCEEDED")

@@ -58,6 +58,12 @@ const deployed = await done(
 const [got] = await endpoints.getEndpoint({name: endpoint});
 seen.split = got.trafficSplit[deployed.deployedModel.id];
 
+const [updated] = await endpoints.updateEndpoint({
+  endpoint: {name: endpoint, trafficSplit: {[deployed.deployedModel.id]: 100}, labels: {team: 'a'}},
+  updateMask: {paths: ['traffic_split', 'labels']},
+});
+seen.updated = [updated.trafficSplit[deployed.deployedModel.id], updated.labels.team];
+
 const instance = {
   structValue: {
     fields: {
