@@ -73,7 +73,7 @@ class Kubectl:
     def condition(self, kind: str, name: str, type_: str = "Ready") -> Manifest:
         """The condition of a resource; an empty one where there is none."""
         found = self.get(kind, name) or {}
-        conditions = found.get("status", {}).get("conditions", [])
+        conditions = found.get("status", {}).get("conditions") or []  # a CRD has null at first
         return next((condition for condition in conditions if condition["type"] == type_), {})
 
     def wait_ready(self, kind: str, *names: str, seconds: float = 240) -> None:

@@ -14,6 +14,7 @@ from tests.batch import (
     make_picture,
     read_output,
     read_parts,
+    split_uri,
     state,
 )
 from tests.e2e.conftest import make_model, make_predictor_model, make_slow_echo, upload_predictor
@@ -22,7 +23,7 @@ from tests.kube import scale_operator, scratch_namespace, wait_until
 # The installed operator stands still meanwhile.
 pytestmark = pytest.mark.exclusive
 
-LINES = 600
+LINES = 1000
 PICTURE = make_picture()
 
 
@@ -74,6 +75,18 @@ def _wait_reason(kubectl, name, reason):
     return kubectl.condition("batchpredictionjob", name)
 
 
+def _wait_chunk(storage, kubectl, name):
+    """Until storage has one: the status tells of it some seconds later, and the worker may have ended by then."""
+    folder = wait_until(
+        f"{name} has a folder",
+        lambda: (
+            kubectl.get("batchpredictionjob", name).get("status", {}).get("outputInfo", {}).get("gcsOutputDirectory")
+        ),
+    )
+    bucket, prefix = split_uri(folder)
+    wait_until(f"{name} has committed a chunk", lambda: storage.list(bucket, f"{prefix}/.pierhead/parts/"))
+
+
 def test_every_line_comes_once_though_workers_and_the_operator_die(photos, storage):
     broken = [
         _instance("gs://batch-in/corrupt.jpg"),
@@ -88,7 +101,7 @@ def test_every_line_comes_once_though_workers_and_the_operator_die(photos, stora
         make_batch("killed", [f"{first.rpartition('/')[0]}/*.jsonl"], dedicatedResources={"startingReplicaCount": 2})
     )
     assert second.startswith(first[:20])
-    _wait_committed(photos, "killed")
+    _wait_chunk(storage, photos, "killed")
     assert kill_worker(photos, "killed")
     scale_operator(0)
     try:
