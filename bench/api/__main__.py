@@ -12,16 +12,15 @@ import sys
 from pathlib import Path
 from typing import Annotated, NoReturn
 
-import rich.box
-import rich.console
-import rich.table
 import typer
 
 from bench.api import report
 from bench.api.measure import measure
 from bench.operator import control_plane
+from bench.printing import print_tables
 from bench.server.machine import describe_machine
 from bench.server.processes import BenchError
+from bench.server.report import Table
 from cluster import locks
 from cluster.errors import ClusterError
 from cluster.progress import say
@@ -38,12 +37,8 @@ def bench(
         with control_plane.running(paths):
             figures = asyncio.run(measure(paths))
     rows = report.make_rows(figures)
-    console = rich.console.Console(width=None if sys.stdout.isatty() else 240, highlight=False)
-    console.print("; ".join(f"{name} {fact}" for name, fact in describe_machine("cpu").items()))
-    table = rich.table.Table("what", "measured", "goal", "met", box=rich.box.MARKDOWN)
-    for row in rows:
-        table.add_row(*row.texts)
-    console.print(table)
+    table = Table("The REST API", ("what", "measured", "goal", "met"), [row.texts for row in rows])
+    print_tables(describe_machine("cpu"), (), [table])
     if output:
         output.write_text(
             json.dumps({"goals": [vars(row) for row in rows], **vars(figures)}, indent=1), encoding="utf-8"
