@@ -20,11 +20,13 @@ from pierhead_operator.status import (
     REASON_FAILED,
     REASON_INPUT_INVALID,
     REASON_INPUT_NOT_FOUND,
+    REASON_MACHINE_UNKNOWN,
     REASON_OUT_OF_MEMORY,
     REASON_OUTPUT_NOT_WRITABLE,
     REASON_PENDING,
     REASON_QUEUED,
     REASON_RUNNING,
+    REASON_SPEC_TOO_LARGE,
     REASON_STORAGE_UNREACHABLE,
     REASON_SUCCEEDED,
     Finding,
@@ -54,6 +56,8 @@ RENEWABLE = ("JOB_STATE_PARTIALLY_SUCCEEDED", "JOB_STATE_FAILED")
 _CODES = {
     REASON_INPUT_INVALID: 3,
     REASON_ARTIFACT_INVALID: 3,
+    REASON_MACHINE_UNKNOWN: 3,
+    REASON_SPEC_TOO_LARGE: 3,
     REASON_DEADLINE_EXCEEDED: 4,
     REASON_INPUT_NOT_FOUND: 5,
     REASON_ARTIFACT_NOT_FOUND: 5,
@@ -63,6 +67,8 @@ _CODES = {
     REASON_STORAGE_UNREACHABLE: 14,
 }
 _UNKNOWN_CODE = 13
+# No worker was made, and none will be: who waits for the job's end shall not wait forever.
+_HOPELESS = (REASON_MACHINE_UNKNOWN, REASON_SPEC_TOO_LARGE)
 _INDEX = "batch.kubernetes.io/job-completion-index"
 _MOST_FAILURES = 10
 _TIME_IS_NEWS = timedelta(seconds=4)
@@ -106,8 +112,8 @@ def decide_state(batch: BatchPredictionJob, observed: Observed, *, started: bool
     if "Failed" in conditions:
         return _judge_failure(conditions["Failed"], observed)
     if observed.job is None:
-        pending = Finding(REASON_PENDING, "the workers are about to be made")
-        return Verdict("JOB_STATE_PENDING", observed.problem or pending)
+        problem = observed.problem or Finding(REASON_PENDING, "the workers are about to be made")
+        return Verdict("JOB_STATE_FAILED" if problem.reason in _HOPELESS else "JOB_STATE_PENDING", problem)
     if observed.job["spec"].get("suspend"):
         why = "a queue decides when it starts" if is_queued(batch) else "spec.suspend is true"
         return Verdict("JOB_STATE_QUEUED", Finding(REASON_QUEUED, why))

@@ -57,7 +57,7 @@ ROWS = {
         make_batch(), None, [], Finding("ModelNotFound", "no Model"), "PENDING", "ModelNotFound", "True", "False",
     ),
     "unknown machine": (
-        make_batch(), None, [], Finding("MachineUnknown", "L5"), "PENDING", "MachineUnknown", "False", "True",
+        make_batch(), None, [], Finding("MachineUnknown", "L5"), "FAILED", "MachineUnknown", "False", "True",
     ),
     "starting": (make_batch(), make_job(), [make_pod("Pending")], None, "PENDING", "Pending", "True", "False"),
     "no GPU": (make_batch(), make_job(), [NO_GPU], None, "PENDING", "Unschedulable", "True", "False"),
