@@ -2,7 +2,7 @@ PYTHON := .venv/bin/python
 UV := .uv/bin/uv
 NODE_CLIENT := tests/e2e/clients/node/node_modules/.package-lock.json
 
-.PHONY: quickstart test preflight unit e2e in-cluster chaos fmt lint crds images cluster-up cluster-down bench bench-server bench-batch bench-operator bench-api lock
+.PHONY: quickstart test preflight unit e2e in-cluster chaos fmt lint crds dashboards images cluster-up cluster-down bench bench-server bench-batch bench-operator bench-api lock
 
 quickstart: preflight .venv/installed  ## a classifier on a real Kubernetes, answering photographs
 	$(PYTHON) -m cluster quickstart
@@ -34,6 +34,9 @@ fmt: .venv/installed  ## format
 
 crds: .venv/installed  ## crds/ and docs/resources.md from types.py
 	$(PYTHON) -m pierhead_operator.crd crds && $(PYTHON) -m pierhead_operator.reference docs/resources.md
+
+dashboards: .venv/installed  ## charts/pierhead/files/dashboards from charts/dashboards.py
+	$(PYTHON) -m charts.dashboards charts/pierhead/files/dashboards
 
 images: .venv/installed  ## the image of the operator and the API, and the server's
 	$(PYTHON) -m cluster images

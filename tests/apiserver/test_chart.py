@@ -5,6 +5,7 @@ import yaml
 
 from tests.apiserver.golden import GOLDEN
 from tests.chart import helm_template, render, try_install
+from tests.monitoring import FILES, load_alerts
 
 GATEWAY = ("routing.provider=gateway-api", "routing.gateway.namespace=gateways", "routing.gateway.name=public")
 ISTIO = ("routing.provider=istio", "routing.istio.gateways={gateways/public}")
@@ -21,6 +22,8 @@ ISTIO = ("routing.provider=istio", "routing.istio.gateways={gateways/public}")
         (["api.locations={US}"], "/api/locations"),
         (["api.anonymous=laptop"], "/api/anonymous"),
         (["api.authorization=gateway"], "/routing/provider"),
+        (["monitoring.alerts=true"], "additional properties 'alerts'"),
+        (["monitoring.prometheusRule.runbooks=wiki"], "/monitoring/prometheusRule/runbooks"),
         ([*GATEWAY, "api.authorization=gateway"], "/routing/envoyGateway"),
         ([*ISTIO, "api.authorization=gateway"], "/api/istioAuthorization"),
     ],
@@ -120,3 +123,78 @@ def test_crds_are_part_of_the_release_and_kept(cluster):
     crds = [document for document in render() if document["kind"] == "CustomResourceDefinition"]
     assert len(crds) == 4
     assert all(crd["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep" for crd in crds)
+
+
+MONITORING = (
+    "monitoring.podMonitor.enabled=true",
+    "monitoring.prometheusRule.enabled=true",
+    "monitoring.dashboards.enabled=true",
+    "monitoring.labels.release=prometheus",
+)
+
+
+def _find_monitoring(*settings):
+    """What is there with monitoring and would not be without."""
+    before = render(*settings)
+    return [document for document in render(*MONITORING, *settings) if document not in before]
+
+
+def test_monitoring_is_off_at_first(cluster):
+    assert not any(document["apiVersion"].startswith("monitoring.coreos.com") for document in render())
+
+
+def test_monitoring_is_rendered_with_its_labels(cluster):
+    documents = _find_monitoring()
+    assert all(document["metadata"]["labels"]["release"] == "prometheus" for document in documents)
+    kinds = [document["kind"] for document in documents]
+    assert sorted(kinds) == ["ConfigMap", *["PodMonitor"] * 4, "PrometheusRule"]
+
+
+def test_pod_monitors_choose_the_pods_and_their_ports(cluster):
+    documents = render(*MONITORING)
+    monitors = [document["spec"] for document in documents if document["kind"] == "PodMonitor"]
+    own = [one["spec"]["template"] for one in documents if one["kind"] == "Deployment"]
+    made = [
+        document["spec"]["template"]
+        for case in ("fixed-three", "batch")
+        for document in yaml.safe_load_all((GOLDEN / case / "objects.yaml").read_text())
+        if document["kind"] in ("Deployment", "Job")
+    ]
+    for monitor in monitors:
+        [template] = [
+            template
+            for template in (*own, *made)
+            if monitor["selector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
+        ]
+        [endpoint] = monitor["podMetricsEndpoints"]
+        [container] = template["spec"]["containers"]
+        assert endpoint["port"] in [port["name"] for port in container["ports"]]
+        assert set(monitor.get("podTargetLabels", ())) <= template["metadata"]["labels"].keys()
+
+
+def test_serving_pods_are_scraped_where_the_operator_looks(cluster):
+    for settings, expected in ((), {"any": True}), (["watchNamespaces={team-a}"], {"matchNames": ["team-a"]}):
+        monitors = [document["spec"] for document in _find_monitoring(*settings) if document["kind"] == "PodMonitor"]
+        selectors = [monitor["namespaceSelector"] for monitor in monitors if "namespaceSelector" in monitor]
+        assert selectors == [expected, expected]
+
+
+def test_alerts_lead_to_the_platforms_own_pages(cluster):
+    [rule] = [
+        document
+        for document in render(*MONITORING, "monitoring.prometheusRule.runbooks=https://wiki.example/runbooks/")
+        if document["kind"] == "PrometheusRule"
+    ]
+    alerts = [alert for group in rule["spec"]["groups"] for alert in group["rules"]]
+    assert {alert["alert"]: alert["annotations"].pop("runbook_url") for alert in alerts} == {
+        alert["alert"]: f"https://wiki.example/runbooks/{alert['alert']}.md" for alert in alerts
+    }
+    for alert in load_alerts():
+        del alert["annotations"]["runbook_url"]
+        assert alert in alerts
+
+
+def test_dashboards_come_as_they_are_committed(cluster):
+    [found] = [document for document in _find_monitoring() if document["kind"] == "ConfigMap"]
+    assert found["metadata"]["labels"]["grafana_dashboard"] == "1"
+    assert found["data"] == {path.name: path.read_text() for path in (FILES / "dashboards").iterdir()}

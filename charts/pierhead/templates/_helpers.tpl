@@ -120,3 +120,29 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
   resources: [endpoints, deployedmodels, models]
   verbs: [list, watch]
 {{- end }}
+
+{{- define "pierhead.monitoringName" -}}
+{{- $suffix := index . 1 }}
+{{- printf "%s-%s" ((index . 0).Release.Name | trunc (int (sub 62 (len $suffix))) | trimSuffix "-") $suffix }}
+{{- end }}
+
+{{/* Labels by which the platform's Prometheus chooses what it takes, beside the release's own. */}}
+{{- define "pierhead.monitoringLabels" -}}
+{{- $own := dict
+  "app.kubernetes.io/instance" .Release.Name
+  "app.kubernetes.io/part-of" "pierhead"
+  "app.kubernetes.io/version" .Chart.AppVersion
+  "app.kubernetes.io/managed-by" .Release.Service
+  "helm.sh/chart" (printf "%s-%s" .Chart.Name .Chart.Version) }}
+{{- toYaml (merge $own ((.Values.monitoring).labels | default dict)) }}
+{{- end }}
+
+{{/* Serving pods and batch workers are in the namespaces that the operator looks after. */}}
+{{- define "pierhead.monitoredNamespaces" -}}
+namespaceSelector:
+{{- with .Values.watchNamespaces }}
+  matchNames: {{- toYaml . | nindent 4 }}
+{{- else }}
+  any: true
+{{- end }}
+{{- end }}

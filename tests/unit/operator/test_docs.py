@@ -12,6 +12,7 @@ from pierhead_operator.types import AutoscalingMetricSpec
 REPOSITORY = Path(__file__).parents[3]
 PAGE = (REPOSITORY / "docs" / "operator.md").read_text()
 API_PAGE = (REPOSITORY / "docs" / "api.md").read_text()
+MONITORING_PAGE = (REPOSITORY / "docs" / "monitoring.md").read_text()
 SERVER_PAGE = (REPOSITORY / "docs" / "model-server.md").read_text()
 
 
@@ -58,7 +59,8 @@ def test_every_chart_value_is_documented():
     values = yaml.safe_load((REPOSITORY / "charts" / "pierhead" / "values.yaml").read_text())
     leaves = set(_leaves(values))
     # An object that is empty at first is documented by its fields.
-    named = _first_cells("Chart values") | _first_cells("Chart values", API_PAGE)
+    pages = (PAGE, API_PAGE, MONITORING_PAGE)
+    named = {name for page in pages for name in _first_cells("Chart values", page)}
     documented = {next((leaf for leaf in leaves if name.startswith(f"{leaf}.")), name) for name in named}
     assert documented == leaves
 
