@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import signal
-import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
@@ -18,11 +16,11 @@ from bench.api import report
 from bench.api.measure import measure
 from bench.operator import control_plane
 from bench.printing import print_tables
+from bench.program import run_program
 from bench.server.machine import describe_machine
 from bench.server.processes import BenchError
 from bench.server.report import Table
 from cluster import locks
-from cluster.errors import ClusterError
 from cluster.progress import say
 from cluster.settings import Paths
 
@@ -46,15 +44,5 @@ def bench(
         say(f"all figures are in {output}")
 
 
-def main() -> NoReturn:
-    # As after Ctrl-C: whatever runs is ended on the way out.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
-        typer.run(bench)
-    except (BenchError, ClusterError) as error:
-        say(f"failed: {error}")
-    sys.exit(1)
-
-
 if __name__ == "__main__":
-    main()
+    run_program(bench)

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import enum
 import json
-import signal
-import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import msgspec
 import typer
@@ -19,12 +17,12 @@ import typer
 from bench.batch import report
 from bench.batch.measure import SECTIONS, Bench, Wanted
 from bench.printing import print_tables
+from bench.program import run_program
 from bench.server.machine import describe_machine
 from bench.server.processes import BenchError
 from bench.server.report import note_doubtful, tabulate_goals
 from bench.server.workshop import MODELS, Workshop
 from cluster import locks
-from cluster.errors import ClusterError
 from cluster.progress import say
 from cluster.settings import Paths
 
@@ -74,16 +72,5 @@ def _encode(run: Bench, facts: dict[str, str], models: list[str]) -> str:
     return json.dumps(msgspec.to_builtins(document, enc_hook=str), indent=1)
 
 
-def main() -> NoReturn:
-    # As after Ctrl-C: whatever runs is ended on the way out.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
-        typer.run(bench)
-    except (BenchError, ClusterError) as error:
-        say(f"failed: {error}")
-        sys.exit(1)
-    sys.exit(0)
-
-
 if __name__ == "__main__":
-    main()
+    run_program(bench)

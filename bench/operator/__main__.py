@@ -7,11 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import signal
-import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 
@@ -19,10 +16,10 @@ from bench.operator import control_plane, report
 from bench.operator.fleet import Fleet
 from bench.operator.measure import Figures, measure, measure_alone
 from bench.printing import print_tables
+from bench.program import run_program
 from bench.server.machine import describe_machine
 from bench.server.processes import BenchError
 from cluster import locks
-from cluster.errors import ClusterError
 from cluster.progress import say
 from cluster.settings import Paths
 
@@ -58,26 +55,5 @@ def _encode(figures: Figures, facts: dict[str, str]) -> dict[str, Any]:
     return {"machine": facts, **measured, "fleet": vars(figures.fleet), "goals": goals}
 
 
-def main() -> NoReturn:
-    # As after Ctrl-C: whatever runs is ended on the way out.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    failed: list[Exception] = []
-    try:
-        typer.run(bench)
-    except* (BenchError, ClusterError) as group:  # in a group where tasks ran together
-        failed += list(_leaves(group))
-    for error in failed:
-        say(f"failed: {error}")
-    sys.exit(1 if failed else 0)
-
-
-def _leaves(group: ExceptionGroup[Exception]) -> Iterator[Exception]:
-    for error in group.exceptions:
-        if isinstance(error, ExceptionGroup):
-            yield from _leaves(error)
-        else:
-            yield error
-
-
 if __name__ == "__main__":
-    main()
+    run_program(bench)

@@ -9,22 +9,20 @@ from __future__ import annotations
 import enum
 import importlib.util
 import json
-import signal
-import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import msgspec
 import typer
 
 from bench.printing import print_tables
+from bench.program import run_program
 from bench.server import report
 from bench.server.machine import describe_machine
 from bench.server.measure import SECTIONS, Bench, Wanted
 from bench.server.processes import BenchError
 from bench.server.workshop import MODELS, Workshop
 from cluster import locks
-from cluster.errors import ClusterError
 from cluster.progress import say
 from cluster.settings import Paths
 
@@ -92,16 +90,5 @@ def _has_cuda() -> bool:
     return torch.cuda.is_available()
 
 
-def main() -> NoReturn:
-    # As after Ctrl-C: whatever runs is ended on the way out.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
-        typer.run(bench)
-    except (BenchError, ClusterError) as error:
-        say(f"failed: {error}")
-        sys.exit(1)
-    sys.exit(0)
-
-
 if __name__ == "__main__":
-    main()
+    run_program(bench)

@@ -10,12 +10,10 @@ from pierhead_operator.metrics import Metrics
 from pierhead_operator.settings import OperatorSettings
 from pierhead_operator.types import KINDS
 
-from bench.operator import __main__ as program
 from bench.operator import api, fakes, fleet, operator_process, report, scrape, supervisor
 from bench.operator.fleet import Fleet
 from bench.operator.measure import BENCH, Figures
 from bench.server.processes import BenchError
-from cluster.errors import ClusterError
 
 PARSERS = {kind.KIND: kind for kind in KINDS}
 
@@ -263,18 +261,3 @@ def test_tables_are_whole():
     assert all(len(row) == len(table.columns) for table in tables for row in table.rows)
     assert ["etcd", "0.50", "25%", "0.00"] in tables[1].rows
     assert ["patch DeployedModel", "5.00", "0.00", "0", "0"] in tables[2].rows
-
-
-@pytest.mark.parametrize(
-    "error", [BenchError("broken"), ExceptionGroup("tasks", [ExceptionGroup("tasks", [ClusterError("broken")])])]
-)
-def test_a_failure_is_told_in_one_line(monkeypatch, capsys, error):
-    def fail(_):
-        raise error
-
-    monkeypatch.setattr(program.signal, "signal", lambda *_: None)
-    monkeypatch.setattr(program.typer, "run", fail)
-    with pytest.raises(SystemExit) as stopped:
-        program.main()
-    assert stopped.value.code == 1
-    assert capsys.readouterr().err.endswith("failed: broken\n")
