@@ -1,4 +1,7 @@
-"""The chart, by the real Helm: rendered, and as the release that is installed."""
+"""The chart, by the real Helm: rendered, and as the release that is installed.
+
+`python -m tests.chart` renders it anew for each values file of tests/golden/chart: what changed shows in the diff.
+"""
 
 import json
 import subprocess
@@ -11,6 +14,7 @@ import yaml
 from tests.kube import Kubectl, Manifest
 
 CHART = str(Path(__file__).parents[1] / "charts" / "pierhead")
+GOLDEN = Path(__file__).parent / "golden" / "chart"
 _RELEASE = ("pierhead", "--namespace", "pierhead-system")
 
 
@@ -33,6 +37,61 @@ def render(*settings: str, namespace: str = "default", values: Manifest | None =
     status, stdout, stderr = helm_template(*settings, namespace=namespace, values=values)
     assert status == 0, stderr
     return [document for document in yaml.safe_load_all(stdout) if document]
+
+
+def load_values(case: str) -> Manifest:
+    """The values of a golden case, as a user writes them."""
+    values: Manifest = yaml.safe_load((GOLDEN / case / "values.yaml").read_text())
+    return values
+
+
+def render_golden(case: str) -> str:
+    """What a golden case has that an installation with the defaults has not, and what it lacks; of `default`, all.
+
+    Left out is what other files have, word for word, and what each release changes.
+    """
+    found = _render_comparable(case)
+    plain = {} if case == "default" else _render_comparable("default")
+    lacks = "".join(f"# without {title}\n" for title in plain if title not in found)
+    changed = [_without_settings_of(plain.get(title), one) for title, one in found.items() if one != plain.get(title)]
+    return lacks + yaml.safe_dump_all(changed, sort_keys=False)
+
+
+def _render_comparable(case: str) -> dict[str, Manifest]:
+    documents = render(namespace="pierhead-system", values=load_values(case))
+    return {_title(one): _make_comparable(one) for one in documents if not _is_a_copy(one)}
+
+
+def _title(document: Manifest) -> str:
+    metadata = document["metadata"]
+    return f"{document['kind']} {metadata.get('namespace', '')}/{metadata['name']}"
+
+
+def _is_a_copy(document: Manifest) -> bool:
+    is_dashboards = "grafana_dashboard" in document["metadata"].get("labels", {})
+    return is_dashboards or document["kind"] in ("CustomResourceDefinition", "PrometheusRule")
+
+
+def _make_comparable(document: Manifest) -> Manifest:
+    metadata = [document["metadata"]]
+    if document["kind"] == "Deployment":
+        metadata.append(document["spec"]["template"]["metadata"])
+        del metadata[1]["annotations"]["checksum/config"]
+    for one in metadata:
+        for label in ("helm.sh/chart", "app.kubernetes.io/version"):
+            one["labels"].pop(label, None)
+    if document["kind"] == "ConfigMap":
+        document["data"] = {name: yaml.safe_load(text) for name, text in document["data"].items()}
+    return document
+
+
+def _without_settings_of(other: Manifest | None, document: Manifest) -> Manifest:
+    """Of the settings in a ConfigMap those that another one has otherwise."""
+    if other is None or document["kind"] != "ConfigMap":
+        return document
+    [[name, settings]] = document["data"].items()
+    left = {key: value for key, value in settings.items() if value != other["data"][name].get(key)}
+    return {**document, "data": {name: left}}
 
 
 def try_install(kubectl: Kubectl, documents: list[Manifest]) -> list[str]:
@@ -58,3 +117,8 @@ def upgraded(*settings: str) -> Iterator[None]:
 
 def _helm(*arguments: str) -> str:
     return subprocess.run(["helm", *arguments], stdout=subprocess.PIPE, text=True, timeout=180, check=True).stdout
+
+
+if __name__ == "__main__":
+    for folder in sorted(GOLDEN.iterdir()):
+        (folder / "rendered.yaml").write_text(render_golden(folder.name))

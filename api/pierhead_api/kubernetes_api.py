@@ -9,7 +9,7 @@ from urllib.parse import urlencode
 
 import aiohttp
 from kubernetes.aio.client import ApiClient, Configuration
-from kubernetes.aio.config import ConfigException, load_incluster_config, load_kube_config
+from pierhead_operator.cluster import load_configuration
 from pierhead_operator.resources import Manifest
 from pydantic_core import from_json
 
@@ -89,11 +89,7 @@ class Kubernetes:
 @asynccontextmanager
 async def connect() -> AsyncIterator[Kubernetes]:
     """As the pod's own service account; outside a cluster as the kubeconfig says."""
-    configuration = Configuration()
-    try:
-        load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
-    except ConfigException:
-        await load_kube_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+    configuration = await load_configuration()
     async with ApiClient(configuration) as own, ApiClient(make_nobodys(configuration)) as callers:
         yield Kubernetes(own, callers)
 

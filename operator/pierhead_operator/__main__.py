@@ -13,19 +13,14 @@ from pathlib import Path
 
 import aiohttp
 import kopf
-from kubernetes.aio.client import ApiClient, Configuration
-from kubernetes.aio.config import (
-    ConfigException,
-    list_kube_config_contexts,
-    load_incluster_config,
-    load_kube_config,
-)
+from kubernetes.aio.client import ApiClient
+from kubernetes.aio.config import ConfigException, list_kube_config_contexts
 
 from pierhead_operator import health, logs
 from pierhead_operator import lease as election
 from pierhead_operator import settings as operator_settings
 from pierhead_operator.batch_reconcile import BatchReconciler
-from pierhead_operator.cluster import Cluster, ClusterError, Key, Rejected
+from pierhead_operator.cluster import Cluster, ClusterError, Key, Rejected, load_configuration
 from pierhead_operator.feed import Feed, watched_kinds
 from pierhead_operator.handlers import make_kopf_settings, make_registry
 from pierhead_operator.lease import Lease, LeaseLostError
@@ -51,7 +46,7 @@ async def run(settings: OperatorSettings) -> None:
     metrics, events = Metrics(), health.Heartbeat()
     kinds = watched_kinds(settings)
     store = Store(kinds)
-    async with ApiClient(await _load_configuration()) as api, aiohttp.ClientSession() as session:
+    async with ApiClient(await load_configuration()) as api, aiohttp.ClientSession() as session:
         lease = _make_lease(api, metrics)
         cluster = Cluster(api, lease.seconds_left, metrics.observe_request, store=store)
         prober, clock = Prober(session), partial(datetime.now, UTC)
@@ -161,16 +156,6 @@ def _find_namespace() -> str:
     except ConfigException:
         return "default"
     return str(active["context"].get("namespace") or "default")
-
-
-async def _load_configuration() -> Configuration:
-    """A pod's own service account; outside a cluster the kubeconfig."""
-    configuration = Configuration()
-    try:
-        load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
-    except ConfigException:
-        await load_kube_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
-    return configuration
 
 
 def main() -> None:

@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 from urllib.parse import urlencode
 
 import aiohttp
-from kubernetes.aio.client import ApiClient
+from kubernetes.aio.client import ApiClient, Configuration
+from kubernetes.aio.config import ConfigException, load_incluster_config, load_kube_config
 from pydantic_core import from_json
 
 from pierhead_operator import names
@@ -60,6 +61,16 @@ class ClusterError(Exception):
 
 class Rejected(Exception):  # noqa: N818
     """The API server refuses an object: forbidden, invalid, over a quota. The message is its own."""
+
+
+async def load_configuration() -> Configuration:
+    """How to reach the API server: as the pod's own service account; outside a cluster as the kubeconfig says."""
+    configuration = Configuration()
+    try:
+        load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+    except ConfigException:
+        await load_kube_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+    return configuration
 
 
 @dataclass(frozen=True)

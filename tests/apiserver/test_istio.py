@@ -5,8 +5,7 @@ import copy
 import pytest
 
 from tests.apiserver.golden import find_routes, try_apply
-from tests.apiserver.test_chart import VALUES
-from tests.chart import render, try_install
+from tests.chart import load_values, render, try_install
 from tests.istio import istio_crds
 from tests.kube import KubectlError, scratch_namespace
 
@@ -29,9 +28,9 @@ def test_golden_route_is_taken_unchanged(kubectl, manifest):
     assert try_apply(kubectl, manifest)["spec"] == manifest["spec"]
 
 
-@pytest.mark.parametrize("values", ["istio", "istio-authorized"])
-def test_rendered_chart_is_taken(kubectl, values):
-    documents = render(*VALUES[values])
+@pytest.mark.parametrize("case", ["istio", "istio-authorized"])
+def test_rendered_chart_is_taken(kubectl, case):
+    documents = render(values=load_values(case))
     assert len(try_install(kubectl, documents)) == len(documents)
 
 

@@ -15,6 +15,58 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end }}
 
+{{/* Whether the CRDs are of this release: so it was before there was a value, which `helm upgrade --reuse-values` leaves out. */}}
+{{- define "pierhead.hasCrds" -}}
+{{- if ne (toString (.Values.crds).enabled) "false" }}true{{ end }}
+{{- end }}
+
+{{/* Where the pods of a Deployment run, and with what they are pulled: `values` are the Deployment's, `selectorLabels` its pods'. */}}
+{{- define "pierhead.podPlacement" -}}
+{{- with .imagePullSecrets }}
+imagePullSecrets: {{- toYaml . | nindent 0 }}
+{{- end }}
+{{- with .values.priorityClassName }}
+priorityClassName: {{ . | quote }}
+{{- end }}
+{{- with .values.nodeSelector }}
+nodeSelector: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .values.tolerations }}
+tolerations: {{- toYaml . | nindent 0 }}
+{{- end }}
+{{- with .values.topologySpreadConstraints }}
+topologySpreadConstraints: {{- toYaml . | nindent 0 }}
+{{- end }}
+{{- with .values.affinity }}
+affinity: {{- toYaml . | nindent 2 }}
+{{- else }}
+# A second one on the same node would go with the first.
+affinity:
+  podAntiAffinity:
+    preferredDuringSchedulingIgnoredDuringExecution:
+    - weight: 100
+      podAffinityTerm:
+        topologyKey: kubernetes.io/hostname
+        labelSelector:
+          matchLabels: {{- .selectorLabels | nindent 12 }}
+{{- end }}
+{{- end }}
+
+{{/* What the pod security standard `restricted` asks of a pod. */}}
+{{- define "pierhead.podSecurityContext" -}}
+runAsNonRoot: true
+runAsUser: 65532
+runAsGroup: 65532
+seccompProfile: {type: RuntimeDefault}
+{{- end }}
+
+{{/* The same of a container; nothing writes into its image. */}}
+{{- define "pierhead.containerSecurityContext" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities: {drop: [ALL]}
+{{- end }}
+
 {{/* What the operator may do in the namespaces that it looks after: what it does, and no more. */}}
 {{- define "pierhead.rules" -}}
 - apiGroups: [pierhead.dev]

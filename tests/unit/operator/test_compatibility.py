@@ -1,0 +1,88 @@
+"""CRDs take and keep all that those of the last release took."""
+
+import copy
+import tomllib
+
+import pytest
+from pierhead_operator.crd import make_crd
+from pierhead_operator.types import KINDS
+
+from tests.compatibility import compare_schemas, find_breaks
+from tests.releases import REPOSITORY, find_releases, read_crds, unpack
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory):
+    """The CRDs of the last release, by kind."""
+    root = unpack(find_releases()[-1], tmp_path_factory.mktemp("release"))
+    return {crd["spec"]["names"]["kind"]: crd for crd in read_crds(root)}
+
+
+def test_every_released_kind_is_still_there(released):
+    assert released.keys() <= {kind.KIND for kind in KINDS}
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.KIND)
+def test_crd_breaks_nothing_of_the_last_release(released, kind):
+    if kind.KIND in released:
+        assert find_breaks(released[kind.KIND], make_crd(kind)) == []
+
+
+def test_this_version_is_newer_than_the_last_release():
+    version = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["version"]
+    numbers = [[int(part) for part in one.split(".")] for one in (find_releases()[-1], version)]
+    assert numbers[0] < numbers[1], "a release is kept in releases/ when the next version begins"
+
+
+STRING = {"type": "string"}
+
+
+def made_of(**properties):
+    return {"type": "object", "properties": properties}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "found"),
+    [
+        (made_of(a=STRING), made_of(), [".a: gone, so that it is pruned from what is stored"]),
+        (made_of(a=STRING), made_of(a={"type": "integer"}), [".a: type was 'string', is 'integer'"]),
+        (made_of(a=STRING), {**made_of(a=STRING), "required": ["a"]}, [": requires a"]),
+        (made_of(a=STRING), made_of(a={**STRING, "maxLength": 5}), [".a: maxLength is lower"]),
+        (made_of(a=STRING), made_of(a={**STRING, "minLength": 1}), [".a: minLength is higher"]),
+        (made_of(a=STRING), made_of(a={**STRING, "enum": ["x"]}), [".a: takes no longer any"]),
+        (made_of(a={**STRING, "enum": ["x", "y"]}), made_of(a={**STRING, "enum": ["y"]}), [".a: takes no longer x"]),
+        (made_of(a=STRING), made_of(a={**STRING, "default": "x"}), [".a: default was None, is 'x'"]),
+        (
+            made_of(a={"type": "array", "items": made_of(b=STRING)}),
+            made_of(a={"type": "array", "items": made_of()}),
+            [".a[].b: gone, so that it is pruned from what is stored"],
+        ),
+        (
+            STRING,
+            {**STRING, "x-kubernetes-validations": [{"rule": "self != ''", "message": "must not be empty"}]},
+            [": has a new rule: must not be empty"],
+        ),
+        # What takes more breaks nothing.
+        (made_of(a={**STRING, "enum": ["x"]}), made_of(a={**STRING, "enum": ["x", "y"]}), []),
+        (made_of(a=STRING), made_of(a=STRING, b=STRING), []),
+        (made_of(a={**STRING, "maxLength": 5}), made_of(a={**STRING, "maxLength": 6}), []),
+    ],
+)
+def test_what_a_schema_breaks_is_found(old, new, found):
+    assert list(compare_schemas(old, new)) == found
+
+
+def test_what_a_crd_breaks_beside_its_schema_is_found():
+    old = make_crd(KINDS[2])
+    new = copy.deepcopy(old)
+    [version] = new["spec"]["versions"]
+    version["subresources"] = {}
+    version["selectableFields"] = version["selectableFields"][1:]
+    new["spec"]["names"]["shortNames"] = []
+    assert find_breaks(old, new) == [
+        "spec.names: changed",
+        "subresources: changed",
+        "selectableFields: lacks .spec.endpoint",
+    ]
+    version["name"] = "v2"
+    assert "version v1: no longer served" in find_breaks(old, new)
