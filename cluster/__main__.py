@@ -24,10 +24,11 @@ app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pret
 @app.command()
 def up(
     metrics: Annotated[bool, typer.Option(help="With figures for `kubectl top` and the autoscaler.")] = False,
+    bare: Annotated[bool, typer.Option(help="Without a gateway and the Gateway API.")] = False,
 ) -> None:
     """Start the cluster, building what is not cached; harmless when it is up."""
-    cluster = cluster_up.up(metrics=metrics)
-    say(f"gateway {cluster.gateway_url}, storage {cluster.storage_url}")
+    cluster = cluster_up.up(metrics=metrics, bare=bare)
+    say(f"storage {cluster.storage_url}" if bare else f"gateway {cluster.gateway_url}, storage {cluster.storage_url}")
     say('to use it from this shell: eval "$(python -m cluster env)"')
 
 
@@ -50,10 +51,15 @@ def advertise_gpus(count: Annotated[int, typer.Argument(min=0)]) -> None:
 
 
 @app.command(name="images")
-def build_images() -> None:
+def build_images(
+    release: Annotated[bool, typer.Option(help="Under the names, too, that the chart's own values have.")] = False,
+) -> None:
     """Build and push the operator's and the server's image from the working tree; print their references."""
-    print(f"operator {images.build_operator()}")
-    print(f"server {images.build_server()}")
+    references = {"operator": images.build_operator(), "server": images.build_server()}
+    for name, reference in references.items():
+        print(f"{name} {reference}")
+        if release:
+            print(f"{name} {install.publish(reference, name)}")
 
 
 @app.command(name="install")

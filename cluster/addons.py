@@ -83,7 +83,7 @@ def make_gateway_values() -> dict[str, Any]:
 def install_gateway(paths: Paths, log: Path) -> None:
     """Installs Envoy Gateway by Helm from the chart in its Go module; does not wait until it serves."""
     chart = paths.state / "gateway-helm"
-    shutil.copytree(go_build.ENVOY_GATEWAY.folder(paths) / "gateway-helm", chart)
+    shutil.copytree(go_build.ENVOY_GATEWAY.folder(paths) / "gateway-helm", chart, dirs_exist_ok=True)
     # The module has the chart as it is before a release: values to be filled in, and no version.
     (chart / "values.yaml").write_text(
         Template((chart / "values.tmpl.yaml").read_text()).safe_substitute(

@@ -40,6 +40,8 @@ disabled_plugins = [
   restrict_oom_score_adj = true
   # Below a folder of ours, so that `down` can tell our network namespaces from another runtime's.
   netns_mounts_under_state_dir = true
+  [plugins."io.containerd.grpc.v1.cri".registry]
+    config_path = "{paths.config}/registries"
   [plugins."io.containerd.grpc.v1.cri".cni]
     bin_dir = "/usr/lib/cni"
     conf_dir = "{paths.config}/cni"
@@ -53,6 +55,12 @@ disabled_plugins = [
         SystemdCgroup = false
         Root = "{settings.RUN}/runc"
 """
+
+
+def make_registry_hosts() -> str:
+    """Where containerd looks for images, of whatever registry: on this machine, and nowhere else."""
+    url = f"http://{settings.REGISTRY}"
+    return f'server = "{url}"\n\n[host."{url}"]\n  capabilities = ["pull", "resolve"]\n'
 
 
 def make_cni_config() -> dict[str, Any]:
@@ -190,6 +198,9 @@ def write_all(paths: Paths, pause_image: str) -> None:
     cni.mkdir(parents=True, exist_ok=True)
     (paths.config / "containerd.toml").write_text(make_containerd_config(paths, pause_image))
     (cni / "10-pierhead.conflist").write_text(json.dumps(make_cni_config(), indent=2))
+    registries = paths.config / "registries" / "_default"
+    registries.mkdir(parents=True, exist_ok=True)
+    (registries / "hosts.toml").write_text(make_registry_hosts())
     (paths.config / "kubelet.yaml").write_text(yaml.safe_dump(make_kubelet_config(paths)))
     (paths.config / "kube-proxy.yaml").write_text(yaml.safe_dump(make_kube_proxy_config(paths)))
     (paths.config / "audit-policy.yaml").write_text(yaml.safe_dump(make_audit_policy()))

@@ -19,6 +19,12 @@ def answers() -> bool:
     return config.CONTAINERD_SOCKET.exists() and commands.succeeds(ctr("version"), timeout=5)
 
 
+def forget_image(reference: str) -> None:
+    """Lets the kubelet pull an image anew whose tag now stands for another one; its layers stay."""
+    if answers():
+        commands.output(ctr("images", "remove", reference))
+
+
 def remove_all(log: Path) -> None:
     """Kills every container and forgets it; images stay. Needs containerd to answer."""
     processes.wait_until("containers are gone", partial(_remove_some, log), 60)

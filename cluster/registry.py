@@ -49,6 +49,16 @@ def has(reference: str) -> bool:
     return answer.status_code == httpx.codes.OK
 
 
+def tag(reference: str, tag: str) -> None:
+    """Lets the image that the registry holds as `reference` be found by another tag, too."""
+    name, _, known = reference.removeprefix(f"{settings.REGISTRY}/").rpartition(":")
+    manifests = f"http://{settings.REGISTRY}/v2/{name}/manifests"
+    with httpx.Client(timeout=10, trust_env=False) as client:
+        found = client.get(f"{manifests}/{known}", headers={"Accept": _MANIFEST_TYPES}).raise_for_status()
+        headers = {"Content-Type": found.headers["Content-Type"]}
+        client.put(f"{manifests}/{tag}", content=found.content, headers=headers).raise_for_status()
+
+
 def _answers() -> bool:
     try:
         return httpx.get(f"http://{settings.REGISTRY}/v2/", timeout=2, trust_env=False).status_code == httpx.codes.OK

@@ -72,10 +72,11 @@ class Cluster:
         }
 
 
-def up(*, metrics: bool = False, paths: Paths | None = None) -> Cluster:
+def up(*, metrics: bool = False, bare: bool = False, paths: Paths | None = None) -> Cluster:
     """Returns once the cluster serves; quick and harmless when it does already.
 
-    Raises ClusterError if this machine cannot run it, or something failed: the message names a log.
+    A bare one has no gateway, and nothing of the Gateway API. Raises ClusterError if this machine cannot run it, or
+    something failed: the message names a log.
     """
     paths = paths or Paths.from_environment()
     tools = [*go_build.TOOLS, *(go_build.METRICS if metrics else [])]
@@ -83,8 +84,11 @@ def up(*, metrics: bool = False, paths: Paths | None = None) -> Cluster:
     with locks.exclusive(LOCK):
         _refuse_another(paths)
         if not is_up(paths):
-            _start_afresh(paths, tools)
-        elif metrics and not _has_metrics(paths):
+            _start_afresh(paths, tools, bare=bare)
+        if not bare and not _has_gateway(paths):
+            with step("start the gateway"):
+                _bring_up_gateway(paths)
+        if metrics and not _has_metrics(paths):
             go_build.build(paths, tools)
             _make_images(paths, tools)
             with step("start metrics-server and Prometheus"):
@@ -135,6 +139,11 @@ def _has_metrics(paths: Paths) -> bool:
         return all(api.has_condition(path, "Available") for path in addons.METRICS_PATHS.values())
 
 
+def _has_gateway(paths: Paths) -> bool:
+    with kube.Api(paths) as api:
+        return api.has_condition(addons.GATEWAY_PATH, "Programmed")
+
+
 def _refuse_another(paths: Paths) -> None:
     owner = read_owner()
     if owner is not None and owner != paths and any(one.alive for one in processes.recorded().values()):
@@ -144,19 +153,18 @@ def _refuse_another(paths: Paths) -> None:
         )
 
 
-def _start_afresh(paths: Paths, tools: list[go_build.Tool]) -> None:
+def _start_afresh(paths: Paths, tools: list[go_build.Tool], *, bare: bool) -> None:
     _make_room(paths, cached=paths.registry.exists() and not go_build.missing(paths, tools))
     go_build.build(paths, tools)
     _make_images(paths, tools)
     begun = time.monotonic()
     _start_control_plane(paths)
     _start_node(paths)
-    with step("start the gateway, the storage emulator and DNS"):
+    with step("start the storage emulator and DNS" if bare else "start the gateway, the storage emulator and DNS"):
         parallel.run_together(
             partial(_bring_up, paths, "node", NODE_PATH, "Ready"),
             partial(_bring_up_basics, paths),
-            partial(addons.install_gateway, paths, paths.log("gateway")),
-            partial(_bring_up_gateway, paths),
+            *([] if bare else [partial(_bring_up_gateway, paths)]),
             *([partial(_bring_up_metrics, paths)] if go_build.METRICS_SERVER in tools else []),
         )
     READY.touch()
@@ -229,6 +237,12 @@ def _bring_up_basics(paths: Paths) -> None:
 
 
 def _bring_up_gateway(paths: Paths) -> None:
+    parallel.run_together(
+        partial(addons.install_gateway, paths, paths.log("gateway")), partial(_bring_up_gateway_itself, paths)
+    )
+
+
+def _bring_up_gateway_itself(paths: Paths) -> None:
     with kube.Api(paths) as api:
         # Helm installs these first, then waits for a job that makes certificates: the Gateway need not wait for it.
         established = [partial(api.has_condition, path, "Established") for path in addons.CRD_PATHS]
