@@ -39,6 +39,11 @@ def render(*settings: str, namespace: str = "default", values: Manifest | None =
     return [document for document in yaml.safe_load_all(stdout) if document]
 
 
+def without_hooks(documents: list[Manifest]) -> list[Manifest]:
+    """What is there as long as the release is; a pod of `helm test` needs the release's ServiceAccount, for one."""
+    return [one for one in documents if "helm.sh/hook" not in one["metadata"].get("annotations", {})]
+
+
 def load_values(case: str) -> Manifest:
     """The values of a golden case, as a user writes them."""
     values: Manifest = yaml.safe_load((GOLDEN / case / "values.yaml").read_text())

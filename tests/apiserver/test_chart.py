@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from tests.apiserver.golden import GOLDEN as OBJECTS
-from tests.chart import GOLDEN, helm_template, load_values, render, render_golden, try_install
+from tests.chart import GOLDEN, helm_template, load_values, render, render_golden, try_install, without_hooks
 from tests.monitoring import FILES, load_alerts
 
 GATEWAY = ("routing.provider=gateway-api", "routing.gateway.namespace=gateways", "routing.gateway.name=public")
@@ -49,12 +49,9 @@ def test_chart_is_rendered_as_it_is_written_down(cluster, case):
 
 @pytest.mark.parametrize("case", WITHOUT_ISTIO)
 def test_api_server_takes_what_is_rendered(kubectl, case):
-    documents = [document for document in render(values=load_values(case)) if not _is_prometheus(document)]
+    documents = without_hooks(render(values=load_values(case)))
+    documents = [document for document in documents if not document["apiVersion"].startswith("monitoring.coreos.com")]
     assert len(try_install(kubectl, documents)) == len(documents)
-
-
-def _is_prometheus(document):
-    return document["apiVersion"].startswith("monitoring.coreos.com")
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -76,13 +73,16 @@ def test_pods_meet_the_restricted_standard(kubectl, case):
     """Judged by the API server itself: a namespace that enforces it takes each pod of the chart, by dry run."""
     kubectl.in_any_namespace("label", "namespace", kubectl.namespace, "pod-security.kubernetes.io/enforce=restricted")
     for document in render(values=load_values(case), namespace=kubectl.namespace):
-        if document["kind"] == "Pod":
-            kubectl("create", "--dry-run=server", "--filename", "-", stdin=json.dumps(document))
-        elif document["kind"] == "Deployment":
-            pod = {"apiVersion": "v1", "kind": "Pod", **document["spec"]["template"]}
-            del pod["spec"]["serviceAccountName"]  # made with the release; a dry run makes none
-            pod["metadata"]["name"] = document["metadata"]["name"]
-            kubectl("create", "--dry-run=server", "--filename", "-", stdin=json.dumps(pod))
+        if document["kind"] in ("Pod", "Deployment"):
+            kubectl("create", "--dry-run=server", "--filename", "-", stdin=json.dumps(_make_pod(document)))
+
+
+def _make_pod(document):
+    """The pod of a Pod or a Deployment, of a ServiceAccount that there is."""
+    template = document if document["kind"] == "Pod" else document["spec"]["template"]
+    metadata = {"name": document["metadata"]["name"], "labels": template["metadata"]["labels"]}
+    spec = {**template["spec"], "serviceAccountName": "default"}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
 
 
 def _is_apis(document):

@@ -1,0 +1,106 @@
+"""From this version to the one before and back, under a stream of predictions of which none may fail."""
+
+import json
+import subprocess
+
+import pytest
+
+from cluster import images, registry
+from cluster.settings import Paths
+from tests.chart import CHART
+from tests.e2e.conftest import ECHO_BODY, make_deployed_model, make_echo_model, make_endpoint
+from tests.kube import OPERATOR, SYSTEM, predict_url, wait_answered, wait_until
+from tests.prober import Prober
+from tests.releases import find_releases, unpack
+
+pytestmark = pytest.mark.exclusive
+
+RELEASE = ("pierhead", "--namespace", "pierhead-system")
+
+
+def _helm(*arguments):
+    return subprocess.run(["helm", *arguments], stdout=subprocess.PIPE, text=True, timeout=300, check=True).stdout
+
+
+@pytest.fixture
+def values(cluster):
+    """What the installation was made with; it is so again at the end, and of this version."""
+    revision = json.loads(_helm("status", *RELEASE, "--output", "json"))["version"]
+    yield json.loads(_helm("get", "values", *RELEASE, "--output", "json"))
+    _helm("rollback", RELEASE[0], str(revision), *RELEASE[1:], "--wait", "--timeout", "4m")
+
+
+@pytest.fixture(scope="module")
+def before(tmp_path_factory):
+    """The last release: the folder with its chart, and the reference of its image."""
+    folder = unpack(find_releases()[-1], tmp_path_factory.mktemp("release"))
+    return folder, images.ensure(Paths.from_environment(), images.make_pierhead_image("operator", folder))
+
+
+def _install(chart, values):
+    """Waits until its operator has looked after everything once: it leads."""
+    arguments = (*RELEASE, "--values", "-", "--wait", "--timeout", "4m")
+    subprocess.run(
+        ["helm", "upgrade", RELEASE[0], str(chart), *arguments[1:]],
+        input=json.dumps(values),
+        text=True,
+        stdout=subprocess.DEVNULL,
+        timeout=300,
+        check=True,
+    )
+    [pod] = wait_until("one operator is left", lambda: len(found := _find_operators()) == 1 and found)
+    wait_until("it leads", lambda: SYSTEM.get("lease", OPERATOR)["spec"].get("holderIdentity", "").startswith(pod))
+
+
+def _find_operators():
+    return [pod["metadata"]["name"] for pod in SYSTEM.items("pods", f"app.kubernetes.io/name={OPERATOR}")]
+
+
+def _find_pods(kubectl):
+    return {
+        (pod["metadata"]["uid"], tuple(one["restartCount"] for one in pod["status"]["containerStatuses"]))
+        for pod in kubectl.items("pods", "pierhead.dev/endpoint=photos")
+    }
+
+
+def _split(kubectl, **split):
+    kubectl.patch("endpoint", "photos", {"spec": {"trafficSplit": split}})
+    kubectl.wait_ready("endpoint", "photos")
+
+
+def _find_image(kubectl, deployed_model):
+    [pod] = kubectl.pods(deployed_model)
+    return pod["spec"]["containers"][0]["image"]
+
+
+def test_downgrade_and_upgrade_fail_no_prediction_and_restart_no_pod(kubectl, values, before):
+    folder, operator_image = before
+    # The server's image of the last release is gigabytes of the same: another name stands for it.
+    registry.tag(values["server"]["image"], "before")
+    server_image = values["server"]["image"].rpartition(":")[0] + ":before"
+    old = {**values, "operator": {"image": operator_image}, "server": {**values["server"], "image": server_image}}
+    kubectl.apply(make_echo_model(), make_endpoint({"one": 100}), make_deployed_model("one"))
+    kubectl.wait_ready("endpoint", "photos")
+    url = predict_url(kubectl.namespace, "photos")
+    wait_answered(url, ECHO_BODY, "one")
+    with Prober(url, ECHO_BODY) as prober:
+        pods = _find_pods(kubectl)
+        _install(folder / "charts" / "pierhead", old)
+        # What the last release makes is there when this one comes.
+        kubectl.apply(make_deployed_model("two"))
+        kubectl.wait_ready("deployedmodel", "two")
+        _split(kubectl, one=50, two=50)
+        wait_until("both answer", lambda: prober.seen("two"))
+        assert _find_image(kubectl, "two") == server_image
+        assert pods < _find_pods(kubectl)
+        pods = _find_pods(kubectl)
+        _install(CHART, values)
+        for name in ("one", "two"):
+            kubectl.wait_ready("deployedmodel", name)
+        kubectl.apply(make_deployed_model("three"))
+        kubectl.wait_ready("deployedmodel", "three")
+        _split(kubectl, one=20, two=30, three=50)
+        wait_until("all answer", lambda: prober.seen("three"))
+        assert pods < _find_pods(kubectl)
+        assert _find_image(kubectl, "three") == values["server"]["image"]
+    prober.check()
