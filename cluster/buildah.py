@@ -22,12 +22,18 @@ CA_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 
 @dataclass(frozen=True)
 class Build:
-    """What `buildah bud` needs to know."""
+    """What `buildah build` needs to know.
+
+    With a `timestamp`, in seconds since 1970, every file and the image itself are of that time: what is made of the
+    same is the same.
+    """
 
     reference: str
     dockerfile: Path
     context: Path
     arguments: Mapping[str, str] = field(default_factory=dict)
+    timestamp: int | None = None
+    cached: bool = True  # whether layers of an earlier build may be taken
 
 
 def command(paths: Paths, *arguments: str) -> list[str]:
@@ -47,6 +53,10 @@ def command(paths: Paths, *arguments: str) -> list[str]:
 def build_command(paths: Paths, build: Build, mounts: Sequence[str]) -> list[str]:
     options = [f"--build-arg={name}={value}" for name, value in build.arguments.items()]
     options += [f"--volume={mount}" for mount in mounts]
+    if build.timestamp is not None:
+        options.append(f"--timestamp={build.timestamp}")
+    if not build.cached:
+        options.append("--no-cache")
     return command(
         paths,
         "build",
@@ -72,6 +82,16 @@ def push(paths: Paths, reference: str, log: Path) -> None:
     """Sends the layers that the registry lacks."""
     argv = command(paths, "push", "--tls-verify=false", *COMPRESSION, reference, f"docker://{reference}")
     commands.run(argv, log=log, timeout=1800)
+
+
+def find_id(paths: Paths, reference: str) -> str:
+    """The digest over all that an image is, in buildah's own storage. Raises ClusterError where it is not there."""
+    return commands.output(command(paths, "inspect", "--type=image", "--format={{.FromImageID}}", reference)).strip()
+
+
+def remove(paths: Paths, reference: str) -> None:
+    """Forgets an image, and the layers that only it has."""
+    commands.output(command(paths, "rmi", reference))
 
 
 def has(paths: Paths, reference: str) -> bool:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from cluster import base_image, buildah, commands, folders, host, locks, registry, settings
 from cluster.buildah import Build
+from cluster.errors import ClusterError
 from cluster.go_build import KUBE, Tool
 from cluster.progress import step
 from cluster.settings import Paths
@@ -63,6 +64,25 @@ def build_server(paths: Paths | None = None) -> str:
     return _build_pierhead_image(paths, "server")
 
 
+def verify(name: str, paths: Paths | None = None) -> str:
+    """Builds `operator` or `server` once more, from nothing, and returns the image's digest.
+
+    Raises ClusterError if it is not the same as the one that was built before.
+    """
+    paths = paths or Paths.from_environment()
+    image = make_pierhead_image(name)
+    ensure(paths, image)
+    again = f"localhost/pierhead/{name}-again:{image.key}"
+    with step(f"image {name}, once more"), folders.fresh(paths.images / f"{name}-again") as folder:
+        build = replace(image.build(paths, image, folder), reference=again, cached=False)
+        buildah.build(paths, build, paths.log(f"image-{name}-again"))
+    digests = [buildah.find_id(paths, reference) for reference in (image.reference, again)]
+    buildah.remove(paths, again)
+    if digests[0] != digests[1]:
+        raise ClusterError(f"image {name} is not the same once more: {digests[0]}, then {digests[1]}")
+    return digests[0]
+
+
 def _build_pierhead_image(paths: Paths | None, name: str) -> str:
     host.check_kind()
     host.install_packages()
@@ -90,8 +110,8 @@ def make_pierhead_image(name: str, repository: Path = settings.REPOSITORY) -> Im
         repository / f"Dockerfile.{name}",
         repository / ".dockerignore",
         repository / "LICENSE",
-        repository / "requirements/uv.txt",
-        repository / f"requirements/{name}.txt",
+        # A release before this one has fewer.
+        *filter(Path.exists, (repository / f"requirements/{lock}.txt" for lock in ("uv", "sbom", name))),
         *(
             source
             for package in PACKAGES[name]
@@ -163,4 +183,4 @@ def _build_envoy(paths: Paths, image: Image, _folder: Path) -> Build:
 
 def _build_pierhead(repository: Path, paths: Paths, image: Image, _folder: Path) -> Build:
     dockerfile = repository / f"Dockerfile.{image.name}"
-    return Build(image.reference, dockerfile, repository, {"BASE_IMAGE": base_image.ensure(paths)})
+    return Build(image.reference, dockerfile, repository, {"BASE_IMAGE": base_image.ensure(paths)}, timestamp=0)

@@ -13,3 +13,4 @@ compile server --extra server pyproject.toml
 compile dev --extra operator --extra api --extra server --extra dev pyproject.toml
 # The peer of bench/server runs with the versions that the server runs with.
 compile bench --extra server --extra bench --constraints requirements/dev.txt pyproject.toml
+compile sbom --extra sbom pyproject.toml

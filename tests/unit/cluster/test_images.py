@@ -1,5 +1,6 @@
 """An image's tag stands for its content."""
 
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -83,7 +84,13 @@ def test_build_command_leaves_nothing_of_the_machine_in_the_image():
     assert {"--build-arg=BASE_IMAGE=base", "--volume=/host/ca:/etc/ca:ro"} <= set(argv)
     assert "--pull-never" in argv
     assert not any(part.startswith("--env") for part in argv)
+    assert not any(part.startswith(("--timestamp", "--no-cache")) for part in argv)
     assert argv[-1] == "/repo"
+
+
+def test_build_from_nothing_is_of_a_time_of_its_own():
+    build = Build("r:1", Path("/repo/Dockerfile"), Path("/repo"), timestamp=0, cached=False)
+    assert {"--timestamp=0", "--no-cache"} <= set(buildah.build_command(Paths(Path("/c")), build, []))
 
 
 def test_package_index_is_read_from_files_then_variables(tmp_path):
@@ -109,7 +116,10 @@ def test_pip_and_uv_get_the_same_index():
 @pytest.mark.parametrize("name", ["operator", "server"])
 def test_dockerfiles_are_ordinary_ones(name):
     text = (settings.REPOSITORY / f"Dockerfile.{name}").read_text()
-    assert "ARG BASE_IMAGE=docker.io/library/python:3.11-slim-bookworm\nFROM ${BASE_IMAGE}\n" in text
+    version = tomllib.loads((settings.REPOSITORY / "pyproject.toml").read_text())["project"]["version"]
+    assert "ARG BASE_IMAGE=docker.io/library/python:3.11-slim-bookworm\n\nFROM ${BASE_IMAGE} AS " in text
+    assert text.count("\nFROM ${BASE_IMAGE}") == 2
     assert "USER 65532:65532\n" in text
+    assert f'org.opencontainers.image.version="{version}"' in text
     dependencies, code = text.index("--require-hashes"), text.index(f"COPY {name}/pierhead_{name} ")
     assert dependencies < code
