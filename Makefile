@@ -2,12 +2,12 @@ PYTHON := .venv/bin/python
 UV := .uv/bin/uv
 NODE_CLIENT := tests/e2e/clients/node/node_modules/.package-lock.json
 
-.PHONY: quickstart test preflight unit e2e in-cluster chaos fmt lint crds dashboards images cluster-up cluster-down bench bench-server bench-batch bench-operator bench-api lock
+.PHONY: quickstart test preflight unit e2e in-cluster chaos docs fmt lint crds dashboards images cluster-up cluster-down bench bench-server bench-batch bench-operator bench-api lock
 
 quickstart: preflight .venv/installed  ## a classifier on a real Kubernetes, answering photographs
 	$(PYTHON) -m cluster quickstart
 
-test: preflight lint unit e2e  ## everything
+test: preflight lint docs unit e2e  ## everything
 
 preflight:  ## whether a cluster can run on this machine
 	@test "$(CLUSTER)" = current || python3 -m cluster.host
@@ -28,6 +28,9 @@ chaos: preflight .venv/installed  ## predictions under all that a platform team 
 
 lint: .venv/installed  ## ruff, mypy
 	$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check . && $(PYTHON) -m mypy
+
+docs: .docs/installed  ## the site of docs/ in build/site; fails where a link leads nowhere
+	.docs/bin/zensical build --clean --strict
 
 fmt: .venv/installed  ## format
 	$(PYTHON) -m ruff check --fix . && $(PYTHON) -m ruff format .
@@ -70,6 +73,9 @@ $(NODE_CLIENT): tests/e2e/clients/node/package-lock.json
 
 .uv/installed: requirements/uv.txt
 	python3 -m venv .uv && .uv/bin/pip install --quiet --require-hashes -r $< && touch $@
+
+.docs/installed: .uv/installed requirements/docs.txt
+	$(UV) venv --quiet --allow-existing --python python3 .docs && $(UV) pip sync --quiet --python .docs --require-hashes requirements/docs.txt && touch $@
 
 .venv/installed: .uv/installed requirements/dev.txt pyproject.toml
 	$(UV) venv --quiet --allow-existing --python python3 .venv && $(UV) pip sync --quiet --python .venv --require-hashes requirements/dev.txt

@@ -14,3 +14,4 @@ compile dev --extra operator --extra api --extra server --extra dev pyproject.to
 # The peer of bench/server runs with the versions that the server runs with.
 compile bench --extra server --extra bench --constraints requirements/dev.txt pyproject.toml
 compile sbom --extra sbom pyproject.toml
+compile docs --extra docs pyproject.toml

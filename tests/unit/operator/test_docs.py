@@ -13,6 +13,7 @@ REPOSITORY = Path(__file__).parents[3]
 PAGE = (REPOSITORY / "docs" / "operator.md").read_text()
 API_PAGE = (REPOSITORY / "docs" / "api.md").read_text()
 MONITORING_PAGE = (REPOSITORY / "docs" / "monitoring.md").read_text()
+FAILURE_PAGE = (REPOSITORY / "docs" / "failure-modes.md").read_text()
 SERVER_PAGE = (REPOSITORY / "docs" / "model-server.md").read_text()
 
 
@@ -30,6 +31,13 @@ def test_every_reason_is_documented():
     assert _first_cells("Conditions") == {
         value for name, value in vars(status).items() if name.startswith("REASON_") and isinstance(value, str)
     }
+
+
+def test_failure_modes_say_what_to_do_for_every_reason():
+    assert _first_cells("By reason", FAILURE_PAGE) == _first_cells("Conditions")
+    platform_team = {row.split("`")[1] for row in PAGE.splitlines() if row.endswith("| platform team |")}
+    [section] = re.findall(r"\n### The platform team\n(.*?)\n## ", FAILURE_PAGE, re.DOTALL)
+    assert set(re.findall(r"^\| `(\w+)`", section, re.MULTILINE)) == platform_team
 
 
 def test_every_label_and_annotation_is_documented():

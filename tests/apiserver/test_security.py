@@ -1,0 +1,64 @@
+"""What docs/security.md says of pods and rights: pods by a real API server, at Pod Security's level `restricted`."""
+
+import json
+
+import pytest
+import yaml
+
+from tests.apiserver.golden import GOLDEN
+from tests.chart import render
+
+
+def _find_templates(manifests):
+    return [one["spec"]["template"] for one in manifests if one["kind"] in ("Deployment", "Job")]
+
+
+def _shares_a_folder(template):
+    """Whether it has the hostPath that an installation may ask for, and gives the level up by."""
+    return any("hostPath" in volume for volume in template["spec"]["volumes"])
+
+
+SERVERS = {
+    file.parent.name: templates
+    for file in sorted(GOLDEN.glob("*/objects.yaml"))
+    if (templates := _find_templates(yaml.safe_load_all(file.read_text())))
+    and not any(map(_shares_a_folder, templates))
+}
+# Objects that need not be there to judge a pod which names them.
+OTHERS = ("serviceAccountName", "priorityClassName")
+
+
+# What would let its holder read what others keep secret, or give itself more.
+SENSITIVE = {"*", "secrets", "configmaps", "serviceaccounts", "serviceaccounts/token", "roles", "rolebindings"}
+SENSITIVE |= {"clusterroles", "clusterrolebindings", "pods/exec"}
+
+
+def test_nobody_of_pierheads_has_a_right_on_secrets_or_rights(cluster):
+    rules = [rule for one in render() if one["kind"] in ("Role", "ClusterRole") for rule in one["rules"]]
+    assert rules
+    assert not SENSITIVE & {resource for rule in rules for resource in rule["resources"]}
+
+
+@pytest.fixture
+def restricted(kubectl):
+    kubectl("label", "namespace", kubectl.namespace, "pod-security.kubernetes.io/enforce=restricted")
+    return kubectl
+
+
+def _try_pod(kubectl, template):
+    spec = {name: value for name, value in template["spec"].items() if name not in OTHERS}
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "one"}, "spec": {**spec, "restartPolicy": "Always"}}
+    kubectl("create", "--dry-run=server", "--filename", "-", stdin=json.dumps(pod))
+
+
+def test_operator_and_api_keep_to_it(restricted):
+    templates = _find_templates(render())
+    assert len(templates) == 2
+    for template in templates:
+        _try_pod(restricted, template)
+
+
+@pytest.mark.parametrize("templates", SERVERS.values(), ids=SERVERS.keys())
+def test_pods_of_models_keep_to_it(restricted, templates):
+    for template in templates:
+        _try_pod(restricted, template)

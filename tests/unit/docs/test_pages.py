@@ -1,0 +1,61 @@
+"""What the site's own build does not see: links on GitHub's pages, and pages that the navigation forgot."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from pierhead_operator import names
+
+from tests.documents import PAGES, REPOSITORY, find_anchors, find_blocks, find_links, name_of
+
+DOCS = REPOSITORY / "docs"
+CLASSES = {"runnable", "output", "fragment", "values"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_lead_somewhere(page):
+    for link in find_links(page):
+        if link.startswith(("http://", "https://")):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), link
+        if anchor:
+            assert anchor in find_anchors(target), link
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.is_relative_to(DOCS)], ids=name_of)
+def test_pages_of_the_site_link_to_pages_of_the_site(page):
+    inside = [link.partition("#")[0] for link in find_links(page) if not link.startswith(("http://", "https://"))]
+    for path in filter(None, inside):
+        target = (page.parent / path).resolve()
+        assert (target.suffix, target.is_relative_to(DOCS)) == (".md", True), path
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_classes_of_blocks_are_known(page):
+    """A misspelt one would not be run, and nobody would be told."""
+    for block in find_blocks(page):
+        assert block.classes <= CLASSES, block.text
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.glob("coming-from/*.md")), ids=name_of)
+def test_addresses_of_pods_are_those_that_pods_answer_at(page):
+    """The table of routes in model-server.md is compared with the server's own."""
+    routes = re.findall(r"^\| `(?:GET|POST) (/[^`]*)` \|", (DOCS / "model-server.md").read_text(), re.MULTILINE)
+    patterns = [re.sub(r"\\{\w+\\}", r"[\\w-]+", re.escape(route)) for route in routes]
+    for service, path in re.findall(r"http://([\w-]+)\.NAMESPACE\.svc(/[^`]*)`", page.read_text()):
+        assert service.startswith(names.server(""))
+        assert any(re.fullmatch(pattern, path) for pattern in patterns), path
+
+
+def _paths(nav):
+    for entry in nav:
+        value = next(iter(entry.values())) if isinstance(entry, dict) else entry
+        yield from _paths(value) if isinstance(value, list) else [value]
+
+
+def test_navigation_leads_to_every_page():
+    site = yaml.safe_load((REPOSITORY / "mkdocs.yml").read_text())
+    assert sorted(_paths(site["nav"])) == sorted(str(page.relative_to(DOCS)) for page in Path(DOCS).glob("**/*.md"))
