@@ -15,6 +15,7 @@ from tests.kube import Kubectl, Manifest
 
 CHART = str(Path(__file__).parents[1] / "charts" / "pierhead")
 GOLDEN = Path(__file__).parent / "golden" / "chart"
+CASES = sorted(folder.name for folder in GOLDEN.iterdir())
 _RELEASE = ("pierhead", "--namespace", "pierhead-system")
 
 
@@ -125,5 +126,5 @@ def _helm(*arguments: str) -> str:
 
 
 if __name__ == "__main__":
-    for folder in sorted(GOLDEN.iterdir()):
-        (folder / "rendered.yaml").write_text(render_golden(folder.name))
+    for name in CASES:
+        (GOLDEN / name / "rendered.yaml").write_text(render_golden(name))

@@ -1,12 +1,10 @@
 """The chart, rendered by the real Helm and judged by the real API server."""
 
-import json
-
 import pytest
 import yaml
 
 from tests.apiserver.golden import GOLDEN as OBJECTS
-from tests.chart import GOLDEN, helm_template, load_values, render, render_golden, try_install, without_hooks
+from tests.chart import CASES, GOLDEN, helm_template, load_values, render, render_golden, try_install, without_hooks
 from tests.monitoring import FILES, load_alerts
 
 GATEWAY = ("routing.provider=gateway-api", "routing.gateway.namespace=gateways", "routing.gateway.name=public")
@@ -36,7 +34,6 @@ def test_wrong_values_are_refused_with_their_name(cluster, settings, message):
     assert message in stderr
 
 
-CASES = sorted(folder.name for folder in GOLDEN.iterdir())
 # The others' kinds are known only where Istio's CRDs are: test_istio.py.
 WITHOUT_ISTIO = [case for case in CASES if not case.startswith("istio")]
 
@@ -66,23 +63,6 @@ def test_rights_have_no_star_and_no_secrets(cluster, case):
 def test_a_team_without_rights_in_the_cluster_can_install_it(cluster):
     documents = render(values=load_values("namespaced"), namespace="default")
     assert all(document["metadata"].get("namespace") for document in documents)
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_pods_meet_the_restricted_standard(kubectl, case):
-    """Judged by the API server itself: a namespace that enforces it takes each pod of the chart, by dry run."""
-    kubectl.in_any_namespace("label", "namespace", kubectl.namespace, "pod-security.kubernetes.io/enforce=restricted")
-    for document in render(values=load_values(case), namespace=kubectl.namespace):
-        if document["kind"] in ("Pod", "Deployment"):
-            kubectl("create", "--dry-run=server", "--filename", "-", stdin=json.dumps(_make_pod(document)))
-
-
-def _make_pod(document):
-    """The pod of a Pod or a Deployment, of a ServiceAccount that there is."""
-    template = document if document["kind"] == "Pod" else document["spec"]["template"]
-    metadata = {"name": document["metadata"]["name"], "labels": template["metadata"]["labels"]}
-    spec = {**template["spec"], "serviceAccountName": "default"}
-    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
 
 
 def _is_apis(document):

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from tests.apiserver.golden import GOLDEN
-from tests.chart import render
+from tests.chart import CASES, load_values, render
 
 
 def _find_templates(manifests):
@@ -51,9 +51,11 @@ def _try_pod(kubectl, template):
     kubectl("create", "--dry-run=server", "--filename", "-", stdin=json.dumps(pod))
 
 
-def test_operator_and_api_keep_to_it(restricted):
-    templates = _find_templates(render())
-    assert len(templates) == 2
+@pytest.mark.parametrize("case", CASES)
+def test_pods_of_the_chart_keep_to_it(restricted, case):
+    documents = render(values=load_values(case))
+    templates = [*_find_templates(documents), *(one for one in documents if one["kind"] == "Pod")]
+    assert len(templates) == (2 if case == "without-api" else 3)
     for template in templates:
         _try_pod(restricted, template)
 
