@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster import config, settings
-from cluster.go_build import KUBE
+from cluster.go_build import KUBE, KUBE_ROUTER
 from cluster.settings import Paths
 
 ETCD_URL = f"http://127.0.0.1:{settings.ETCD_PORT}"
@@ -134,6 +134,17 @@ def make_kubelet(paths: Paths) -> Component:
 
 def make_kube_proxy(paths: Paths) -> Component:
     return _make_kube(paths, "kube-proxy", f"--config={paths.config / 'kube-proxy.yaml'}")
+
+
+def make_kube_router(paths: Paths) -> Component:
+    """Its firewall, which asks for the node at its start: that has to be there."""
+    name = "kube-router"
+    flags = [
+        f"--kubeconfig={config.kubeconfig(paths, name)}",
+        f"--hostname-override={settings.NODE_NAME}",
+        f"--service-cluster-ip-range={settings.SERVICE_CIDR}",
+    ]
+    return Component(name, [str(KUBE_ROUTER.binary(paths, name)), *flags])
 
 
 def _make_kube(paths: Paths, name: str, *flags: str) -> Component:

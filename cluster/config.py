@@ -14,7 +14,7 @@ from cluster.settings import Paths
 CONTAINERD = settings.RUN / "containerd"
 CONTAINERD_SOCKET = CONTAINERD / "containerd.sock"
 NETWORK_NAME = "pierhead"  # what CNI calls the pods' network
-KUBECONFIG_USERS = ("admin", "controller-manager", "scheduler", "kube-proxy", "kubelet")
+KUBECONFIG_USERS = ("admin", "controller-manager", "scheduler", "kube-proxy", "kube-router", "kubelet")
 
 
 def make_containerd_config(paths: Paths, pause_image: str) -> str:

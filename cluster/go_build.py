@@ -116,6 +116,12 @@ FAKE_GCS_SERVER = Tool(
     version=settings.FAKE_GCS_SERVER_VERSION,
     binaries={"fake-gcs-server": "github.com/fsouza/fake-gcs-server"},
 )
+# Enforces NetworkPolicies.
+KUBE_ROUTER = Tool(
+    name="kube-router",
+    version=settings.KUBE_ROUTER_VERSION,
+    binaries={"kube-router": "pierhead.dev/cluster/kube-router"},
+)
 METRICS_SERVER = Tool(
     name="metrics-server",
     version=settings.METRICS_SERVER_VERSION,
@@ -149,7 +155,7 @@ ISTIO = Tool(
 )
 
 # The slowest first: everything else can be made while nothing waits for it.
-TOOLS = (KUBE, COREDNS, ENVOY_GATEWAY, HELM, FAKE_GCS_SERVER)
+TOOLS = (KUBE, COREDNS, ENVOY_GATEWAY, HELM, KUBE_ROUTER, FAKE_GCS_SERVER)
 METRICS = (METRICS_SERVER, PROMETHEUS, PROMETHEUS_ADAPTER)
 
 

@@ -24,6 +24,7 @@ PACKAGES = (
     "docker-registry",
     "gcc",
     "iproute2",
+    "ipset",
     "iptables",
     "libc6-dev",
     "nftables",

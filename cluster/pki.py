@@ -50,6 +50,7 @@ CERTIFICATES = (
     Certificate("controller-manager", "/CN=system:kube-controller-manager"),
     Certificate("scheduler", "/CN=system:kube-scheduler"),
     Certificate("kube-proxy", "/CN=system:kube-proxy"),
+    Certificate("kube-router", "/CN=kube-router"),
     Certificate("kubelet", f"/O=system:nodes/CN=system:node:{settings.NODE_NAME}"),
     # The apiserver checks the kubelet too (`kubectl logs`, `exec`), by the address it reaches it at.
     Certificate(

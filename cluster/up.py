@@ -45,6 +45,7 @@ COMPONENTS = (
     "kube-scheduler",
     "kubelet",
     "kube-proxy",
+    "kube-router",
     registry.NAME,
 )
 NODE_PATH = f"/api/v1/nodes/{settings.NODE_NAME}"
@@ -162,7 +163,7 @@ def _start_afresh(paths: Paths, tools: list[go_build.Tool], *, bare: bool) -> No
     _start_node(paths)
     with step("start the storage emulator and DNS" if bare else "start the gateway, the storage emulator and DNS"):
         parallel.run_together(
-            partial(_bring_up, paths, "node", NODE_PATH, "Ready"),
+            partial(_bring_up_node, paths),
             partial(_bring_up_basics, paths),
             *([] if bare else [partial(_bring_up_gateway, paths)]),
             *([partial(_bring_up_metrics, paths)] if go_build.METRICS_SERVER in tools else []),
@@ -228,6 +229,14 @@ def _start_node(paths: Paths) -> None:
         components.make_kube_proxy,
     ):
         _start(paths, make(paths))
+
+
+def _bring_up_node(paths: Paths) -> None:
+    addons.apply(paths, "kube-router")
+    _bring_up(paths, "node", NODE_PATH, "Ready")
+    kube_router = components.make_kube_router(paths)
+    _start(paths, kube_router)
+    _wait(paths, "the firewall is there", network.has_firewall, 30, kube_router)
 
 
 def _bring_up_basics(paths: Paths) -> None:

@@ -105,16 +105,16 @@ async def _lead(lease: Lease, resync: Resync, begin: asyncio.Event) -> None:
 
 
 async def _tidy(begin: asyncio.Event, reconciler: Reconciler, settings: OperatorSettings) -> None:
-    """Deletes what another routing provider left, once: settings change with a restart."""
+    """Deletes what is there of other settings, once: they change with a restart."""
     await begin.wait()
     namespaces: Sequence[str | None] = settings.watch_namespaces or [None]
     for namespace in namespaces:
         while True:
             try:
-                await reconciler.delete_other_providers_routes(namespace)
+                await reconciler.delete_of_other_settings(namespace)
                 break
             except ClusterError as error:
-                logger.warning("routes of another provider are looked for later: %s", error)
+                logger.warning("what other settings left is looked for later: %s", error)
                 await asyncio.sleep(_RETRY_SECONDS)
 
 

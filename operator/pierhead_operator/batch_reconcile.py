@@ -18,6 +18,7 @@ from pierhead_operator.resources.batch import (
     is_of_another_try,
     make_control,
     make_job,
+    make_worker_policies,
     output_folder,
 )
 from pierhead_operator.settings import OperatorSettings
@@ -72,6 +73,9 @@ class BatchReconciler:
         if batch.spec.cancel or (live and is_of_another_try(live, batch)):
             await self._end(batch)
             return None
+        # Before its workers: none runs that everybody may reach.
+        if problem := await apply_all(self.cluster, batch, make_worker_policies(batching)):
+            return problem
         if live is None:
             return await apply_all(self.cluster, batch, [make_job(batching)])
         if control := make_control(batch, live):

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 
 from pierhead_operator import names
 from pierhead_operator.cluster import Key
-from pierhead_operator.resources import SERVING_KINDS, Manifest
+from pierhead_operator.resources import Manifest, serving_kinds
 from pierhead_operator.routing import route_kinds
 from pierhead_operator.settings import OperatorSettings
 from pierhead_operator.store import Store
@@ -15,7 +15,7 @@ OWN_KINDS = frozenset({Model.KIND, Endpoint.KIND, DeployedModel.KIND, BatchPredi
 
 def watched_kinds(settings: OperatorSettings) -> frozenset[str]:
     """What is watched. Of routes only what this provider makes: kinds that are not installed cannot be watched."""
-    return OWN_KINDS | SERVING_KINDS | {"Job", "Pod"} | route_kinds(settings)
+    return OWN_KINDS | serving_kinds(settings) | {"Job", "Pod"} | route_kinds(settings)
 
 
 def watched_labels(kind: str) -> dict[str, str]:

@@ -11,13 +11,14 @@ from pierhead_operator.applying import ClusterAccess, apply_all, retry_if_reject
 from pierhead_operator.cluster import Key
 from pierhead_operator.removal import Leaving, Step
 from pierhead_operator.resources import (
-    SERVING_KINDS,
+    NETWORK_POLICY,
     Manifest,
     Serving,
     decide_in_place,
     desired_objects,
     is_owned,
     selector,
+    serving_kinds,
     unknown_machine,
 )
 from pierhead_operator.schema import Resource
@@ -204,12 +205,13 @@ class Reconciler:
         pods = await self.cluster.list_objects("Pod", key.namespace, selector(key.name))
         step = removal.decide_removal(Leaving(routed, (now - since).total_seconds(), len(pods)))
         for live in left:
-            if step is Step.END_ADDRESS or (step is Step.END_PODS and live["kind"] != "Service"):
+            if step is Step.END_ADDRESS or (step is Step.END_PODS and live["kind"] == "Deployment"):
                 await self.cluster.delete(live)
         return _DRAIN_AGAIN_SECONDS
 
     async def _observe_left(self, key: Key) -> list[Manifest]:
-        found = [await self.cluster.get(kind, key.namespace, names.server(key.name)) for kind in sorted(SERVING_KINDS)]
+        kinds = sorted(serving_kinds(self.settings))
+        found = [await self.cluster.get(kind, key.namespace, names.server(key.name)) for kind in kinds]
         return [live for live in found if live and removal.is_left(live, key.name)]
 
     async def _is_routed(self, key: Key) -> bool:
@@ -223,7 +225,7 @@ class Reconciler:
 
     async def _delete_surplus(self, dm: DeployedModel, desired: list[Manifest]) -> None:
         """Deletes what a DeployedModel had and is no longer to have."""
-        for kind in SERVING_KINDS - {manifest["kind"] for manifest in desired}:
+        for kind in serving_kinds(self.settings) - {manifest["kind"] for manifest in desired}:
             live = await self.cluster.get(kind, dm.namespace, names.server(dm.name))
             if live and is_owned(live, dm):
                 await self.cluster.delete(live)
@@ -238,9 +240,11 @@ class Reconciler:
                 if (kind, live["metadata"]["name"]) not in wanted and is_owned(live, owner):
                     await self.cluster.delete(live)
 
-    async def delete_other_providers_routes(self, namespace: str | None) -> None:
-        """Deletes what another routing provider left, of which no reconcile knows: once, at the start."""
+    async def delete_of_other_settings(self, namespace: str | None) -> None:
+        """Deletes what is there of other settings, of which no reconcile knows: once, at the start."""
         others = frozenset[str]().union(*routing.ROUTE_KINDS.values()) - routing.route_kinds(self.settings)
+        if self.settings.network_policy is None:
+            others |= {NETWORK_POLICY}
         left = [
             live for kind in sorted(others) for live in await self.cluster.list_objects(kind, namespace, names.OURS)
         ]
@@ -248,7 +252,7 @@ class Reconciler:
             services = await self.cluster.list_objects("Service", namespace, names.OURS)
             left += [live for live in services if names.LABEL_DEPLOYED_MODEL not in live["metadata"]["labels"]]
         for live in left:
-            logger.info("%s %s was another routing provider's", live["kind"], live["metadata"]["name"])
+            logger.info("%s %s was made by other settings", live["kind"], live["metadata"]["name"])
             await self.cluster.delete(live)
 
 

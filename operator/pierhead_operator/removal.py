@@ -1,7 +1,7 @@
 """How a DeployedModel leaves: its weight first, then its pods, then its address. Pure.
 
-Its Deployment and its Service belong to the Endpoint, too. So they outlive it by as long as the gateway needs, and go
-with the Endpoint, whether the operator is there or not.
+Its Deployment, its Service and its NetworkPolicy belong to the Endpoint, too. So they outlive it by as long as the
+gateway needs, and go with the Endpoint, whether the operator is there or not.
 """
 
 from collections.abc import Mapping
@@ -10,12 +10,12 @@ from enum import Enum
 from typing import Any
 
 from pierhead_operator import names
-from pierhead_operator.resources import Manifest, make_owner_reference
+from pierhead_operator.resources import NETWORK_POLICY, Manifest, make_owner_reference
 from pierhead_operator.schema import Resource
 
 # Longer than a gateway takes from a change of its route until no request goes by the old one.
 DRAIN_SECONDS = 10.0
-_SHARED_KINDS = frozenset({"Deployment", "Service"})
+_SHARED_KINDS = frozenset({"Deployment", "Service", NETWORK_POLICY})
 
 
 def share(manifest: Manifest, endpoint: Resource | None) -> Manifest:

@@ -118,6 +118,20 @@ class RoutingSettings(_Settings):
         return self
 
 
+class NetworkPolicySettings(_Settings):
+    """Who reaches the pods that serve models and the batch workers, and whom they reach."""
+
+    gateways: list[dict[str, Any]] = Field(
+        default_factory=list, description="NetworkPolicyPeers that send predictions: the gateways and the API."
+    )
+    monitoring: list[dict[str, Any]] = Field(
+        min_length=1, description="NetworkPolicyPeers that ask pods how they are: the operator and Prometheus."
+    )
+    egress: list[dict[str, Any]] = Field(
+        default_factory=list, description="NetworkPolicyEgressRules beside DNS, such as to storage."
+    )
+
+
 class OperatorSettings(_Settings):
     """All of it."""
 
@@ -133,6 +147,7 @@ class OperatorSettings(_Settings):
     rollout: RolloutSettings = RolloutSettings()
     autoscaling: AutoscalingSettings = AutoscalingSettings()
     routing: RoutingSettings = RoutingSettings()
+    network_policy: NetworkPolicySettings | None = Field(None, description="Without it, no NetworkPolicy is made.")
 
 
 def load(path: Path) -> OperatorSettings:

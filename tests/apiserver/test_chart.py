@@ -24,6 +24,10 @@ ISTIO = ("routing.provider=istio", "routing.istio.gateways={gateways/public}")
         (["api.authorization=gateway"], "/routing/provider"),
         (["monitoring.alerts=true"], "additional properties 'alerts'"),
         (["monitoring.prometheusRule.runbooks=wiki"], "/monitoring/prometheusRule/runbooks"),
+        ([*GATEWAY, "networkPolicy.enabled=true"], "/networkPolicy/gateways"),
+        (["monitoring.podMonitor.enabled=true", "networkPolicy.enabled=true"], "/networkPolicy/monitoring"),
+        (["networkPolicy.gateways[0].pods=all"], "/networkPolicy/gateways/0"),
+        (["networkPolicy.egress[0].to=all"], "/networkPolicy/egress/0/to"),
         ([*GATEWAY, "api.authorization=gateway"], "/routing/envoyGateway"),
         ([*ISTIO, "api.authorization=gateway"], "/api/istioAuthorization"),
     ],
@@ -72,6 +76,53 @@ def _is_apis(document):
 def test_without_an_api_nothing_is_its_own(cluster):
     assert not any(map(_is_apis, render(values=load_values("without-api"))))
     assert any(map(_is_apis, render()))
+
+
+def _find_policies(*settings):
+    """The NetworkPolicies of the release's own pods, by name."""
+    documents = render(*settings, namespace="pierhead")
+    return {one["metadata"]["name"]: one["spec"] for one in documents if one["kind"] == "NetworkPolicy"}
+
+
+def test_network_policies_are_off_at_first(cluster):
+    assert _find_policies() == {}
+    assert "networkPolicy" not in _find_operator_settings()
+
+
+NETWORK_POLICY = ("networkPolicy.enabled=true", "networkPolicy.monitoring[0].ipBlock.cidr=10.1.2.3/32")
+
+
+def test_own_pods_are_reached_by_who_has_to(cluster):
+    policies = _find_policies(*NETWORK_POLICY)
+    assert policies["pierhead-operator"]["ingress"] == [
+        {"from": [{"ipBlock": {"cidr": "10.1.2.3/32"}}], "ports": [{"port": 8081, "protocol": "TCP"}]}
+    ]
+    assert policies["pierhead-api"]["ingress"] == [{"ports": [{"port": 8080, "protocol": "TCP"}]}]
+    assert "ingress" not in _find_policies("networkPolicy.enabled=true")["pierhead-operator"]
+    pods = [one["spec"]["template"] for one in render(namespace="pierhead") if one["kind"] == "Deployment"]
+    for policy in policies.values():
+        [pod] = [
+            pod for pod in pods if policy["podSelector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
+        ]
+        ports = [port["containerPort"] for port in pod["spec"]["containers"][0]["ports"]]
+        assert [port["port"] for rule in policy["ingress"] for port in rule["ports"]] == ports
+
+
+def _find_operator_settings(*settings):
+    documents = render(*settings, namespace="pierhead")
+    [found] = [one["data"]["operator.yaml"] for one in documents if "operator.yaml" in one.get("data", {})]
+    return yaml.safe_load(found)
+
+
+def test_operator_and_api_are_let_in_to_the_pods_that_serve(cluster):
+    policy = _find_operator_settings(*NETWORK_POLICY)["networkPolicy"]
+    own = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "pierhead"}}}
+    selectors = _find_policies(*NETWORK_POLICY)
+    assert policy["gateways"] == [{**own, "podSelector": selectors["pierhead-api"]["podSelector"]}]
+    operator = {**own, "podSelector": selectors["pierhead-operator"]["podSelector"]}
+    assert policy["monitoring"] == [operator, {"ipBlock": {"cidr": "10.1.2.3/32"}}]
+    without = _find_operator_settings("networkPolicy.enabled=true", "api.enabled=false")["networkPolicy"]
+    assert without["gateways"] == []
 
 
 def test_crds_are_part_of_the_release_and_kept(cluster):

@@ -18,7 +18,7 @@ from tests.kube import OPERATOR, SYSTEM, scale_operator, scratch_namespace, wait
 pytestmark = pytest.mark.exclusive
 
 GATEWAY = ("routing.provider=gateway-api", "routing.gateway.namespace=pierhead-system", "routing.gateway.name=pierhead")
-# An installation's values, and the routes that it makes.
+# An installation's values, and what it makes by them beside SERVING.
 PROVIDERS = {
     "none": (("routing.provider=none",), set()),
     "gateway-api": (GATEWAY, {"HTTPRoute"}),
@@ -27,8 +27,9 @@ PROVIDERS = {
         ("routing.provider=istio", "routing.istio.gateways={gateways/public}"),
         {"VirtualService", "DestinationRule"},
     ),
+    "network-policies": (("routing.provider=none", "networkPolicy.enabled=true"), {"NetworkPolicy"}),
 }
-KINDS = "deployments,services,horizontalpodautoscalers,poddisruptionbudgets"
+KINDS = "deployments,services,horizontalpodautoscalers,poddisruptionbudgets,networkpolicies"
 ROUTES = "httproutes,backendtrafficpolicies,virtualservices,destinationrules"
 SERVING = {"Deployment", "Service", "HorizontalPodAutoscaler", "PodDisruptionBudget"}
 # Asked by the admission plugin OwnerReferencesPermissionEnforcement, which sends no request of its own.
@@ -62,12 +63,13 @@ def _make_left(kind):
             },
         ),
         "Service": ("v1", {"ports": [{"port": 80}]}),
+        "NetworkPolicy": ("networking.k8s.io/v1", {"podSelector": {"matchLabels": pods}}),
         "HTTPRoute": ("gateway.networking.k8s.io/v1", {}),
         "BackendTrafficPolicy": ("gateway.envoyproxy.io/v1alpha1", {"targetRefs": [target]}),
         "VirtualService": ("networking.istio.io/v1", {"hosts": ["left.example.com"]}),
         "DestinationRule": ("networking.istio.io/v1", {"host": "left.example.com"}),
     }[kind]
-    if kind in SERVING:
+    if kind in {*SERVING, "NetworkPolicy"}:
         labels = {**labels, **pods}
     return {"apiVersion": version, "kind": kind, "metadata": {"name": "dm-left", "labels": labels}, "spec": spec}
 
@@ -86,8 +88,8 @@ def operators(cluster):
         for provider, kubectl in namespaces.items():
             _wait_there(kubectl, SERVING | PROVIDERS[provider][1])
             _ask_for_less(kubectl)
-        for kubectl in namespaces.values():
-            _wait_there(kubectl, {"Deployment", "Service"})
+        for provider, kubectl in namespaces.items():
+            _wait_there(kubectl, {"Deployment", "Service"} | (PROVIDERS[provider][1] & {"NetworkPolicy"}))
             _end_batch(kubectl)
         yield namespaces
 
@@ -96,7 +98,7 @@ def _deploy(kubectl, provider):
     """An operator with a right to this namespace alone, and what gives it everything to do."""
     settings, routes = PROVIDERS[provider]
     others = {"HTTPRoute", "BackendTrafficPolicy", "VirtualService", "DestinationRule"} - routes
-    kubectl.apply(*(_make_left(kind) for kind in {"Deployment", "Service", *others}))
+    kubectl.apply(*(_make_left(kind) for kind in {"Deployment", "Service", "NetworkPolicy", *others}))
     # A DestinationRule is only made for who serves: there pods run. No node has a GPU: elsewhere none does.
     machine = {} if "DestinationRule" in routes else {"machineSpec": GPU}
     replicas = {"minReplicaCount": 2, "maxReplicaCount": 3}

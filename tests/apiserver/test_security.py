@@ -7,6 +7,7 @@ import yaml
 
 from tests.apiserver.golden import GOLDEN
 from tests.chart import CASES, load_values, render
+from tests.kube import wait_until
 
 
 def _find_templates(manifests):
@@ -42,6 +43,7 @@ def test_nobody_of_pierheads_has_a_right_on_secrets_or_rights(cluster):
 @pytest.fixture
 def restricted(kubectl):
     kubectl("label", "namespace", kubectl.namespace, "pod-security.kubernetes.io/enforce=restricted")
+    wait_until("pods can be made", lambda: kubectl.get("serviceaccount", "default"))
     return kubectl
 
 

@@ -1,6 +1,7 @@
 """The cluster's own life on this machine: up, up again, broken, up, down, and nothing left."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,8 @@ def _cluster(command):
 
 
 def _lines(*argv):
+    if shutil.which(argv[0]) is None:
+        return set()  # Debian's, which the first `up` installs
     return set(subprocess.run(argv, capture_output=True, text=True, check=True, timeout=30).stdout.splitlines())
 
 
@@ -46,6 +49,8 @@ def _observe_machine():
         "interfaces": {path.name for path in Path("/sys/class/net").iterdir()},
         "routes": _lines("ip", "route", "show", "table", "all"),
         "tables": _lines("nft", "list", "tables"),
+        "rules": {line.split(" [")[0] for line in _lines("iptables-save") if not line.startswith("#")},
+        "sets": _lines("ipset", "list", "-name"),
         "namespaces": _lines("ip", "netns", "list"),
         "cgroups": {str(path) for path in Path("/sys/fs/cgroup").glob("**/kubepods*")},
         "forwarding": Path("/proc/sys/net/ipv4/ip_forward").read_text(),

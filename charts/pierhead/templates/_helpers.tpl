@@ -98,6 +98,11 @@ capabilities: {drop: [ALL]}
 - apiGroups: [policy]
   resources: [poddisruptionbudgets]
   verbs: [get, list, watch, create, patch, delete]
+{{- if (.Values.networkPolicy).enabled }}
+- apiGroups: [networking.k8s.io]
+  resources: [networkpolicies]
+  verbs: [get, list, watch, create, patch, delete]
+{{- end }}
 {{- if eq .Values.routing.provider "gateway-api" }}
 - apiGroups: [gateway.networking.k8s.io]
   resources: [httproutes]
@@ -113,7 +118,12 @@ capabilities: {drop: [ALL]}
   resources: [virtualservices, destinationrules]
   verbs: [get, list, watch, create, patch, delete]
 {{- end }}
-# What an installation with another routing provider left is taken away.
+# What an installation with other settings left is taken away.
+{{- if not (.Values.networkPolicy).enabled }}
+- apiGroups: [networking.k8s.io]
+  resources: [networkpolicies]
+  verbs: [list, delete]
+{{- end }}
 {{- if ne .Values.routing.provider "gateway-api" }}
 - apiGroups: [gateway.networking.k8s.io]
   resources: [httproutes]
@@ -147,6 +157,13 @@ capabilities: {drop: [ALL]}
 - apiGroups: [coordination.k8s.io]
   resources: [leases]
   verbs: [create]
+{{- end }}
+
+{{/* Of the release's own pods those with these labels, as a list of NetworkPolicyPeers. */}}
+{{- define "pierhead.ownPeers" -}}
+{{- $namespace := dict "matchLabels" (dict "kubernetes.io/metadata.name" (index . 0).Release.Namespace) }}
+{{- $pods := dict "matchLabels" (index . 1 | fromYaml) }}
+{{- list (dict "namespaceSelector" $namespace "podSelector" $pods) | toJson }}
 {{- end }}
 
 {{- define "pierhead.apiName" -}}

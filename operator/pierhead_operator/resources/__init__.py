@@ -1,10 +1,12 @@
 """What should exist for a DeployedModel: pure functions from plain data to Kubernetes manifests.
 
 `objects` knows what every object of ours has, `machines` what a pod asks of its node, `pods` what a pod is made of,
-`serving` the objects around it, and `rollout` how pods of one template follow those of another.
+`network` who may reach it, `serving` the objects around it, and `rollout` how pods of one template follow those of
+another.
 """
 
 from pierhead_operator.resources.machines import unknown_machine
+from pierhead_operator.resources.network import NETWORK_POLICY
 from pierhead_operator.resources.objects import (
     Manifest,
     is_owned,
@@ -25,9 +27,11 @@ from pierhead_operator.resources.serving import (
     make_horizontal_pod_autoscaler,
     make_pod_disruption_budget,
     make_service,
+    serving_kinds,
 )
 
 __all__ = [
+    "NETWORK_POLICY",
     "SERVING_KINDS",
     "Manifest",
     "Serving",
@@ -45,5 +49,6 @@ __all__ = [
     "needs_apply",
     "owns_replicas",
     "selector",
+    "serving_kinds",
     "unknown_machine",
 ]

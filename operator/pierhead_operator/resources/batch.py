@@ -7,6 +7,7 @@ from typing import Any
 
 from pierhead_operator import names
 from pierhead_operator.resources.machines import compute_machine
+from pierhead_operator.resources.network import make_network_policy
 from pierhead_operator.resources.objects import Manifest, make_metadata
 from pierhead_operator.resources.pods import (
     ServerPod,
@@ -118,6 +119,16 @@ def make_job(batching: Batching) -> Manifest:
     metadata = make_metadata(names.batch(job.name), job, {**batching.labels, **queue})
     metadata["annotations"] = {names.ANNOTATION_RENEW: renew_value(job)}
     return {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": spec}
+
+
+def make_worker_policies(batching: Batching) -> list[Manifest]:
+    """Who asks the workers how far they are, and nobody else; nothing where the installation wants none."""
+    job, policy = batching.job, batching.settings.network_policy
+    if policy is None:
+        return []
+    metadata = make_metadata(names.batch(job.name), job, batching.labels)
+    pods = {**names.OURS, names.LABEL_BATCH_PREDICTION_JOB: job.name}
+    return [make_network_policy(metadata, pods, policy.monitoring, policy.egress)]
 
 
 def renew_value(job: BatchPredictionJob) -> str:

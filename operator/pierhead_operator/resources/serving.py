@@ -1,7 +1,9 @@
 """The objects that serve a DeployedModel: its Deployment and what stands around it. Pure."""
 
+from pierhead_operator.resources.network import NETWORK_POLICY, make_network_policy
 from pierhead_operator.resources.objects import Manifest, make_metadata, selector
 from pierhead_operator.resources.pods import Serving, make_pod_template
+from pierhead_operator.settings import NetworkPolicySettings, OperatorSettings
 from pierhead_operator.types import DedicatedResources, DeployedModel
 
 _CPU, _GPU, _REQUESTS = "cpu/utilization", "gpu/dutyCycle", "requests/inFlight"
@@ -122,15 +124,29 @@ def _make_pods_metric(name: str, target: int) -> Manifest:
     }
 
 
-# All that may exist for one.
+def make_serving_policy(serving: Serving, policy: NetworkPolicySettings) -> Manifest:
+    """Who sends predictions to a DeployedModel's pods, or asks them how they are, and nobody else."""
+    dm = serving.deployed_model
+    metadata = make_metadata(serving.name, dm, serving.labels)
+    return make_network_policy(metadata, selector(dm.name), [*policy.gateways, *policy.monitoring], policy.egress)
+
+
+# All that may exist for one, whatever the installation's settings are.
 SERVING_KINDS = frozenset({"Service", "Deployment", "HorizontalPodAutoscaler", "PodDisruptionBudget"})
+
+
+def serving_kinds(settings: OperatorSettings) -> frozenset[str]:
+    """All that may exist for one in this installation."""
+    return SERVING_KINDS | {NETWORK_POLICY} if settings.network_policy else SERVING_KINDS
 
 
 def desired_objects(serving: Serving, in_place: bool = False) -> list[Manifest]:
     """All that should exist for a DeployedModel, in the order in which it is applied."""
     dm = serving.deployed_model
-    # What takes longest to be of use comes first.
-    objects = [make_deployment(serving, in_place), make_service(serving)]
+    # What takes longest to be of use comes first, but no pod comes before what says who may reach it.
+    policy = serving.settings.network_policy
+    objects = [make_serving_policy(serving, policy)] if policy else []
+    objects += [make_deployment(serving, in_place), make_service(serving)]
     if dm.spec.resources.min_replica_count > 1:
         objects.append(make_pod_disruption_budget(serving))
     if is_autoscaled(dm):

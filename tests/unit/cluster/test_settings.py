@@ -34,6 +34,7 @@ def test_everything_is_below_the_cache():
         ("coredns", "github.com/coredns/coredns", settings.COREDNS_VERSION),
         ("helm", "helm.sh/helm/v4", settings.HELM_VERSION),
         ("envoy-gateway", "github.com/envoyproxy/gateway", settings.ENVOY_GATEWAY_VERSION),
+        ("kube-router", "github.com/cloudnativelabs/kube-router/v2", settings.KUBE_ROUTER_VERSION),
         ("fake-gcs-server", "github.com/fsouza/fake-gcs-server", settings.FAKE_GCS_SERVER_VERSION),
         ("metrics-server", "sigs.k8s.io/metrics-server", settings.METRICS_SERVER_VERSION),
         ("kwok", "sigs.k8s.io/kwok", settings.KWOK_VERSION),

@@ -26,6 +26,14 @@ def settings() -> OperatorSettings:
     )
 
 
+# Of an installation that makes NetworkPolicies.
+NETWORK_POLICY = {
+    "gateways": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "gateways"}}}],
+    "monitoring": [{"podSelector": {"matchLabels": {"app.kubernetes.io/name": "pierhead-operator"}}}],
+    "egress": [{"to": [{"ipBlock": {"cidr": "10.0.0.7/32"}}], "ports": [{"port": 443}]}],
+}
+
+
 def manifest(kind: str, name: str, spec: dict[str, Any], **status: Any) -> dict[str, Any]:
     """A custom resource as the API server gives it."""
     return {

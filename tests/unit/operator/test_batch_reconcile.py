@@ -4,10 +4,11 @@ import json
 
 import pytest
 from pierhead_operator.batch_reconcile import BatchReconciler
-from pierhead_operator.cluster import Key
+from pierhead_operator.cluster import ClusterError, Key
+from pierhead_operator.settings import NetworkPolicySettings
 from pierhead_operator.types import ShardProgress
 
-from tests.unit.operator.conftest import NOW, make_batch, make_model
+from tests.unit.operator.conftest import NETWORK_POLICY, NOW, make_batch, make_model
 from tests.unit.operator.test_reconcile import Clock, FakeCluster
 
 BATCH = Key("BatchPredictionJob", "default", "nightly")
@@ -84,6 +85,28 @@ async def test_installations_change_leaves_what_runs(make_reconciler, settings):
     cluster.calls.clear()
     await BatchReconciler(cluster, FakeWorkers(), changed, Clock()).reconcile(BATCH)
     assert cluster.calls == []
+
+
+async def test_workers_come_after_their_network_policy_which_is_repaired(settings):
+    cluster = FakeCluster(make_model(), make_batch())
+    policy = NetworkPolicySettings.model_validate(NETWORK_POLICY)
+    reconciler = BatchReconciler(
+        cluster, FakeWorkers(), settings.model_copy(update={"network_policy": policy}), Clock()
+    )
+    cluster.rejects.add("NetworkPolicy")
+    with pytest.raises(ClusterError):
+        await reconciler.reconcile(BATCH)
+    assert cluster.ready(BATCH) == ("False", "Rejected")
+    assert ("Job", "bpj-nightly") not in cluster.objects
+    cluster.rejects.clear()
+    await reconciler.reconcile(BATCH)
+    del cluster.objects["NetworkPolicy", "bpj-nightly"]
+    cluster.calls.clear()
+    await reconciler.reconcile(BATCH)
+    assert cluster.calls == [("apply", "NetworkPolicy", "bpj-nightly")]
+    cluster.calls.clear()
+    await reconciler.reconcile(BATCH)
+    assert cluster.calls == [], "stable: no writes"
 
 
 async def test_model_that_comes_later_is_waited_for(make_reconciler):

@@ -5,10 +5,18 @@ from pathlib import Path
 
 import pytest
 import yaml
-from pierhead_operator.resources.batch import Batching, explain_document, make_document, make_job, output_folder
+from pierhead_operator.resources.batch import (
+    Batching,
+    explain_document,
+    make_document,
+    make_job,
+    make_worker_policies,
+    output_folder,
+)
+from pierhead_operator.settings import NetworkPolicySettings
 from pierhead_operator.types import BatchPredictionJob, Model
 
-from tests.unit.operator.conftest import make_batch, make_model
+from tests.unit.operator.conftest import NETWORK_POLICY, make_batch, make_model
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 L4 = {"machineSpec": {"acceleratorType": "NVIDIA_L4", "acceleratorCount": 1}}
@@ -44,6 +52,21 @@ def test_job(settings, case):
     job = make_job(make_batching(settings, **CASES[case]))
     golden = GOLDEN / case / "objects.yaml"
     assert job == yaml.safe_load(golden.read_text())
+
+
+def test_workers_are_reached_by_who_asks_how_far_they_are(settings):
+    assert make_worker_policies(make_batching(settings)) == []
+    policy = NetworkPolicySettings.model_validate(NETWORK_POLICY)
+    changed = settings.model_copy(update={"network_policy": policy})
+    golden = GOLDEN / "batch-network-policy" / "objects.yaml"
+    assert make_worker_policies(make_batching(changed)) == list(yaml.safe_load_all(golden.read_text()))
+
+
+def test_policy_of_workers_is_that_of_their_pods(settings):
+    changed = settings.model_copy(update={"network_policy": NetworkPolicySettings.model_validate(NETWORK_POLICY)})
+    [policy] = make_worker_policies(make_batching(changed))
+    pod = make_job(make_batching(changed, **CASES["batch-full"]))["spec"]["template"]
+    assert policy["spec"]["podSelector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
 
 
 def test_folder_is_the_models_and_of_the_moment():

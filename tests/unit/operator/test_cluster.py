@@ -8,7 +8,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from kubernetes.aio.client import ApiClient, Configuration
 from pierhead_operator.cluster import Cluster, ClusterError, Rejected, find_resource
-from pierhead_operator.resources import SERVING_KINDS
+from pierhead_operator.resources import NETWORK_POLICY, SERVING_KINDS
 from pierhead_operator.routing import ROUTE_KINDS
 from pierhead_operator.status import Event
 from pierhead_operator.store import Store
@@ -125,7 +125,7 @@ async def test_kind_that_is_not_installed_has_no_objects(api, server):
 
 async def test_every_kind_that_is_made_can_be_read(api, server):
     server.answers = [(404, {})]
-    for kind in sorted(SERVING_KINDS.union(*ROUTE_KINDS.values())):
+    for kind in sorted({NETWORK_POLICY}.union(SERVING_KINDS, *ROUTE_KINDS.values())):
         assert await Cluster(api).list_objects(kind, "default") == []
     assert all(path.startswith(("/api/", "/apis/")) for _, path, _, _ in server.requests)
 

@@ -14,6 +14,7 @@ PAGE = (REPOSITORY / "docs" / "operator.md").read_text()
 API_PAGE = (REPOSITORY / "docs" / "api.md").read_text()
 MONITORING_PAGE = (REPOSITORY / "docs" / "monitoring.md").read_text()
 FAILURE_PAGE = (REPOSITORY / "docs" / "failure-modes.md").read_text()
+NETWORK_PAGE = (REPOSITORY / "docs" / "network-policies.md").read_text()
 SERVER_PAGE = (REPOSITORY / "docs" / "model-server.md").read_text()
 
 
@@ -67,10 +68,19 @@ def test_every_chart_value_is_documented():
     values = yaml.safe_load((REPOSITORY / "charts" / "pierhead" / "values.yaml").read_text())
     leaves = set(_leaves(values))
     # An object that is empty at first is documented by its fields.
-    pages = (PAGE, API_PAGE, MONITORING_PAGE)
+    pages = (PAGE, API_PAGE, MONITORING_PAGE, NETWORK_PAGE)
     named = {name for page in pages for name in _first_cells("Chart values", page)}
     documented = {next((leaf for leaf in leaves if name.startswith(f"{leaf}.")), name) for name in named}
     assert documented == leaves
+
+
+def test_every_rule_of_egress_is_documented():
+    values = yaml.safe_load((REPOSITORY / "charts" / "pierhead" / "values.yaml").read_text())
+    rows = [line.split("|")[1] for line in _section("Egress", NETWORK_PAGE).splitlines() if line.startswith("| ")]
+    for row, rule in zip(rows[1:], values["networkPolicy"]["egress"], strict=True):
+        addresses = [peer["ipBlock"]["cidr"].removesuffix("/32") for peer in rule.get("to", [])]
+        ports = [str(port["port"]) for port in rule["ports"]]
+        assert re.findall(r"\d[\d.]*", row) == [*addresses, *ports]
 
 
 def test_every_autoscaling_metric_is_documented():

@@ -29,6 +29,12 @@ def test_only_what_the_provider_makes_is_watched(routing, routes):
     assert watched_kinds(settings) == OWN_KINDS | SERVING_KINDS | {"Job", "Pod"} | routes
 
 
+def test_network_policies_are_watched_where_they_are_made():
+    policy = {"monitoring": [{"podSelector": {}}]}
+    settings = OperatorSettings.model_validate({"server": {"image": "i"}, "networkPolicy": policy})
+    assert watched_kinds(settings) == OWN_KINDS | SERVING_KINDS | {"Job", "Pod", "NetworkPolicy"}
+
+
 def test_foreign_objects_are_never_sent():
     kinds = OWN_KINDS | SERVING_KINDS | {"Pod", "HTTPRoute"}
     selectors = make_kopf_settings(kinds).watching.label_selectors

@@ -8,10 +8,11 @@ from pierhead_operator.cluster import ClusterError, Key, Rejected
 from pierhead_operator.feed import OWN_KINDS
 from pierhead_operator.names import LABEL_ENDPOINT, LABEL_MODEL, OURS
 from pierhead_operator.reconcile import Reconciler
+from pierhead_operator.settings import NetworkPolicySettings
 from pierhead_operator.store import trim
 from pierhead_operator.types import DeployedModel
 
-from tests.unit.operator.conftest import NOW, make_deployed_model, make_endpoint, make_model
+from tests.unit.operator.conftest import NETWORK_POLICY, NOW, make_deployed_model, make_endpoint, make_model
 
 DM = Key("DeployedModel", "default", "photos-1")
 ENDPOINT = Key("Endpoint", "default", "photos")
@@ -471,9 +472,57 @@ async def test_routes_of_another_provider_are_taken_away(make_reconciler, settin
     assert ("HTTPRoute", "ep-photos") in cluster.objects
     routing = settings.routing.model_copy(update={"provider": "none"})
     without = Reconciler(cluster, FakeProber(), settings.model_copy(update={"routing": routing}), Clock())
-    await without.delete_other_providers_routes(None)
+    await without.delete_of_other_settings(None)
     assert not {("HTTPRoute", "ep-photos"), ("Service", "ep-photos")} & cluster.objects.keys()
     assert ("DeployedModel", "photos-1") in cluster.objects
+
+
+@pytest.fixture
+def restricting(settings):
+    """The settings of an installation that makes NetworkPolicies."""
+    return settings.model_copy(update={"network_policy": NetworkPolicySettings.model_validate(NETWORK_POLICY)})
+
+
+async def test_pods_come_after_their_network_policy(restricting):
+    cluster = FakeCluster(make_model(), make_endpoint(), make_deployed_model())
+    reconciler = Reconciler(cluster, FakeProber(), restricting, Clock())
+    cluster.rejects.add("NetworkPolicy")
+    with pytest.raises(ClusterError):
+        await reconciler.reconcile(DM)
+    assert cluster.ready(DM) == ("False", "Rejected")
+    assert ("Deployment", "dm-photos-1") not in cluster.objects
+    cluster.rejects.clear()
+    await reconciler.reconcile(DM)
+    assert {("NetworkPolicy", "dm-photos-1"), ("Deployment", "dm-photos-1")} <= cluster.objects.keys()
+    cluster.calls.clear()
+    await reconciler.reconcile(DM)
+    assert cluster.calls == [], "stable: no writes"
+
+
+async def test_network_policies_go_when_they_are_no_longer_wanted(restricting, settings):
+    cluster = FakeCluster(make_model(), make_endpoint(), make_deployed_model())
+    await Reconciler(cluster, FakeProber(), restricting, Clock()).reconcile(DM)
+    await Reconciler(cluster, FakeProber(), restricting, Clock()).delete_of_other_settings(None)
+    assert ("NetworkPolicy", "dm-photos-1") in cluster.objects
+    await Reconciler(cluster, FakeProber(), settings, Clock()).delete_of_other_settings(None)
+    assert ("NetworkPolicy", "dm-photos-1") not in cluster.objects
+    assert ("Deployment", "dm-photos-1") in cluster.objects
+
+
+async def test_pods_that_leave_keep_their_network_policy(restricting):
+    cluster, reconciler, gone = await _deploy_two(
+        lambda *objects: ((cluster := FakeCluster(*objects)), Reconciler(cluster, FakeProber(), restricting, Clock()))
+    )
+    del cluster.objects["DeployedModel", "photos-2"]
+    cluster.collect_garbage("uid-photos-2")
+    await reconciler.reconcile(ENDPOINT)
+    await reconciler.reconcile(gone)
+    reconciler.clock.now += timedelta(seconds=30)
+    await reconciler.reconcile(gone)
+    assert _left(cluster) == ["NetworkPolicy", "Service"]
+    del cluster.objects["Pod", "p"]
+    await reconciler.reconcile(gone)
+    assert _left(cluster) == []
 
 
 def _weights(cluster):

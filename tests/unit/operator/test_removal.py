@@ -56,14 +56,14 @@ def test_mentions(spec, expected):
     assert mentions({"metadata": {"name": "dm-photos-1"}, "spec": spec}, "dm-photos-1") is expected
 
 
-def test_deployment_and_service_are_the_endpoints_too():
+@pytest.mark.parametrize("kind", ["Deployment", "Service", "NetworkPolicy"])
+def test_what_pods_need_to_the_end_is_the_endpoints_too(kind):
     endpoint = Endpoint.model_validate(make_endpoint())
-    for kind in ("Deployment", "Service"):
-        owners = share(_child(kind, [DM_OWNS]), endpoint)["metadata"]["ownerReferences"]
-        assert [(owner["kind"], owner["uid"], owner.get("controller")) for owner in owners] == [
-            ("DeployedModel", "1", True),
-            ("Endpoint", "uid-photos", None),
-        ]
+    owners = share(_child(kind, [DM_OWNS]), endpoint)["metadata"]["ownerReferences"]
+    assert [(owner["kind"], owner["uid"], owner.get("controller")) for owner in owners] == [
+        ("DeployedModel", "1", True),
+        ("Endpoint", "uid-photos", None),
+    ]
 
 
 @pytest.mark.parametrize("kind", ["HorizontalPodAutoscaler", "PodDisruptionBudget"])

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import yaml
 from pierhead_operator.resources import (
-    SERVING_KINDS,
     Serving,
     desired_objects,
     is_owned,
@@ -15,13 +14,14 @@ from pierhead_operator.resources import (
     mark_applied,
     needs_apply,
     owns_replicas,
+    serving_kinds,
     unknown_machine,
 )
 from pierhead_operator.settings import OperatorSettings
 from pierhead_operator.types import DeployedModel, Endpoint
 from pierhead_server.settings import Settings as ServerSettings
 
-from tests.unit.operator.conftest import make_deployed_model, manifest
+from tests.unit.operator.conftest import NETWORK_POLICY, make_deployed_model, manifest
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 
@@ -106,6 +106,7 @@ CASES = {
         {"autoscaling": {"gpuDutyCycleMetric": "gpu_busy", "requestsInFlightMetric": "requests_held"}},
     ),
     "limits": Case({}, endpoint={"clientConnectionConfig": {"inferenceTimeout": "120s"}, "maxRequestBytes": 52428800}),
+    "network-policy": Case({}, {"networkPolicy": NETWORK_POLICY}),
     "overrides": Case(
         {
             "serviceAccount": "photos-reader",
@@ -143,7 +144,8 @@ CASES = {
 def _change(settings, sections):
     """The settings with some of the fields of some of their sections changed."""
     data = settings.model_dump(by_alias=True)
-    return OperatorSettings.model_validate(data | {name: data[name] | fields for name, fields in sections.items()})
+    changed = {name: (data[name] or {}) | fields for name, fields in sections.items()}
+    return OperatorSettings.model_validate(data | changed)
 
 
 def _serving(model, settings, spec, endpoint=None):
@@ -176,8 +178,8 @@ def test_desired_objects(case, model, settings):
 @pytest.mark.parametrize("case", CASES)
 def test_surplus_is_looked_for_among_all_that_may_be_made(case, model, settings):
     given = CASES[case]
-    objects = desired_objects(_serving(model, _change(settings, given.settings), given.spec))
-    assert {made["kind"] for made in objects} <= SERVING_KINDS
+    serving = _serving(model, _change(settings, given.settings), given.spec)
+    assert {made["kind"] for made in desired_objects(serving)} <= serving_kinds(serving.settings)
 
 
 # The server's environment
