@@ -5,6 +5,7 @@ import re
 
 import pytest
 import yaml
+from packaging.utils import canonicalize_name
 
 from tests.kube import OPERATOR, SYSTEM, wait_until
 from tests.releases import REPOSITORY
@@ -51,5 +52,5 @@ def test_image_runs_without_rights_and_tells_what_it_is_made_of(kubectl, name):
     assert told["user"] == 65532
     assert told["not compiled"] == []
     assert told["sbom"]["bomFormat"] == "CycloneDX"
-    components = {component["name"].lower(): component["version"] for component in told["sbom"]["components"]}
+    components = {canonicalize_name(one["name"]): one["version"] for one in told["sbom"]["components"]}
     assert components == _read_lock(name)
