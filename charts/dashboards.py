@@ -20,6 +20,10 @@ _SERVING = f'{_ENDPOINT},pierhead_dev_deployed_model=~"$deployed_model"'
 # Those of an Endpoint, whichever DeployedModels are chosen: shares are of all.
 _ALL_PREDICTIONS = f'{_ENDPOINT},dialect!="probe"'
 _PREDICTIONS = f'{_SERVING},dialect!="probe"'
+# What the operator tells of resources has the resources' own names as labels.
+_TOLD_DEPLOYED_MODEL = "namespace, endpoint, deployed_model"
+_TOLD = 'namespace=~"$namespace",endpoint=~"$endpoint",deployed_model=~"$deployed_model"'
+_TOLD_LEGEND = "{{namespace}}/{{deployed_model}}"
 _BATCH = 'namespace=~"$namespace",pierhead_dev_batch_prediction_job=~"$batch_prediction_job"'
 _BATCH_JOB = "namespace, pierhead_dev_batch_prediction_job"
 _MODEL_LEGEND = "{{namespace}}/{{pierhead_dev_deployed_model}}"
@@ -54,6 +58,11 @@ class Dashboard:
     rows: tuple[tuple[str, tuple[Panel, ...]], ...]
 
 
+def told(metric: str, labels: str, by: str) -> str:
+    """A figure of resources, in a moment in which one operator takes over from another, too."""
+    return f"max by ({by}) (pierhead_operator_{metric}{{{labels}}})"
+
+
 def rate(metric: str, labels: str, by: str) -> str:
     """A counter's increase a second."""
     return f"sum by ({by}) (rate({metric}{{{labels}}}[$__rate_interval]))"
@@ -77,7 +86,19 @@ _TRAFFIC = (
         (Query(rate("pierhead_predict_requests_total", _PREDICTIONS, _DEPLOYED_MODEL), _MODEL_LEGEND),),
     ),
     Panel(
-        "Split, as it takes effect",
+        "Split, wanted and effective",
+        "percent",
+        tuple(
+            Query(
+                told(f"traffic_split_{split}_percent", _TOLD, _TOLD_DEPLOYED_MODEL),
+                f"{{{{namespace}}}}/{{{{endpoint}}}}: {{{{deployed_model}}}} {split}",
+            )
+            for split in ("wanted", "effective")
+        ),
+        "What the spec asks for, and what the gateway is told: weight goes only to what serves.",
+    ),
+    Panel(
+        "Split, as predictions are answered",
         "percentunit",
         (
             Query(
@@ -180,6 +201,32 @@ _QUEUE = (
 )
 _ROLLOUT = (
     Panel(
+        "DeployedModels that are ready",
+        "short",
+        (Query(told("deployed_model_ready", _TOLD, _TOLD_DEPLOYED_MODEL), _TOLD_LEGEND),),
+        "1 where every replica of the wanted version answers predictions.",
+    ),
+    Panel(
+        "Endpoints that are ready",
+        "short",
+        (
+            Query(
+                told("endpoint_ready", 'namespace=~"$namespace",endpoint=~"$endpoint"', "namespace, endpoint"),
+                "{{namespace}}/{{endpoint}}",
+            ),
+        ),
+        "1 where traffic is split as wanted.",
+    ),
+    Panel(
+        "Replicas",
+        "short",
+        tuple(
+            Query(told(f"deployed_model_replicas_{which}", _TOLD, _TOLD_DEPLOYED_MODEL), f"{_TOLD_LEGEND} {which}")
+            for which in ("wanted", "updated", "available")
+        ),
+        "In a rollout fewer are updated than wanted.",
+    ),
+    Panel(
         "Pods by version and form",
         "short",
         (
@@ -209,6 +256,15 @@ _ROLLOUT = (
     ),
 )
 _WORK = (
+    Panel(
+        "Jobs by state",
+        "short",
+        (
+            Query(
+                told("batch_prediction_jobs", 'namespace=~"$namespace"', "namespace, state"), "{{namespace}}: {{state}}"
+            ),
+        ),
+    ),
     Panel(
         "Lines a second",
         "short",
@@ -329,12 +385,12 @@ DASHBOARDS = (
         "pierhead-models",
         "Pierhead: models",
         (
-            ("namespace", "pierhead_workers", "namespace"),
-            ("endpoint", 'pierhead_workers{namespace=~"$namespace"}', "pierhead_dev_endpoint"),
+            ("namespace", "pierhead_operator_deployed_model_ready", "namespace"),
+            ("endpoint", 'pierhead_operator_deployed_model_ready{namespace=~"$namespace"}', "endpoint"),
             (
                 "deployed_model",
-                'pierhead_workers{namespace=~"$namespace",pierhead_dev_endpoint=~"$endpoint"}',
-                "pierhead_dev_deployed_model",
+                'pierhead_operator_deployed_model_ready{namespace=~"$namespace",endpoint=~"$endpoint"}',
+                "deployed_model",
             ),
         ),
         (
@@ -342,7 +398,7 @@ DASHBOARDS = (
             ("Latency", _LATENCY),
             ("Errors", _ERRORS),
             ("Queue and batches", _QUEUE),
-            ("Rollouts and GPU", _ROLLOUT),
+            ("Readiness, rollouts and GPU", _ROLLOUT),
         ),
     ),
     Dashboard(

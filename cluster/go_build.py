@@ -137,7 +137,10 @@ KWOK = Tool(
 PROMETHEUS = Tool(
     name="prometheus",
     version=settings.PROMETHEUS_VERSION,
-    binaries={"prometheus": "github.com/prometheus/prometheus/cmd/prometheus"},
+    binaries={
+        "prometheus": "github.com/prometheus/prometheus/cmd/prometheus",
+        "promtool": "github.com/prometheus/prometheus/cmd/promtool",  # tries the alerts
+    },
     # It finds its targets in Kubernetes alone: the rest pulls in the SDKs of every cloud.
     tags=("remove_all_sd", "enable_kubernetes_sd"),
 )
@@ -145,6 +148,15 @@ PROMETHEUS_ADAPTER = Tool(
     name="prometheus-adapter",
     version=settings.PROMETHEUS_ADAPTER_VERSION,
     binaries={"prometheus-adapter": "sigs.k8s.io/prometheus-adapter/cmd/adapter"},
+)
+# Its CRDs, and what it makes of PodMonitors. The Prometheus operator itself does not run in the cluster.
+PROMETHEUS_OPERATOR = Tool(
+    name="prometheus-operator",
+    version=settings.PROMETHEUS_OPERATOR_VERSION,
+    binaries={"make-scrape-config": "pierhead.dev/cluster/prometheus-operator"},
+    files={
+        "crds": ("github.com/prometheus-operator/prometheus-operator", "example/prometheus-operator-crd"),
+    },
 )
 # No program: what Istio's objects are judged by in the tests. Istio itself does not run in the cluster.
 ISTIO = Tool(

@@ -18,6 +18,7 @@ METRICS_SERVER_VERSION = "0.9.0"
 KWOK_VERSION = "0.8.0"  # for the bench of the operator: no cluster has it
 PROMETHEUS_VERSION = "0.313.5"  # of its Go module: Prometheus 3.13.5
 PROMETHEUS_ADAPTER_VERSION = "0.12.0"
+PROMETHEUS_OPERATOR_VERSION = "0.93.1"  # of its CRDs and of how it reads them: it does not run in the cluster
 ISTIO_VERSION = "1.31.1"  # of its API alone: Istio does not run in the cluster
 
 DEBIAN_SUITE = "bookworm"

@@ -28,6 +28,7 @@ from pierhead_operator.metrics import Metrics
 from pierhead_operator.prober import Prober
 from pierhead_operator.queue import RetryLater, WorkQueue
 from pierhead_operator.reconcile import Reconciler
+from pierhead_operator.resource_metrics import ResourceMetrics
 from pierhead_operator.resync import Resync
 from pierhead_operator.settings import OperatorSettings
 from pierhead_operator.store import Store
@@ -65,7 +66,8 @@ async def run(settings: OperatorSettings) -> None:
             return min(events.age, resync.age)
 
         metrics.watch(lambda: queue.length, lambda: lease.is_held, lambda: resync.age)
-        server = await health.serve(health.make_app(silence, metrics))
+        resources = ResourceMetrics(store, lambda: lease.is_held)
+        server = await health.serve(health.make_app(silence, metrics, resources))
         begin = asyncio.Event()
         duties = (queue.run(begin), resync.run(), _tidy(begin, reconciler, settings), _lead(lease, resync, begin))
         try:

@@ -1,5 +1,6 @@
-"""/healthz for the kubelet and /metrics for Prometheus, on one port."""
+"""/healthz for the kubelet, /metrics and /metrics/resources for Prometheus, on one port."""
 
+import asyncio
 import time
 from collections.abc import Callable
 
@@ -7,6 +8,7 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from pierhead_operator.metrics import Metrics
+from pierhead_operator.resource_metrics import ResourceMetrics
 from pierhead_operator.resync import INTERVAL_SECONDS
 
 _PORT = 8081
@@ -31,7 +33,7 @@ class Heartbeat:
         return self._clock() - self._last
 
 
-def make_app(silence: Callable[[], float], metrics: Metrics) -> web.Application:
+def make_app(silence: Callable[[], float], metrics: Metrics, resources: ResourceMetrics) -> web.Application:
     """`silence`: for how many seconds nothing has been heard of the cluster."""
 
     async def healthz(_: web.Request) -> web.Response:
@@ -42,9 +44,14 @@ def make_app(silence: Callable[[], float], metrics: Metrics) -> web.Application:
     async def tell_metrics(_: web.Request) -> web.Response:
         return web.Response(body=metrics.render(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
+    async def tell_resources(_: web.Request) -> web.Response:
+        body = await asyncio.to_thread(resources.render)
+        return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
+
     app = web.Application()
     app.router.add_get("/healthz", healthz)
     app.router.add_get("/metrics", tell_metrics)
+    app.router.add_get("/metrics/resources", tell_resources)
     return app
 
 

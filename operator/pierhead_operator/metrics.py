@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Literal, get_args
 
 from prometheus_client import (
     CollectorRegistry,
@@ -15,6 +15,8 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
+
+from pierhead_operator.types import KINDS
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
@@ -56,6 +58,10 @@ class Metrics:
             ["kind", "reason"],
             registry=self._registry,
         )
+        # The first of a kind is seen as an increase only where there was a 0 before.
+        for kind in KINDS:
+            for reason in get_args(ErrorReason):
+                self._reconcile_errors.labels(kind.KIND, reason)
 
     def _make_cluster_metrics(self) -> None:
         self._api_requests = Counter(

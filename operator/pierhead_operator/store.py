@@ -67,8 +67,8 @@ class Store:
         before = self._objects[kind].get(key)
         if version <= (before.version if before else self._gone[kind].get(key, -1)):
             return False
-        self._forget(kind, key)
         entry = _Entry(version, _pack(trim(kind, live)), tuple(_indexed(kind, live)))
+        self._forget(kind, key)
         self._objects[kind][key] = entry
         for label, value in entry.indexed:
             self._index.setdefault((kind, key[0], label, value), set()).add(key[1])
@@ -113,6 +113,10 @@ class Store:
         found = (_unpack(objects[key]) for key in sorted(self._keys(kind, namespace, labels or {})))
         wanted = {label: value for label, value in (labels or {}).items() if label not in INDEXED}
         return [live for live in found if wanted.items() <= live["metadata"].get("labels", {}).items()]
+
+    def scan(self, kind: str) -> Iterator[Manifest]:
+        """All objects of a kind, in any order. Safe in another thread: what is there is copied at once."""
+        return (_unpack(entry) for entry in list(self._objects[kind].values()))
 
     def names(self, kind: str, namespace: str, label: str, value: str) -> list[str]:
         """The names of the objects of a kind with this label, which is one of INDEXED."""

@@ -5,7 +5,7 @@ import yaml
 
 from tests.apiserver.golden import GOLDEN as OBJECTS
 from tests.chart import CASES, GOLDEN, helm_template, load_values, render, render_golden, try_install, without_hooks
-from tests.monitoring import FILES, load_alerts
+from tests.monitoring import FILES, MONITORING, load_alerts
 
 GATEWAY = ("routing.provider=gateway-api", "routing.gateway.namespace=gateways", "routing.gateway.name=public")
 ISTIO = ("routing.provider=istio", "routing.istio.gateways={gateways/public}")
@@ -131,14 +131,6 @@ def test_crds_are_part_of_the_release_and_kept(cluster):
     assert all(crd["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep" for crd in crds)
 
 
-MONITORING = (
-    "monitoring.podMonitor.enabled=true",
-    "monitoring.prometheusRule.enabled=true",
-    "monitoring.dashboards.enabled=true",
-    "monitoring.labels.release=prometheus",
-)
-
-
 def _find_monitoring(*settings):
     """What is there with monitoring and would not be without."""
     before = render(*settings)
@@ -172,9 +164,9 @@ def test_pod_monitors_choose_the_pods_and_their_ports(cluster):
             for template in (*own, *made)
             if monitor["selector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
         ]
-        [endpoint] = monitor["podMetricsEndpoints"]
         [container] = template["spec"]["containers"]
-        assert endpoint["port"] in [port["name"] for port in container["ports"]]
+        for endpoint in monitor["podMetricsEndpoints"]:
+            assert endpoint["port"] in [port["name"] for port in container["ports"]]
         assert set(monitor.get("podTargetLabels", ())) <= template["metadata"]["labels"].keys()
 
 

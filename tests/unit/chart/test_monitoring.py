@@ -7,6 +7,7 @@ import pytest
 from pierhead_api.metrics import Metrics as ApiMetrics
 from pierhead_operator import names
 from pierhead_operator.metrics import Metrics as OperatorMetrics
+from pierhead_operator.resource_metrics import ResourceMetrics
 from pierhead_operator.settings import AutoscalingSettings
 from pierhead_server.batch.pulse import Pulse
 from pierhead_server.messages import Reply
@@ -16,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from charts import dashboards
 from tests.monitoring import FILES, REPOSITORY, load_alerts, load_queries
+from tests.unit.operator.resources import make_store
 
 RUNBOOKS = REPOSITORY / "docs" / "runbooks"
 TEMPLATE = (REPOSITORY / "charts" / "pierhead" / "templates" / "monitoring.yaml").read_text()
@@ -33,10 +35,10 @@ def as_label(key):
 def make_operators():
     metrics = OperatorMetrics()
     with metrics.time_reconcile("Model"):
-        metrics.count_error("Model", "bug")
+        pass
     metrics.observe_request("list", "Model", "200", 0.1)
     metrics.set_resources("Model", 1)
-    return metrics.render()
+    return metrics.render() + ResourceMetrics(make_store(), lambda: True).render()
 
 
 def make_apis():

@@ -40,6 +40,11 @@ def test_everything_is_below_the_cache():
         ("kwok", "sigs.k8s.io/kwok", settings.KWOK_VERSION),
         ("prometheus", "github.com/prometheus/prometheus", settings.PROMETHEUS_VERSION),
         ("prometheus-adapter", "sigs.k8s.io/prometheus-adapter", settings.PROMETHEUS_ADAPTER_VERSION),
+        (
+            "prometheus-operator",
+            "github.com/prometheus-operator/prometheus-operator",
+            settings.PROMETHEUS_OPERATOR_VERSION,
+        ),
         ("istio", "istio.io/api", settings.ISTIO_VERSION),
     ],
 )
@@ -56,6 +61,6 @@ def test_envoy_version_is_that_of_its_lock_file():
 def test_go_needed_is_what_the_modules_ask_for():
     asked = [
         re.findall(r"^go (\d+)\.(\d+)\.(\d+)$", (tool.module / "go.mod").read_text(), re.MULTILINE)[0]
-        for tool in (*go_build.TOOLS, *go_build.METRICS, go_build.KWOK, go_build.ISTIO)
+        for tool in (*go_build.TOOLS, *go_build.METRICS, go_build.KWOK, go_build.ISTIO, go_build.PROMETHEUS_OPERATOR)
     ]
     assert max(tuple(map(int, one)) for one in asked) == settings.GO_NEEDED

@@ -11,9 +11,13 @@ from aiohttp.test_utils import TestClient, TestServer
 from pierhead_operator import health, logs
 from pierhead_operator.__main__ import make_work
 from pierhead_operator.cluster import ClusterError, Key, Rejected
+from pierhead_operator.feed import OWN_KINDS
 from pierhead_operator.handlers import make_kopf_settings
 from pierhead_operator.metrics import Metrics
 from pierhead_operator.queue import RetryLater
+from pierhead_operator.resource_metrics import ResourceMetrics
+
+from tests.unit.operator.resources import make_store
 
 PAGE = (Path(__file__).parents[3] / "docs" / "operator.md").read_text()
 KEY = Key("Endpoint", "default", "photos")
@@ -24,6 +28,11 @@ def metrics():
     return Metrics()
 
 
+@pytest.fixture
+def resources():
+    return ResourceMetrics(make_store(), lambda: True)
+
+
 def value(metrics, sample):
     """The value of a sample, written as Prometheus scrapes it."""
     found = [line for line in metrics.render().decode().splitlines() if line.startswith(f"{sample} ")]
@@ -31,13 +40,12 @@ def value(metrics, sample):
     return float(found[0].rsplit(" ", 1)[1])
 
 
-def test_every_metric_is_documented_with_its_labels(metrics):
+def test_every_metric_is_documented_with_its_labels(metrics, resources):
     metrics.observe_request("get", "Pod", "200", 0.1)
-    metrics.count_error("Endpoint", "bug")
     metrics.set_resources("Endpoint", 1)
     with metrics.time_reconcile("Endpoint"):
         pass
-    text = metrics.render().decode()
+    text = (metrics.render() + resources.render()).decode()
     there = {}
     for name in re.findall(r"^# TYPE (pierhead_\w+) ", text, re.MULTILINE):
         labels = re.search(rf"^{name}(?:_count)?(?:{{(.*)}})? ", text, re.MULTILINE)[1] or ""
@@ -74,7 +82,9 @@ def work_that(metrics, outcome):
 async def test_reconcile_is_timed_and_its_wish_is_passed_on(metrics):
     assert await work_that(metrics, 2.0)(KEY) == 2.0
     assert value(metrics, 'pierhead_operator_reconcile_seconds_count{kind="Endpoint"}') == 1
-    assert "reconcile_errors_total{" not in metrics.render().decode()
+    for kind in OWN_KINDS:
+        for reason in ("environment", "bug"):
+            assert value(metrics, f'pierhead_operator_reconcile_errors_total{{kind="{kind}",reason="{reason}"}}') == 0
 
 
 @pytest.mark.parametrize(
@@ -94,19 +104,22 @@ async def test_failed_reconcile_is_counted_by_who_must_act_and_tried_again(metri
 
 
 @pytest.mark.parametrize(("silence", "status"), [(0, 200), (359, 200), (360, 503)])
-async def test_health_fails_when_nothing_is_heard_of_the_cluster(metrics, silence, status):
-    async with TestClient(TestServer(health.make_app(lambda: silence, metrics))) as client:
+async def test_health_fails_when_nothing_is_heard_of_the_cluster(metrics, resources, silence, status):
+    async with TestClient(TestServer(health.make_app(lambda: silence, metrics, resources))) as client:
         answer = await client.get("/healthz")
         assert answer.status == status
         assert f"{silence} s ago" in await answer.text()
 
 
-async def test_metrics_are_served_beside_health(metrics):
+async def test_metrics_are_served_beside_health(metrics, resources):
     metrics.set_resources("Model", 3)
-    async with TestClient(TestServer(health.make_app(lambda: 0, metrics))) as client:
+    async with TestClient(TestServer(health.make_app(lambda: 0, metrics, resources))) as client:
         answer = await client.get("/metrics")
         assert answer.content_type == "text/plain"
         assert 'pierhead_operator_resources{kind="Model"} 3.0' in await answer.text()
+        answer = await client.get("/metrics/resources")
+        assert answer.content_type == "text/plain"
+        assert 'pierhead_operator_endpoint_ready{endpoint="photos",namespace="default"} 0.0' in await answer.text()
 
 
 def test_heartbeat_tells_its_age():

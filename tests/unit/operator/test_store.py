@@ -148,3 +148,11 @@ def test_who_owns_the_replicas_is_kept(manager):
     fields = {"f:spec": {"f:replicas": {}, "f:template": {}}}
     live["metadata"]["managedFields"] = [{"manager": manager, "fieldsV1": fields}]
     assert owns_replicas(trim("Deployment", live)) == owns_replicas(live) == (manager == "pierhead")
+
+
+def test_scan_gives_what_was_there_when_it_was_asked(store):
+    store.put("Service", _object("a"))
+    store.put("Service", _object("b", namespace="other"))
+    found = store.scan("Service")
+    store.put("Service", _object("c"))
+    assert sorted(_names(found)) == ["a", "b"]
