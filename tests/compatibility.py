@@ -3,7 +3,7 @@
 An object that the older one stored must be valid, keep every field, and mean the same.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 Schema = Mapping[str, Any]
@@ -50,7 +50,9 @@ def _compare_versions(old: Schema, new: Schema) -> Iterator[str]:
 
 def compare_schemas(old: Schema, new: Schema, path: str = "") -> Iterator[str]:
     """The same of two structural schemas."""
-    yield from (f"{path}: {what}" for what in _compare_node(old, new))
+    # Nobody but the operator writes a status: what it has at first changes nobody's meaning.
+    fixed = [key for key in _FIXED if key != "default" or not path.startswith(".status")]
+    yield from (f"{path}: {what}" for what in _compare_node(old, new, fixed))
     for name, before in old.get("properties", {}).items():
         after = new.get("properties", {}).get(name)
         if after is None:
@@ -63,8 +65,8 @@ def compare_schemas(old: Schema, new: Schema, path: str = "") -> Iterator[str]:
             yield from compare_schemas(before, after, f"{path}[]")
 
 
-def _compare_node(old: Schema, new: Schema) -> Iterator[str]:
-    for key in _FIXED:
+def _compare_node(old: Schema, new: Schema, fixed: Sequence[str]) -> Iterator[str]:
+    for key in fixed:
         if _flat(old.get(key)) != _flat(new.get(key)):
             yield f"{key} was {old.get(key)!r}, is {new.get(key)!r}"
     for key in _UPPER:

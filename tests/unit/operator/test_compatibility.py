@@ -62,6 +62,7 @@ def made_of(**properties):
             {**STRING, "x-kubernetes-validations": [{"rule": "self != ''", "message": "must not be empty"}]},
             [": has a new rule: must not be empty"],
         ),
+        (made_of(status=made_of()), made_of(status={**made_of(), "default": {}}), []),
         # What takes more breaks nothing.
         (made_of(a={**STRING, "enum": ["x"]}), made_of(a={**STRING, "enum": ["x", "y"]}), []),
         (made_of(a=STRING), made_of(a=STRING, b=STRING), []),
