@@ -2,7 +2,7 @@ PYTHON := .venv/bin/python
 UV := .uv/bin/uv
 NODE_CLIENT := tests/e2e/clients/node/node_modules/.package-lock.json
 
-.PHONY: quickstart test preflight unit e2e in-cluster chaos docs fmt lint crds dashboards images cluster-up cluster-down bench bench-server bench-batch bench-operator bench-api lock
+.PHONY: quickstart test preflight unit e2e in-cluster chaos docs fmt lint crds dashboards manifests images cluster-up cluster-down bench bench-server bench-batch bench-operator bench-api lock
 
 quickstart: preflight .venv/installed  ## a classifier on a real Kubernetes, answering photographs
 	$(PYTHON) -m cluster quickstart
@@ -40,6 +40,9 @@ crds: .venv/installed  ## crds/ and docs/resources.md from types.py
 
 dashboards: .venv/installed  ## charts/pierhead/files/dashboards from charts/dashboards.py
 	$(PYTHON) -m charts.dashboards charts/pierhead/files/dashboards
+
+manifests: .venv/installed  ## config/default from the chart
+	$(PYTHON) -m charts.manifests config/default/pierhead.yaml
 
 images: .venv/installed  ## the image of the operator and the API, and the server's
 	$(PYTHON) -m cluster images

@@ -158,6 +158,24 @@ PROMETHEUS_OPERATOR = Tool(
         "crds": ("github.com/prometheus-operator/prometheus-operator", "example/prometheus-operator-crd"),
     },
 )
+# What applies the examples of docs/gitops.md in the tests, and what judges Pierhead's statuses there.
+FLUX = Tool(
+    name="flux",
+    version=settings.FLUX_VERSION,
+    binaries={
+        "source-controller": "github.com/fluxcd/source-controller",
+        "kustomize-controller": "github.com/fluxcd/kustomize-controller",
+    },
+    files={
+        "source-crds": ("github.com/fluxcd/source-controller", "config/crd/bases"),
+        "kustomize-crds": ("github.com/fluxcd/kustomize-controller", "config/crd/bases"),
+    },
+)
+HEALTH = Tool(
+    name="health",
+    version=settings.KSTATUS_VERSION,
+    binaries={"health": "pierhead.dev/cluster/health"},
+)
 # No program: what Istio's objects are judged by in the tests. Istio itself does not run in the cluster.
 ISTIO = Tool(
     name="istio",
@@ -169,6 +187,7 @@ ISTIO = Tool(
 # The slowest first: everything else can be made while nothing waits for it.
 TOOLS = (KUBE, COREDNS, ENVOY_GATEWAY, HELM, KUBE_ROUTER, FAKE_GCS_SERVER)
 METRICS = (METRICS_SERVER, PROMETHEUS, PROMETHEUS_ADAPTER)
+TESTS = (FLUX, HEALTH, PROMETHEUS_OPERATOR, ISTIO)  # none of them runs in the cluster
 
 
 def missing(paths: Paths, tools: Iterable[Tool]) -> list[Tool]:

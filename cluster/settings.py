@@ -19,6 +19,8 @@ KWOK_VERSION = "0.8.0"  # for the bench of the operator: no cluster has it
 PROMETHEUS_VERSION = "0.313.5"  # of its Go module: Prometheus 3.13.5
 PROMETHEUS_ADAPTER_VERSION = "0.12.0"
 PROMETHEUS_OPERATOR_VERSION = "0.93.1"  # of its CRDs and of how it reads them: it does not run in the cluster
+FLUX_VERSION = "1.9.5"  # of kustomize-controller, for the tests: no cluster has it
+KSTATUS_VERSION = "1.2.3"  # of Flux's library of it, the one that this kustomize-controller has
 ISTIO_VERSION = "1.31.1"  # of its API alone: Istio does not run in the cluster
 
 DEBIAN_SUITE = "bookworm"

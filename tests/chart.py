@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from tests.kube import Kubectl, Manifest
+from tests.kube import Kubectl, Manifest, scale_operator
 
 CHART = str(Path(__file__).parents[1] / "charts" / "pierhead")
 GOLDEN = Path(__file__).parent / "golden" / "chart"
@@ -121,8 +121,22 @@ def upgraded(*settings: str) -> Iterator[None]:
         _helm("rollback", _RELEASE[0], str(before), *_RELEASE[1:], "--wait", "--timeout", "2m")
 
 
-def _helm(*arguments: str) -> str:
-    return subprocess.run(["helm", *arguments], stdout=subprocess.PIPE, text=True, timeout=180, check=True).stdout
+@contextmanager
+def uninstalled() -> Iterator[None]:
+    """Without the release meanwhile; with the same one afterwards, whatever happened."""
+    values = _helm("get", "values", *_RELEASE, "--output", "json")
+    # An operator that outlives its rights would be refused what it asks for.
+    scale_operator(0)
+    _helm("uninstall", *_RELEASE, "--wait", "--timeout", "2m")
+    try:
+        yield
+    finally:
+        _helm("install", _RELEASE[0], CHART, *_RELEASE[1:], "--values", "-", "--wait", "--timeout", "2m", stdin=values)
+
+
+def _helm(*arguments: str, stdin: str | None = None) -> str:
+    argv = ["helm", *arguments]
+    return subprocess.run(argv, input=stdin, stdout=subprocess.PIPE, text=True, timeout=180, check=True).stdout
 
 
 if __name__ == "__main__":

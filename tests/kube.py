@@ -102,6 +102,19 @@ def scratch_namespace(name: str) -> Iterator[Kubectl]:
         kubectl("delete", "namespace", kubectl.namespace, "--wait=false")
 
 
+@contextmanager
+def forwarded(kubectl: Kubectl, service: str, port: int) -> Iterator[str]:
+    """The URL on this machine at which a port of a Service answers meanwhile."""
+    argv = ["kubectl", "--namespace", kubectl.namespace, "port-forward", f"service/{service}", f":{port}"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            # "Forwarding from 127.0.0.1:34567 -> 8080"; its end of the pipe is closed where it fails.
+            yield f"http://{process.stdout.readline().split()[2]}"
+        finally:
+            process.terminate()
+
+
 SYSTEM = Kubectl("pierhead-system")
 OPERATOR = "pierhead-operator"
 

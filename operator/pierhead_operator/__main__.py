@@ -168,7 +168,9 @@ def main() -> None:
     logs.configure_logging(json=arguments.log_format == "json")
     lost = False
     try:
-        asyncio.run(run(operator_settings.load(arguments.config)))
+        # In a variable of its own, where Kustomize finds it to replace it.
+        image = os.environ.get("PIERHEAD_SERVER_IMAGE")
+        asyncio.run(run(operator_settings.load(arguments.config, image)))
     except* LeaseLostError as group:
         logger.error("ends: %s", "; ".join(str(error) for error in group.exceptions))
         lost = True

@@ -8,7 +8,14 @@ from typing import Protocol
 
 from pierhead_operator import names
 from pierhead_operator.applying import ClusterAccess, apply_all, retry_if_rejected, write_status
-from pierhead_operator.batch_status import ENDED, Observed, compute_batch_status, is_renewed, parse_progress
+from pierhead_operator.batch_status import (
+    ENDED,
+    Observed,
+    compute_batch_status,
+    is_renewed,
+    observe_end,
+    parse_progress,
+)
 from pierhead_operator.cluster import Key
 from pierhead_operator.reconcile import explain_machine, explain_model
 from pierhead_operator.resources import Manifest, is_owned
@@ -50,6 +57,7 @@ class BatchReconciler:
         if batch is None or batch.metadata.deletion_timestamp:
             return None
         if batch.status.state in ENDED and not is_renewed(batch):
+            await write_status(self.cluster, batch, batch.status, observe_end(batch))
             return await self._outlive(batch)
         model = await self.cluster.get_resource(Model, batch.namespace, batch.spec.model)
         version = resolve_version(batch, model)

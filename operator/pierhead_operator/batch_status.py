@@ -171,7 +171,7 @@ def compute_batch_status(batch: BatchPredictionJob, observed: Observed, now: dat
     """The status of a BatchPredictionJob."""
     before = batch.status if not is_renewed(batch) else BatchPredictionJobStatus()
     if before.state in ENDED:
-        return before
+        return observe_end(batch)
     verdict = decide_state(batch, observed, started=before.start_time is not None)
     ended, started = verdict.state in ENDED, verdict.state == "JOB_STATE_RUNNING" or before.start_time
     shards = merge_progress(before.shards, observed.progress)
@@ -197,6 +197,16 @@ def compute_batch_status(batch: BatchPredictionJob, observed: Observed, now: dat
         renewed=renew_value(batch),
     )
     return before if _says_nothing_new(status, before, now) else status.model_copy(update={"update_time": now})
+
+
+def observe_end(batch: BatchPredictionJob) -> BatchPredictionJobStatus:
+    """The status of a job that has ended: it stays, and holds for a spec that was edited since, too.
+
+    Who waits for that spec to be looked at, as Flux does, would wait forever.
+    """
+    now = {"observed_generation": batch.metadata.generation}
+    conditions = [condition.model_copy(update=now) for condition in batch.status.conditions]
+    return batch.status.model_copy(update={**now, "conditions": conditions})
 
 
 def _says_nothing_new(status: BatchPredictionJobStatus, before: BatchPredictionJobStatus, now: datetime) -> bool:

@@ -14,6 +14,8 @@ Schema = dict[str, Any]
 
 # What of JSON schema Kubernetes' structural schemas have no use for.
 _DROPPED = ("title", "$defs")
+# Until the operator has looked: kstatus, and so Flux, takes a resource that has no status at all for done.
+_UNSEEN = {"observedGeneration": -1}
 # A resource's name becomes part of label values and of the names of Services.
 _NAME_RULE = rule(
     (
@@ -83,7 +85,7 @@ def make_crd(kind: type[Resource]) -> dict[str, Any]:
             "kind": {"type": "string"},
             "metadata": {"type": "object"},
             "spec": _part(kind, "spec"),
-            "status": _part(kind, "status"),
+            "status": {**_part(kind, "status"), "default": _UNSEEN},
         },
         **_NAME_RULE,
     }
@@ -93,8 +95,12 @@ def make_crd(kind: type[Resource]) -> dict[str, Any]:
         "metadata": {
             "name": f"{kind.PLURAL}.{names.GROUP}",
             "labels": {names.LABEL_NAME: "pierhead"},
-            # `helm uninstall` keeps the definitions: with them, every resource of every team would go.
-            "annotations": {"helm.sh/resource-policy": "keep"},
+            # Who takes an installation away keeps the definitions: with them, every resource of every team would go.
+            "annotations": {
+                "argocd.argoproj.io/sync-options": "Prune=false,Delete=false",
+                "helm.sh/resource-policy": "keep",
+                "kustomize.toolkit.fluxcd.io/prune": "disabled",
+            },
         },
         "spec": {
             "group": names.GROUP,

@@ -150,6 +150,12 @@ class OperatorSettings(_Settings):
     network_policy: NetworkPolicySettings | None = Field(None, description="Without it, no NetworkPolicy is made.")
 
 
-def load(path: Path) -> OperatorSettings:
-    """The settings in a YAML file; raises pydantic.ValidationError with the key that is wrong."""
-    return OperatorSettings.model_validate(yaml.safe_load(path.read_text()))
+def load(path: Path, server_image: str | None = None) -> OperatorSettings:
+    """The settings in a YAML file; raises pydantic.ValidationError with the key that is wrong.
+
+    `server_image` counts before the file's `server.image`.
+    """
+    data = yaml.safe_load(path.read_text())
+    if server_image:
+        data["server"]["image"] = server_image
+    return OperatorSettings.model_validate(data)

@@ -191,7 +191,10 @@ def compute_model_status(model: Model, problem: Finding | None, now: datetime) -
     accepted = Finding(REASON_ACCEPTED, f"the default version is {model.spec.default_version}")
     return ModelStatus(
         observed_generation=model.metadata.generation,
-        conditions=[judge(READY, problem is None, problem or accepted, model, now)],
+        conditions=[
+            judge(READY, problem is None, problem or accepted, model, now),
+            *judge_progress(problem, model, now),
+        ],
     )
 
 

@@ -9,7 +9,7 @@ import yaml
 
 from tests.audit import find_refused, find_used_rights, make_user
 from tests.batch import make_batch
-from tests.chart import render
+from tests.chart import render, without_hooks
 from tests.e2e.conftest import make_deployed_model, make_echo_model, make_endpoint
 from tests.istio import istio_crds
 from tests.kube import OPERATOR, SYSTEM, scale_operator, scratch_namespace, wait_until
@@ -118,9 +118,9 @@ def _render_operator(namespace, settings):
         "api": {"enabled": False},
         "server": server,
         "watchNamespaces": [namespace],
+        "crds": {"enabled": False},
     }
-    documents = render(*settings, namespace=namespace, values=values)
-    return [document for document in documents if document["kind"] != "CustomResourceDefinition"]
+    return without_hooks(render(*settings, namespace=namespace, values=values))
 
 
 def _wait_there(kubectl, kinds):
@@ -179,7 +179,7 @@ def test_rights_are_those_that_an_operator_uses(operators, provider):
 
 @pytest.mark.parametrize("provider", PROVIDERS)
 def test_rights_in_all_namespaces_are_those_in_one(cluster, provider):
-    settings = PROVIDERS[provider][0]
+    settings = (*PROVIDERS[provider][0], "crds.enabled=false")
     assert _find_rights(render(*settings)) == _find_rights(render(*settings, "watchNamespaces={default}"))
 
 
@@ -193,5 +193,5 @@ def test_installed_operator_may_do_nothing_else(cluster):
             stdin=json.dumps({**review, "spec": {"namespace": namespace}}),
         )
         allowed = {right for rule in json.loads(answer)["status"]["resourceRules"] for right in _spell(rule)}
-        granted = _find_rights(render(*PROVIDERS["envoy-gateway"][0]), lease=has_lease)
+        granted = _find_rights(render(*PROVIDERS["envoy-gateway"][0], "crds.enabled=false"), lease=has_lease)
         assert allowed - EVERYBODY == granted

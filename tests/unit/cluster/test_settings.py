@@ -46,6 +46,9 @@ def test_everything_is_below_the_cache():
             settings.PROMETHEUS_OPERATOR_VERSION,
         ),
         ("istio", "istio.io/api", settings.ISTIO_VERSION),
+        ("flux", "github.com/fluxcd/kustomize-controller", settings.FLUX_VERSION),
+        ("flux", "github.com/fluxcd/cli-utils", settings.KSTATUS_VERSION),
+        ("health", "github.com/fluxcd/cli-utils", settings.KSTATUS_VERSION),
     ],
 )
 def test_versions_are_those_of_the_lock_files(module, dependency, version):
@@ -61,6 +64,6 @@ def test_envoy_version_is_that_of_its_lock_file():
 def test_go_needed_is_what_the_modules_ask_for():
     asked = [
         re.findall(r"^go (\d+)\.(\d+)\.(\d+)$", (tool.module / "go.mod").read_text(), re.MULTILINE)[0]
-        for tool in (*go_build.TOOLS, *go_build.METRICS, go_build.KWOK, go_build.ISTIO, go_build.PROMETHEUS_OPERATOR)
+        for tool in (*go_build.TOOLS, *go_build.METRICS, *go_build.TESTS, go_build.KWOK)
     ]
     assert max(tuple(map(int, one)) for one in asked) == settings.GO_NEEDED

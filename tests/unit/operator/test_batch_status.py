@@ -124,6 +124,15 @@ def test_job_that_has_ended_stays_as_it_was():
     assert judge(batch, None, [], now=NOW + timedelta(days=1)) == before
 
 
+def test_job_that_has_ended_holds_for_a_spec_that_was_edited_since():
+    batch = make_batch()
+    batch["status"] = judge(batch, make_job(conditions=[STOPPED]), [NO_INPUT]).dump()
+    batch["metadata"]["generation"] += 1
+    after = judge(batch)
+    assert after.state == "JOB_STATE_FAILED"
+    assert {after.observed_generation, *(one.observed_generation for one in after.conditions)} == {4}
+
+
 def test_another_try_begins_anew():
     before = judge(make_batch(), make_job(conditions=[STOPPED]), [NO_INPUT])
     batch = make_batch(annotations={"pierhead.dev/renew": "now"})

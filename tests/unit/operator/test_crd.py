@@ -57,3 +57,11 @@ def test_kind_has_short_name_category_and_status(kind):
 def test_deployed_models_are_found_by_endpoint_and_model():
     [version] = make_crd(DeployedModel)["spec"]["versions"]
     assert version["selectableFields"] == [{"jsonPath": ".spec.endpoint"}, {"jsonPath": ".spec.model"}]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.KIND)
+def test_resource_that_nobody_has_looked_at_is_not_taken_for_done(kind):
+    [version] = make_crd(kind)["spec"]["versions"]
+    default = version["schema"]["openAPIV3Schema"]["properties"]["status"]["default"]
+    assert default == {"observedGeneration": -1}
+    assert kind.model_fields["status"].annotation.model_validate(default).conditions == []

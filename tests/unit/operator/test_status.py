@@ -17,6 +17,7 @@ from pierhead_operator.status import (
     Workload,
     compute_deployed_model_status,
     compute_endpoint_status,
+    compute_model_status,
     explain_pod,
     explain_route,
     transition_event,
@@ -209,6 +210,19 @@ def test_what_is_not_ready_progresses_or_is_stalled(deployed_model, reason):
 def test_what_is_ready_neither_progresses_nor_is_stalled(deployed_model):
     status = judge(deployed_model, make_deployment(), [make_pod(ready=True)])
     assert [status.condition(type_).status for type_ in (READY, PROGRESSING, STALLED)] == ["True", "False", "False"]
+
+
+@pytest.mark.parametrize(
+    ("problem", "values"),
+    [
+        (None, ["True", "False", "False"]),
+        (Finding("Rejected", "quota"), ["False", "True", "False"]),
+        (Finding("NotOwned", "HTTPRoute mdl-photos belongs to somebody else"), ["False", "False", "True"]),
+    ],
+)
+def test_model_progresses_or_is_stalled_too(model, problem, values):
+    status = compute_model_status(model, problem, NOW)
+    assert [status.condition(type_).status for type_ in (READY, PROGRESSING, STALLED)] == values
 
 
 def test_deployed_model_status_is_stable(deployed_model):
