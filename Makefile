@@ -13,14 +13,14 @@ preflight:  ## whether a cluster can run on this machine
 	@test "$(CLUSTER)" = current || python3 -m cluster.host
 
 unit: .venv/installed  ## what needs no cluster
-	$(PYTHON) -m pytest tests/unit --numprocesses auto --dist loadfile
+	$(PYTHON) -m pytest tests/unit --numprocesses 3 --dist loadfile
 
 e2e: preflight .venv/installed  ## what needs one: it is started, and ended if it was not there before
 	$(PYTHON) -m pytest tests/cluster
 	$(PYTHON) -m cluster run -- $(MAKE) in-cluster
 
 in-cluster: .venv/installed $(NODE_CLIENT)  ## what runs in the cluster of $$KUBECONFIG: side by side, but for what changes the cluster
-	$(PYTHON) -m pytest tests/apiserver tests/e2e -m "not exclusive" --numprocesses 2 --dist loadfile
+	$(PYTHON) -m pytest tests/apiserver tests/e2e -m "not exclusive" --numprocesses 3 --dist loadfile
 	$(PYTHON) -m pytest tests/apiserver tests/e2e -m exclusive
 
 chaos: preflight .venv/installed  ## predictions under all that a platform team does

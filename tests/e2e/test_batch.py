@@ -20,9 +20,6 @@ from tests.batch import (
 from tests.e2e.conftest import make_model, make_predictor_model, make_slow_echo, upload_predictor
 from tests.kube import scale_operator, scratch_namespace, wait_until
 
-# The installed operator stands still meanwhile.
-pytestmark = pytest.mark.exclusive
-
 LINES = 1000
 PICTURE = make_picture()
 
@@ -87,6 +84,8 @@ def _wait_chunk(storage, kubectl, name):
     wait_until(f"{name} has committed a chunk", lambda: storage.list(bucket, f"{prefix}/.pierhead/parts/"))
 
 
+# The installed operator stands still meanwhile.
+@pytest.mark.exclusive
 def test_every_line_comes_once_though_workers_and_the_operator_die(photos, storage):
     broken = [
         _instance("gs://batch-in/corrupt.jpg"),
