@@ -64,22 +64,22 @@ def build_server(paths: Paths | None = None) -> str:
     return _build_pierhead_image(paths, "server")
 
 
-def verify(name: str, paths: Paths | None = None) -> str:
-    """Builds `operator` or `server` once more, from nothing, and returns the image's digest.
+def verify_operator(paths: Paths | None = None) -> str:
+    """Builds the image of the operator and the API once more, from nothing, and returns its digest.
 
     Raises ClusterError if it is not the same as the one that was built before.
     """
     paths = paths or Paths.from_environment()
-    image = make_pierhead_image(name)
+    image = make_pierhead_image("operator")
     ensure(paths, image)
-    again = f"localhost/pierhead/{name}-again:{image.key}"
-    with step(f"image {name}, once more"), folders.fresh(paths.images / f"{name}-again") as folder:
+    again = f"localhost/pierhead/operator-again:{image.key}"
+    with step("image operator, once more"), folders.fresh(paths.images / "operator-again") as folder:
         build = replace(image.build(paths, image, folder), reference=again, cached=False)
-        buildah.build(paths, build, paths.log(f"image-{name}-again"))
+        buildah.build(paths, build, paths.log("image-operator-again"))
     digests = [buildah.find_id(paths, reference) for reference in (image.reference, again)]
     buildah.remove(paths, again)
     if digests[0] != digests[1]:
-        raise ClusterError(f"image {name} is not the same once more: {digests[0]}, then {digests[1]}")
+        raise ClusterError(f"the operator's image is not the same once more: {digests[0]}, then {digests[1]}")
     return digests[0]
 
 

@@ -77,8 +77,8 @@ def running_flux(folder: Path) -> Iterator[Flux]:
         stack.enter_context(_running(paths, "source-controller", where, folder))
         stack.enter_context(_running(paths, "kustomize-controller", ("--requeue-dependency=1s",), folder))
         # Their finalizers need the controllers, and what a Kustomization applied goes with it.
-        stack.callback(FLUX_SYSTEM, "delete", GIT_REPOSITORY, "--all", "--all-namespaces")
-        stack.callback(FLUX_SYSTEM, "delete", KUSTOMIZATION, "--all", "--all-namespaces")
+        stack.callback(FLUX_SYSTEM.in_any_namespace, "delete", GIT_REPOSITORY, "--all", "--all-namespaces")
+        stack.callback(FLUX_SYSTEM.in_any_namespace, "delete", KUSTOMIZATION, "--all", "--all-namespaces")
         yield Flux(folder / "kustomize-controller.log")
 
 

@@ -1,21 +1,22 @@
-"""The chart with its defaults on a cluster that has neither a gateway nor Istio, by the commands of docs/install.md."""
+"""An installation with the defaults on a cluster that has neither a gateway nor Istio, by the commands of docs/install.md."""
 
 import json
 import os
 import subprocess
 import sys
+import time
+from pathlib import Path
 
-import httpx
 import pytest
+import yaml
 
 from cluster import install, settings, up
 from cluster.settings import Paths
+from tests.documents import REPOSITORY, find_blocks
 from tests.e2e.conftest import make_deployed_model, make_endpoint, make_model
-from tests.kube import Kubectl, wait_until
-from tests.prober import small_picture
+from tests.kube import SYSTEM, Kubectl
 
 PATHS = Paths.from_environment()
-RELEASE = ("pierhead", "--namespace", "pierhead-system")
 
 
 @pytest.fixture(scope="module")
@@ -38,16 +39,10 @@ def _cluster(*arguments):
     subprocess.run([sys.executable, "-m", "cluster", *arguments], cwd=settings.REPOSITORY, check=True, timeout=3600)
 
 
-def _run(*command):
-    return subprocess.run(
-        command, cwd=settings.REPOSITORY, check=True, timeout=600, stdout=subprocess.PIPE, text=True
-    ).stdout
-
-
 @pytest.fixture(scope="module")
-def installed(kubectl):
-    """Pierhead on it."""
-    return _run("helm", "install", RELEASE[0], "charts/pierhead", *RELEASE[1:], "--create-namespace", "--wait")
+def storage(kubectl):
+    """Artifacts for the example's models."""
+    install.upload_artifacts(settings.STORAGE_URL)
 
 
 def test_nothing_of_a_gateway_is_there(kubectl):
@@ -56,53 +51,70 @@ def test_nothing_of_a_gateway_is_there(kubectl):
     assert "istio" not in crds
 
 
-def test_helm_test_tells_that_it_works(installed):
-    told = _run("helm", "test", *RELEASE, "--logs")
-    assert "leads" in told
-    assert "is ready" in told
+@pytest.fixture
+def leaving_nothing(kubectl):
+    """Nothing of Pierhead is there afterwards."""
+    yield
+    kubectl("delete", "crds", "--selector=app.kubernetes.io/name=pierhead")
+    # Nobody is served any more: what they would wait for, to fail no request, need not be.
+    SYSTEM("scale", "deployment", "--all", "--replicas=0")
+    SYSTEM("delete", "pods", "--all", "--grace-period=1")
+    kubectl("delete", "namespace", SYSTEM.namespace)
+    for kind in ("clusterroles", "clusterrolebindings"):
+        kubectl("delete", kind, "--selector=app.kubernetes.io/part-of=pierhead")
 
 
-@pytest.fixture(scope="module")
-def api(installed, unused_tcp_port_factory):
-    """The API's URL and the command that asks it for endpoints, both as the notes have them but for the port."""
-    port = str(unused_tcp_port_factory())
-    commands = [line.strip().replace("8080", port) for line in installed.splitlines() if line.startswith("  ")]
-    [forward] = [command.removesuffix(" &") for command in commands if "port-forward" in command]
-    [ask] = [command for command in commands if command.startswith("curl")]
-    for command in commands:
-        if command.startswith("kubectl") and "port-forward" not in command:
-            _run("sh", "-c", command)
-    with subprocess.Popen(forward.split(), stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout.readline().startswith("Forwarding from")
-            yield f"http://localhost:{port}", ask
-        finally:
-            process.terminate()
+@pytest.mark.parametrize("way", ["kubectl", "helm"])
+def test_commands_lead_from_nothing_to_a_prediction(storage, leaving_nothing, tmp_path, unused_tcp_port, way):
+    port = str(unused_tcp_port)
+    commands = _find_commands(way) + _find_commands("predict")
+    commands = commands.replace("8080", port).replace("examples/photos/photos.yaml", _write_models(tmp_path))
+    assert port in commands
+    began = time.monotonic()
+    [answer] = _run_shell(commands).splitlines()[-1:]
+    print(f"\n{way}: {time.monotonic() - began:.0f} s from nothing to a prediction")
+    found = json.loads(answer)
+    assert found["predictions"][0]["displayNames"][0] == "espresso"
+    assert found["deployedModelId"] == "photos-1"
+    if way == "helm":
+        _check_release(port)
 
 
-def test_notes_lead_to_the_api(api):
-    _, ask = api
-    assert json.loads(_run("sh", "-c", f"{ask} --silent --show-error --fail")) == {}
+def _find_commands(way):
+    [block] = [block.text for block in find_blocks(REPOSITORY / "docs" / "install.md") if way in block.classes]
+    return block
 
 
-def test_model_is_predicted_through_the_api(kubectl, api):
-    """No value of the chart is changed: a DeployedModel itself says where the storage emulator is."""
-    url, _ = api
-    install.upload_artifacts(settings.STORAGE_URL)
+def _write_models(folder):
+    """One model of the example, for two cores; its pods learn where the storage emulator is."""
     env = [{"name": "STORAGE_EMULATOR_HOST", "value": settings.STORAGE_URL_IN_CLUSTER}]
-    kubectl.apply(
-        make_model(v1="photos/1"),
-        make_endpoint(),
-        make_deployed_model("photos-1", podOverrides={"env": env}),
+    deployed_model = make_deployed_model("photos-1", podOverrides={"env": env})
+    file = folder / "photos.yaml"
+    file.write_text(yaml.safe_dump_all([make_model(v1="photos/1"), make_endpoint(), deployed_model]))
+    return str(file)
+
+
+def _run_shell(commands):
+    """What bash prints, in the repository; a port that is forwarded in the background is no longer afterwards."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    script = f"set -euo pipefail\ntrap 'jobs -p | xargs --no-run-if-empty kill' EXIT\n{commands}"
+    return subprocess.run(
+        ["bash", "-c", script],
+        cwd=REPOSITORY,
+        env={**os.environ, "PATH": path},
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=600,
+        check=True,
+    ).stdout
+
+
+def _check_release(port):
+    """What the notes say holds: `helm test`, and the API with a token of somebody who may edit."""
+    notes = json.loads(_run_shell("helm status pierhead --namespace pierhead-system --output json"))["info"]["notes"]
+    commands = [line.strip() for line in notes.splitlines() if line.startswith("  ")]
+    told = _run_shell(
+        "\n".join(commands).replace("8080", port).replace("curl", "curl --silent --retry 9 --retry-all-errors")
     )
-    kubectl.wait_ready("deployedmodel", "photos-1", seconds=400)
-    token = kubectl("create", "token", "pierhead-user").strip()
-    path = "/v1/projects/default/locations/local/endpoints/photos:predict"
-    with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {token}"}, timeout=60) as client:
-        answer = wait_until(
-            "the API knows the endpoint's split",
-            lambda: (found := client.post(path, content=small_picture())).is_success and found,
-            seconds=30,
-        )
-    assert answer.json()["predictions"][0]["displayNames"]
-    assert answer.json()["deployedModelId"] == "photos-1"
+    assert "Phase:          Succeeded" in told
+    assert json.loads(told.splitlines()[-1])["endpoints"][0]["name"].endswith("/endpoints/photos")
