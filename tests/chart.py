@@ -16,7 +16,7 @@ from tests.kube import Kubectl, Manifest, scale_operator
 CHART = str(Path(__file__).parents[1] / "charts" / "pierhead")
 GOLDEN = Path(__file__).parent / "golden" / "chart"
 CASES = sorted(folder.name for folder in GOLDEN.iterdir())
-_RELEASE = ("pierhead", "--namespace", "pierhead-system")
+RELEASE = ("pierhead", "--namespace", "pierhead-system")
 
 
 def helm_template(*settings: str, namespace: str = "default", values: Manifest | None = None) -> tuple[int, str, str]:
@@ -112,31 +112,32 @@ def try_install(kubectl: Kubectl, documents: list[Manifest]) -> list[str]:
 @contextmanager
 def upgraded(*settings: str) -> Iterator[None]:
     """The installed release with other values meanwhile; as it was afterwards, whatever happened."""
-    before = json.loads(_helm("status", *_RELEASE, "--output", "json"))["version"]
+    before = json.loads(helm("status", *RELEASE, "--output", "json"))["version"]
     arguments = [argument for setting in settings for argument in ("--set", setting)]
     try:
-        _helm("upgrade", _RELEASE[0], CHART, *_RELEASE[1:], "--reuse-values", "--wait", "--timeout", "2m", *arguments)
+        helm("upgrade", RELEASE[0], CHART, *RELEASE[1:], "--reuse-values", "--wait", "--timeout", "2m", *arguments)
         yield
     finally:
-        _helm("rollback", _RELEASE[0], str(before), *_RELEASE[1:], "--wait", "--timeout", "2m")
+        helm("rollback", RELEASE[0], str(before), *RELEASE[1:], "--wait", "--timeout", "2m")
 
 
 @contextmanager
 def uninstalled() -> Iterator[None]:
     """Without the release meanwhile; with the same one afterwards, whatever happened."""
-    values = _helm("get", "values", *_RELEASE, "--output", "json")
+    values = helm("get", "values", *RELEASE, "--output", "json")
     # An operator that outlives its rights would be refused what it asks for.
     scale_operator(0)
-    _helm("uninstall", *_RELEASE, "--wait", "--timeout", "2m")
+    helm("uninstall", *RELEASE, "--wait", "--timeout", "2m")
     try:
         yield
     finally:
-        _helm("install", _RELEASE[0], CHART, *_RELEASE[1:], "--values", "-", "--wait", "--timeout", "2m", stdin=values)
+        helm("install", RELEASE[0], CHART, *RELEASE[1:], "--values", "-", "--wait", "--timeout", "2m", stdin=values)
 
 
-def _helm(*arguments: str, stdin: str | None = None) -> str:
+def helm(*arguments: str, stdin: str | None = None) -> str:
+    """What the real Helm prints, of a command that takes its values from `stdin` if it asks for them."""
     argv = ["helm", *arguments]
-    return subprocess.run(argv, input=stdin, stdout=subprocess.PIPE, text=True, timeout=180, check=True).stdout
+    return subprocess.run(argv, input=stdin, stdout=subprocess.PIPE, text=True, timeout=300, check=True).stdout
 
 
 if __name__ == "__main__":

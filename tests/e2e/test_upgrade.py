@@ -1,13 +1,12 @@
 """From this version to the one before and back, under a stream of predictions of which none may fail."""
 
 import json
-import subprocess
 
 import pytest
 
 from cluster import images, registry
 from cluster.settings import Paths
-from tests.chart import CHART
+from tests.chart import CHART, RELEASE, helm
 from tests.e2e.conftest import ECHO_BODY, make_deployed_model, make_echo_model, make_endpoint
 from tests.kube import OPERATOR, SYSTEM, predict_url, wait_answered, wait_until
 from tests.prober import Prober
@@ -15,19 +14,13 @@ from tests.releases import find_releases, unpack
 
 pytestmark = pytest.mark.exclusive
 
-RELEASE = ("pierhead", "--namespace", "pierhead-system")
-
-
-def _helm(*arguments):
-    return subprocess.run(["helm", *arguments], stdout=subprocess.PIPE, text=True, timeout=300, check=True).stdout
-
 
 @pytest.fixture
 def values(cluster):
     """What the installation was made with; it is so again at the end, and of this version."""
-    revision = json.loads(_helm("status", *RELEASE, "--output", "json"))["version"]
-    yield json.loads(_helm("get", "values", *RELEASE, "--output", "json"))
-    _helm("rollback", RELEASE[0], str(revision), *RELEASE[1:], "--wait", "--timeout", "4m")
+    revision = json.loads(helm("status", *RELEASE, "--output", "json"))["version"]
+    yield json.loads(helm("get", "values", *RELEASE, "--output", "json"))
+    helm("rollback", RELEASE[0], str(revision), *RELEASE[1:], "--wait", "--timeout", "4m")
 
 
 @pytest.fixture(scope="module")
@@ -39,15 +32,8 @@ def before(tmp_path_factory):
 
 def _install(chart, values):
     """Waits until its operator has looked after everything once: it leads."""
-    arguments = (*RELEASE, "--values", "-", "--wait", "--timeout", "4m")
-    subprocess.run(
-        ["helm", "upgrade", RELEASE[0], str(chart), *arguments[1:]],
-        input=json.dumps(values),
-        text=True,
-        stdout=subprocess.DEVNULL,
-        timeout=300,
-        check=True,
-    )
+    arguments = ("--values", "-", "--wait", "--timeout", "4m")
+    helm("upgrade", RELEASE[0], str(chart), *RELEASE[1:], *arguments, stdin=json.dumps(values))
     [pod] = wait_until("one operator is left", lambda: len(found := _find_operators()) == 1 and found)
     wait_until("it leads", lambda: SYSTEM.get("lease", OPERATOR)["spec"].get("holderIdentity", "").startswith(pod))
 
