@@ -80,6 +80,7 @@ $(NODE_CLIENT): tests/e2e/clients/node/package-lock.json
 .docs/installed: .uv/installed requirements/docs.txt
 	$(UV) venv --quiet --allow-existing --python python3 .docs && $(UV) pip sync --quiet --python .docs --require-hashes requirements/docs.txt && touch $@
 
+# With bytecode: hundreds of processes of the tests import torch.
 .venv/installed: .uv/installed requirements/dev.txt pyproject.toml
-	$(UV) venv --quiet --allow-existing --python python3 .venv && $(UV) pip sync --quiet --python .venv --require-hashes requirements/dev.txt
+	$(UV) venv --quiet --allow-existing --python python3 .venv && $(UV) pip sync --quiet --compile-bytecode --python .venv --require-hashes requirements/dev.txt
 	$(UV) pip install --quiet --python .venv --no-deps --no-build-isolation --editable . && touch $@
