@@ -5,9 +5,6 @@ import pytest
 from tests.e2e.conftest import make_deployed_model, make_endpoint, make_model
 from tests.kube import OPERATOR, SYSTEM, predict_many, predict_url, scale_operator, wait_answered, wait_until
 
-# The installed operator stands still meanwhile, or is watched for being quiet.
-pytestmark = pytest.mark.exclusive
-
 CHILDREN = "deployments,replicasets,pods,services,endpointslices,horizontalpodautoscalers,httproutes"
 # Short names: `endpoints` alone means Kubernetes' own.
 KINDS = "mdl,pep,dm"
@@ -77,6 +74,7 @@ def operator_switch():
     scale_operator(1)
 
 
+@pytest.mark.exclusive
 def test_deletion_while_the_operator_is_down_leaves_nothing_behind(kubectl, coffee, operator_switch):
     _deploy(kubectl)
     wait_answered(predict_url(kubectl.namespace, "photos"), coffee, "photos")
@@ -92,6 +90,7 @@ def test_deletion_while_the_operator_is_down_leaves_nothing_behind(kubectl, coff
     assert not kubectl.items(CHILDREN)
 
 
+@pytest.mark.exclusive
 def test_change_while_the_operator_is_down_is_caught_up_with(kubectl, operator_switch):
     _deploy(kubectl)
     operator_switch(0)
@@ -103,6 +102,8 @@ def test_change_while_the_operator_is_down_is_caught_up_with(kubectl, operator_s
     kubectl.wait_ready("endpoint", "photos")
 
 
+# Here the operator is watched for being quiet, while it is replaced.
+@pytest.mark.exclusive
 def test_quiet_cluster_sees_no_write(photos):
     """Neither events nor resyncs nor a restart of the operator write anything once all is as wanted."""
     kinds = f"{KINDS},deployments,services,httproutes"

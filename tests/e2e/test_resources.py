@@ -102,7 +102,6 @@ def test_autoscaler_adds_a_replica_under_load(kubectl, coffee):
     def replicas():
         return kubectl.get("deployment", "dm-photos")["spec"]["replicas"]
 
-    assert replicas() == 1
     wait_answered(predict_url(kubectl.namespace, "photos"), coffee, "photos")
     with Load(predict_url(kubectl.namespace, "photos"), coffee) as load:
         wait_until("the autoscaler asks for a second replica", lambda: replicas() == 2, seconds=180)
