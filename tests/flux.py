@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -13,7 +12,8 @@ import yaml
 
 from cluster import go_build
 from cluster.settings import Paths
-from tests.kube import Kubectl, Manifest, wait_until
+from tests import crds
+from tests.kube import Kubectl, Manifest, find_port
 
 FLUX_SYSTEM = Kubectl("flux-system")
 KUSTOMIZATION = "kustomization.kustomize.toolkit.fluxcd.io"
@@ -64,15 +64,10 @@ def running_flux(folder: Path) -> Iterator[Flux]:
     """With its CRDs in the cluster, and with all that is Flux's gone afterwards."""
     paths = Paths.from_environment()
     go_build.build(paths, [go_build.FLUX])
-    crds = _read_crds(paths)
-    FLUX_SYSTEM.apply(*crds)
-    with ExitStack() as stack:
-        stack.callback(FLUX_SYSTEM, "delete", "crd", *(crd["metadata"]["name"] for crd in crds))
-        for crd in crds:
-            _wait_established(crd["metadata"]["name"])
+    with crds.installed(*_read_crds(paths)), ExitStack() as stack:
         storage = folder / "storage"
         storage.mkdir()
-        address = f"127.0.0.1:{_find_port()}"
+        address = f"127.0.0.1:{find_port()}"
         where = (f"--storage-path={storage}", f"--storage-addr={address}", f"--storage-adv-addr={address}")
         stack.enter_context(_running(paths, "source-controller", where, folder))
         stack.enter_context(_running(paths, "kustomize-controller", ("--requeue-dependency=1s",), folder))
@@ -86,17 +81,6 @@ def _read_crds(paths: Paths) -> list[Manifest]:
     folder = go_build.FLUX.folder(paths)
     files = sorted([*folder.glob("source-crds/*.yaml"), *folder.glob("kustomize-crds/*.yaml")])
     return [document for file in files for document in yaml.safe_load_all(file.read_text()) if document]
-
-
-def _wait_established(name: str) -> None:
-    wait_until(f"{name} is there", lambda: FLUX_SYSTEM.condition("crd", name, "Established").get("status") == "True")
-
-
-def _find_port() -> int:
-    """One that was free a moment ago."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import time
 from collections import Counter
@@ -113,6 +114,13 @@ def forwarded(kubectl: Kubectl, service: str, port: int) -> Iterator[str]:
             yield f"http://{process.stdout.readline().split()[2]}"
         finally:
             process.terminate()
+
+
+def find_port() -> int:
+    """One of this machine's own that was free a moment ago."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
 
 
 SYSTEM = Kubectl("pierhead-system")

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -15,7 +14,7 @@ import yaml
 from cluster import go_build
 from cluster.settings import Paths
 from tests import crds
-from tests.kube import Manifest, wait_until
+from tests.kube import Manifest, find_port, wait_until
 
 _CRDS = ("podmonitors", "prometheusrules")
 
@@ -73,7 +72,7 @@ def started(folder: Path, documents: list[Manifest]) -> Iterator[Prometheus]:
     rules = [one["spec"] for one in documents if one["kind"] == "PrometheusRule"]
     configuration["rule_files"] = [str(_write(folder / f"rules-{i}.yaml", rule)) for i, rule in enumerate(rules)]
     file = _write(folder / "prometheus.yml", configuration)
-    address = f"127.0.0.1:{_find_port()}"
+    address = f"127.0.0.1:{find_port()}"
     argv = [find_program(go_build.PROMETHEUS, "prometheus"), f"--config.file={file}", f"--web.listen-address={address}"]
     with (
         (folder / "prometheus.log").open("wb") as log,
@@ -102,10 +101,3 @@ def _make_configuration(pod_monitors: list[Manifest]) -> dict[str, Any]:
 def _write(file: Path, content: Any) -> Path:
     file.write_text(yaml.safe_dump(content))
     return file
-
-
-def _find_port() -> int:
-    """One that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
