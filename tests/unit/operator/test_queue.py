@@ -2,7 +2,7 @@ import asyncio
 from types import SimpleNamespace
 
 import pytest
-from pierhead_operator.queue import RetryLater, WorkQueue, compute_backoff
+from pierhead_operator.queue import FairLine, RetryLater, WorkQueue, compute_backoff
 
 
 class Worker:
@@ -163,3 +163,83 @@ def test_backoff_grows_and_is_bounded():
     assert 0.125 <= compute_backoff(1) <= 0.25
     assert 1 <= compute_backoff(4) <= 2
     assert 150 <= compute_backoff(10_000) <= 300
+
+
+# Fair
+
+
+@pytest.fixture
+async def shared_queue(worker, begin):
+    """Four workers for keys such as `tenant/name`, of which each tenant's are a share."""
+    queue = WorkQueue(worker, concurrency=4, share_of=lambda key: key.partition("/")[0])
+    task = asyncio.create_task(queue.run(begin))
+    yield queue
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_share_that_is_slow_leaves_a_worker_to_others(shared_queue, worker, begin):
+    worker.hold.clear()
+    for number in range(10):
+        shared_queue.add(f"slow/{number}")
+    begin.set()
+    await worker.wait_for(3)
+    shared_queue.add("other/a")
+    await worker.wait_for(4)
+    assert worker.seen == ["slow/0", "slow/1", "slow/2", "other/a"]
+
+
+async def test_shares_take_turns(shared_queue, worker, begin):
+    for tenant in ("many", "few"):
+        for number in range(20 if tenant == "many" else 2):
+            shared_queue.add(f"{tenant}/{number}")
+    begin.set()
+    await worker.wait_for(22)
+    assert {"few/0", "few/1"} <= set(worker.seen[:6])
+
+
+async def test_events_come_before_a_resync(idle_queue, worker, begin):
+    for number in range(5):
+        idle_queue.add(f"resync-{number}", urgent=False)
+    idle_queue.add("event")
+    idle_queue.add("resync-4")
+    begin.set()
+    await worker.wait_for(6)
+    assert worker.seen == ["event", "resync-4", "resync-0", "resync-1", "resync-2", "resync-3"]
+
+
+async def test_resync_gets_its_turn_beside_endless_events(idle_queue, worker, begin):
+    idle_queue.add("resync", urgent=False)
+    for number in range(100):
+        idle_queue.add(f"event-{number}")
+    begin.set()
+    await worker.wait_for(101)
+    assert worker.seen.index("resync") < 20
+
+
+async def test_many_events_within_a_while_are_worked_on_once(queue, worker):
+    for _ in range(5):
+        queue.add_within("a", 0.02)
+    await worker.wait_for(1)
+    queue.add("end")
+    await worker.wait_for(2)
+    assert worker.seen == ["a", "end"]
+
+
+async def test_sooner_of_two_times_counts(queue, worker):
+    queue.add_within("a", 0.01)
+    queue.add_within("a", 3600)
+    await worker.wait_for(1)
+    queue.add_after("b", 3600)
+    queue.add_within("b", 0.01)
+    await worker.wait_for(2)
+    assert worker.seen == ["a", "b"]
+
+
+def test_line_without_its_keys_is_empty():
+    line = FairLine(lambda key: key[0])
+    line.push("a1")
+    line.discard("a1")
+    line.discard("b1")
+    assert line.pop(lambda _: True) is None
