@@ -49,17 +49,19 @@ async def run(settings: OperatorSettings) -> None:
     store = Store(kinds)
     async with ApiClient(await load_configuration()) as api, aiohttp.ClientSession() as session:
         lease = _make_lease(api, metrics)
-        cluster = Cluster(api, lease.seconds_left, metrics.observe_request, store=store)
-        prober, clock = Prober(session), partial(datetime.now, UTC)
-        reconciler = Reconciler(cluster, prober, settings, clock)
-        batches = BatchReconciler(cluster, prober, settings, clock)
 
         async def reconcile(key: Key) -> float | None:
             return await (batches if key.kind == BatchPredictionJob.KIND else reconciler).reconcile(key)
 
-        queue = WorkQueue[Key](make_work(reconcile, metrics), _CONCURRENCY, metrics.observe_wait)
-        feed = Feed(store, queue.add, events.beat)
-        resync = Resync(cluster, kinds, settings.watch_namespaces, feed.enqueue_concerned, metrics.set_resources)
+        queue = WorkQueue[Key](
+            make_work(reconcile, metrics), _CONCURRENCY, metrics.observe_wait, lambda key: key.namespace
+        )
+        feed = Feed(store, queue, events.beat)
+        cluster = Cluster(api, lease.seconds_left, metrics.observe_request, store=store, tell_written=feed.tell_written)
+        prober, clock = Prober(session, queue.add), partial(datetime.now, UTC)
+        reconciler = Reconciler(cluster, prober, settings, clock)
+        batches = BatchReconciler(cluster, prober, settings, clock)
+        resync = Resync(cluster, kinds, settings.watch_namespaces, feed.tell_listed, metrics.set_resources)
 
         def silence() -> float:
             # Where nobody deploys anything there may be no events for long.
@@ -115,7 +117,7 @@ async def _tidy(begin: asyncio.Event, reconciler: Reconciler, settings: Operator
             try:
                 await reconciler.delete_of_other_settings(namespace)
                 break
-            except ClusterError as error:
+            except (ClusterError, Rejected) as error:
                 logger.warning("what other settings left is looked for later: %s", error)
                 await asyncio.sleep(_RETRY_SECONDS)
 

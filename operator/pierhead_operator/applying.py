@@ -1,14 +1,25 @@
 """What all reconciles do: bring what belongs to a resource to what is desired, and write what is true of it."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import partial
 from typing import Protocol, TypeVar
 
 from pierhead_operator import removal
-from pierhead_operator.cluster import ClusterError, Rejected
-from pierhead_operator.resources import Manifest, is_owned, mark_applied, needs_apply
+from pierhead_operator.cluster import ClusterError, Conflict, Invalid, Key, Rejected, UnreadableError
+from pierhead_operator.resources import Manifest, describe_held, is_owned, mark_applied, needs_apply
 from pierhead_operator.schema import Resource, Status
-from pierhead_operator.status import REASON_NOT_OWNED, REASON_REJECTED, Event, Finding, transition_event
+from pierhead_operator.status import (
+    REASON_INVALID,
+    REASON_NOT_OWNED,
+    REASON_REJECTED,
+    Event,
+    Finding,
+    compute_unreadable_status,
+    transition_event,
+)
 from pierhead_operator.types import DeployedModel
 
 R = TypeVar("R", bound=Resource)
@@ -26,37 +37,120 @@ class ClusterAccess(Protocol):
     ) -> Sequence[Manifest]: ...
     async def get_resource(self, kind: type[R], namespace: str, name: str) -> R | None: ...
     async def list_deployed_models(self, namespace: str, label: str, name: str) -> Sequence[DeployedModel]: ...
-    async def apply(self, manifest: Manifest, live: Manifest | None = None) -> None: ...
+    def is_routed(self, kinds: Iterable[str], namespace: str, service: str) -> bool: ...
+    async def apply(self, manifest: Manifest, live: Manifest | None = None) -> Manifest: ...
     async def apply_control(self, live: Manifest, spec: Manifest) -> None: ...
     async def apply_status(self, resource: Resource, status: Status) -> None: ...
+    async def apply_raw_status(self, key: Key, uid: str, status: Manifest) -> None: ...
     async def delete(self, live: Manifest) -> None: ...
     async def create_event(self, resource: Resource, event: Event) -> None: ...
 
 
-async def apply_all(cluster: ClusterAccess, owner: Resource, desired: Sequence[Manifest]) -> Finding | None:
-    """Brings the owner's objects to what is desired, one after the other; tells what is in the way, if anything.
+@dataclass(frozen=True)
+class Settled:
+    """What came of applies whose objects are not as they were applied, since a webhook changes them.
 
-    Nothing is applied where one of them is somebody else's.
+    Without it they would be applied at each look. A restart forgets it, and applies each of them once more.
     """
-    there = await asyncio.gather(*(_find(cluster, manifest) for manifest in desired))
+
+    _held: dict[tuple[str, str, str], str] = field(default_factory=dict)
+
+    def knows(self, marked: Manifest, live: Manifest) -> bool:
+        """Whether `live` holds what came of the last apply of `marked`."""
+        return self._held.get(_place(marked)) == describe_held(live, marked)
+
+    def remember(self, marked: Manifest, written: Manifest) -> None:
+        """`written` is what came of an apply of `marked`."""
+        if needs_apply(marked, written):
+            self._held[_place(marked)] = describe_held(written, marked)
+        else:
+            self._held.pop(_place(marked), None)
+
+
+async def apply_all(
+    cluster: ClusterAccess,
+    owner: Resource,
+    desired: Sequence[Manifest],
+    settled: Settled,
+    beside: Collection[str] = (),
+) -> Finding | None:
+    """Brings the owner's objects to what is desired; tells what is in the way, if anything.
+
+    One after the other, and those of the kinds `beside` at once at the end. Nothing is applied where one that the
+    watches know of is somebody else's.
+    """
+    there = [await cluster.get(*_place(manifest)) for manifest in desired]
     for live in there:
-        if live and not is_owned(live, owner) and not removal.is_left(live, owner.name):
-            name = f"{live['kind']} {live['metadata']['name']}"
-            return Finding(REASON_NOT_OWNED, f"{name} is not Pierhead's: {_NOT_OWNED_ADVICE}")
-    for manifest, live in zip(desired, there, strict=True):
-        marked = mark_applied(manifest)
-        if needs_apply(marked, live):
-            try:
-                await cluster.apply(marked, live)
-            except Rejected as error:
-                return Finding(REASON_REJECTED, f"{manifest['kind']} {manifest['metadata']['name']}: {error}")
+        if live and (foreign := _explain_foreign(live, owner)):
+            return foreign
+    work = [
+        (manifest["kind"], partial(_apply, cluster, owner, manifest, live, settled))
+        for manifest, live in zip(desired, there, strict=True)
+    ]
+    for kind, apply in work:
+        if kind not in beside and (problem := await apply()):
+            return problem
+    problems = await asyncio.gather(*(apply() for kind, apply in work if kind in beside))
+    return next((problem for problem in problems if problem), None)
+
+
+async def _apply(
+    cluster: ClusterAccess, owner: Resource, manifest: Manifest, live: Manifest | None, settled: Settled
+) -> Finding | None:
+    marked, name = mark_applied(manifest), f"{manifest['kind']} {manifest['metadata']['name']}"
+    if live and (not needs_apply(marked, live) or settled.knows(marked, live)):
+        return None
+    try:
+        settled.remember(marked, await _create_or_apply(cluster, owner, marked, live))
+    except _ForeignError as foreign:
+        return foreign.finding
+    except Invalid as error:
+        return Finding(REASON_INVALID, f"{name}: {error}")
+    except Rejected as error:
+        return Finding(REASON_REJECTED, f"{name}: {error}")
     return None
 
 
-async def _find(cluster: ClusterAccess, manifest: Manifest) -> Manifest | None:
-    kind, namespace, name = manifest["kind"], manifest["metadata"]["namespace"], manifest["metadata"]["name"]
-    # Of what is not Pierhead's nobody tells.
-    return await cluster.get(kind, namespace, name) or await cluster.fetch(kind, namespace, name)
+class _ForeignError(Exception):
+    def __init__(self, finding: Finding) -> None:
+        super().__init__(finding.message)
+        self.finding = finding
+
+
+async def _create_or_apply(
+    cluster: ClusterAccess, owner: Resource, marked: Manifest, live: Manifest | None
+) -> Manifest:
+    try:
+        return await cluster.apply(marked, live)
+    except Conflict:
+        if live is not None:
+            raise
+        # Of what has no label of Pierhead's no watch tells: somebody else's, or one of ours that lost it.
+        found = await cluster.fetch(*_place(marked))
+        if found and (foreign := _explain_foreign(found, owner)):
+            raise _ForeignError(foreign) from None
+        return await cluster.apply(marked, found)
+
+
+def _explain_foreign(live: Manifest, owner: Resource) -> Finding | None:
+    if is_owned(live, owner) or removal.is_left(live, owner.name):
+        return None
+    name = f"{live['kind']} {live['metadata']['name']}"
+    return Finding(REASON_NOT_OWNED, f"{name} is not Pierhead's: {_NOT_OWNED_ADVICE}")
+
+
+def _place(manifest: Manifest) -> tuple[str, str, str]:
+    return manifest["kind"], manifest["metadata"]["namespace"], manifest["metadata"]["name"]
+
+
+async def tell_unreadable(cluster: ClusterAccess, key: Key, error: UnreadableError, now: datetime) -> None:
+    """Writes that a resource, or one that it names, cannot be read; all else of it stays as it is."""
+    live = await cluster.get(key.kind, key.namespace, key.name)
+    if live is None or live["metadata"].get("deletionTimestamp"):
+        return
+    status = compute_unreadable_status(live, str(error), now)
+    if status != live.get("status"):
+        await cluster.apply_raw_status(key, live["metadata"]["uid"], status)
 
 
 async def write_status(cluster: ClusterAccess, resource: Resource, before: Status, after: Status) -> None:
@@ -68,7 +162,7 @@ async def write_status(cluster: ClusterAccess, resource: Resource, before: Statu
 
 
 def retry_if_rejected(problem: Finding | None) -> None:
-    """Raises ClusterError where the API server refused an object."""
+    """Raises ClusterError where the API server refused an object, though it may take it later."""
     # No event tells that a quota grew or a webhook came to reason: ask again.
     if problem and problem.reason == REASON_REJECTED:
         raise ClusterError(problem.message)

@@ -2,12 +2,19 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 
 from pierhead_operator import names
-from pierhead_operator.applying import ClusterAccess, apply_all, retry_if_rejected, write_status
+from pierhead_operator.applying import (
+    ClusterAccess,
+    Settled,
+    apply_all,
+    retry_if_rejected,
+    tell_unreadable,
+    write_status,
+)
 from pierhead_operator.batch_status import (
     ENDED,
     Observed,
@@ -16,7 +23,7 @@ from pierhead_operator.batch_status import (
     observe_end,
     parse_progress,
 )
-from pierhead_operator.cluster import Key
+from pierhead_operator.cluster import Key, UnreadableError
 from pierhead_operator.reconcile import explain_machine, explain_model
 from pierhead_operator.resources import Manifest, is_owned
 from pierhead_operator.resources.batch import (
@@ -50,9 +57,17 @@ class BatchReconciler:
     workers: WorkerAccess
     settings: OperatorSettings
     clock: Callable[[], datetime]
+    _settled: Settled = field(default_factory=Settled, init=False)
 
     async def reconcile(self, key: Key) -> float | None:
         """Looks after one job; in how many seconds to look again. Raises ClusterError where another try may help."""
+        try:
+            return await self._reconcile(key)
+        except UnreadableError as error:
+            await tell_unreadable(self.cluster, key, error, self.clock())
+            return None
+
+    async def _reconcile(self, key: Key) -> float | None:
         batch = await self.cluster.get_resource(BatchPredictionJob, key.namespace, key.name)
         if batch is None or batch.metadata.deletion_timestamp:
             return None
@@ -82,10 +97,10 @@ class BatchReconciler:
             await self._end(batch)
             return None
         # Before its workers: none runs that everybody may reach.
-        if problem := await apply_all(self.cluster, batch, make_worker_policies(batching)):
+        if problem := await apply_all(self.cluster, batch, make_worker_policies(batching), self._settled):
             return problem
         if live is None:
-            return await apply_all(self.cluster, batch, [make_job(batching)])
+            return await apply_all(self.cluster, batch, [make_job(batching)], self._settled)
         if control := make_control(batch, live):
             await self.cluster.apply_control(live, control)
         return None

@@ -1,10 +1,11 @@
 """ALL Kubernetes I/O of Pierhead: get, list, server-side apply, status, delete and events, in one narrow class."""
 
+import asyncio
 import json
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, TypeVar
@@ -13,13 +14,15 @@ from urllib.parse import urlencode
 import aiohttp
 from kubernetes.aio.client import ApiClient, Configuration
 from kubernetes.aio.config import ConfigException, load_incluster_config, load_kube_config
+from pydantic import ValidationError
 from pydantic_core import from_json
 
 from pierhead_operator import names
+from pierhead_operator.facts import explain_unreadable
 from pierhead_operator.resources import Manifest, owns_replicas
 from pierhead_operator.schema import Resource, Status
 from pierhead_operator.status import Event
-from pierhead_operator.store import Store
+from pierhead_operator.store import BACKEND, Store
 from pierhead_operator.types import KINDS, DeployedModel
 
 logger = logging.getLogger(__name__)
@@ -27,8 +30,14 @@ logger = logging.getLogger(__name__)
 R = TypeVar("R", bound=Resource)
 
 _TIMEOUT_SECONDS = 30.0
-_PAGE = 250
+_PAGE = 100
+_AT_ONE_TURN = 20  # objects that are taken up before the event loop may go on
 _NO_ANSWER = "none"
+# No object has this version: an apply with it creates, and is refused where there is one of that name.
+_NO_VERSION = "1"
+# As the API server says of an apply that has a field of another type than the kind, with code 500.
+_UNTYPED = "failed to create typed patch object"
+_WEBHOOK = "admission webhook"
 
 # What is told of each request, for the metrics: Kubernetes' verb, the kind, HTTP's code or `none`, and the seconds.
 ObserveRequest = Callable[[str, str, str, float], None]
@@ -61,7 +70,23 @@ class ClusterError(Exception):
 
 
 class Rejected(Exception):  # noqa: N818
-    """The API server refuses an object: forbidden, invalid, over a quota. The message is its own."""
+    """The API server refuses an object: forbidden, over a quota, a webhook. The message is its own."""
+
+
+class Conflict(Rejected):
+    """There is an object of that name, or it has changed since it was read."""
+
+
+class Invalid(Rejected):
+    """The API server cannot take an object as it is, today or later: its spec has to change."""
+
+
+class UnreadableError(Exception):
+    """A resource that this operator cannot parse, such as one of a later release."""
+
+    def __init__(self, kind: str, live: Manifest, problem: str) -> None:
+        super().__init__(f"{kind} {live['metadata']['name']} cannot be read by this version of the operator: {problem}")
+        self.live = live
 
 
 async def load_configuration() -> Configuration:
@@ -119,12 +144,36 @@ def _unobserved(_verb: str, _kind: str, _code: str, _seconds: float) -> None:
     pass
 
 
+def parse(kind: type[R], live: Manifest) -> R:
+    """One of Pierhead's own resources; raises UnreadableError."""
+    try:
+        return kind.model_validate(live)
+    except ValidationError as error:
+        raise UnreadableError(kind.KIND, live, explain_unreadable(error)) from error
+
+
+def parse_neighbour(live: Manifest) -> DeployedModel | None:
+    """A DeployedModel, as far as its Endpoint has to know it: one of a later release goes on serving.
+
+    None where not even that can be read.
+    """
+    spec = live.get("spec", {})
+    known = {name: spec[name] for name in ("endpoint", "model") if name in spec}
+    for one in (live, {**live, "spec": known}):
+        try:
+            return DeployedModel.model_validate(one)
+        except ValidationError:
+            continue
+    return None
+
+
 class Cluster:
     """The Kubernetes API, as far as Pierhead needs it.
 
     Every method raises ClusterError where another try may help. `seconds_to_write` says for how long from now this
     process may write: a write that takes longer is given up, and none is begun where that is 0. What `store` keeps is
-    read from there, and what a write is answered with goes there: this process sees its own writes at once.
+    read from there, and what a write is answered with goes there, by `tell_written` (feed.Feed.tell_written): this
+    process sees its own writes at once.
     """
 
     def __init__(
@@ -134,12 +183,14 @@ class Cluster:
         observe: ObserveRequest = _unobserved,
         timeout: float = _TIMEOUT_SECONDS,
         store: Store | None = None,
+        tell_written: Callable[[str, Manifest], object] | None = None,
     ) -> None:
         self._api = api
         self._seconds_to_write = seconds_to_write
         self._observe = observe
         self._timeout = timeout
         self._store = store or Store()
+        self._tell_written = tell_written or self._store.put
 
     async def get(self, kind: str, namespace: str, name: str) -> Manifest | None:
         """The object, or None where there is none."""
@@ -172,7 +223,9 @@ class Cluster:
         there, version = set(), -1
         async for page in self._list_pages(kind, namespace, labels):
             version = int(page["metadata"]["resourceVersion"])
-            for live in page["items"]:
+            for number, live in enumerate(page["items"]):
+                if number % _AT_ONE_TURN == 0:
+                    await asyncio.sleep(0)
                 self._store.put(kind, live)
                 there.add((live["metadata"]["namespace"], live["metadata"]["name"]))
                 yield live
@@ -199,15 +252,18 @@ class Cluster:
             query["continue"] = token
 
     async def get_resource(self, kind: type[R], namespace: str, name: str) -> R | None:
-        """One of Pierhead's own resources, parsed; None where there is none."""
+        """One of Pierhead's own resources, parsed; None where there is none. Raises UnreadableError."""
         found = await self.get(kind.KIND, namespace, name)
-        return kind.model_validate(found) if found else None
+        return parse(kind, found) if found else None
 
     async def list_deployed_models(self, namespace: str, label: str, name: str) -> list[DeployedModel]:
         """The DeployedModels whose spec names this Endpoint or this Model; `label` says which of the two."""
-        return [
-            DeployedModel.model_validate(item) for item in self._store.select("DeployedModel", namespace, {label: name})
-        ]
+        found = self._store.select("DeployedModel", namespace, {label: name})
+        return [dm for live in found if (dm := parse_neighbour(live))]
+
+    def is_routed(self, kinds: Iterable[str], namespace: str, service: str) -> bool:
+        """Whether a route of one of these kinds leads to a Service, as far as watches told."""
+        return any(self._store.names(kind, namespace, BACKEND, service) for kind in kinds)
 
     async def create(self, manifest: Manifest) -> Manifest:
         """Creates an object; raises Rejected, also where there is one of that name."""
@@ -217,13 +273,16 @@ class Cluster:
         """Replaces an object as it was read; raises Rejected, also where it has changed since or is gone."""
         return await self._write("update", manifest, name=manifest["metadata"]["name"])
 
-    async def apply(self, manifest: Manifest, live: Manifest | None = None) -> None:
+    async def apply(self, manifest: Manifest, live: Manifest | None = None) -> Manifest:
         """Server-side apply as field manager `pierhead`; raises Rejected.
 
-        A Deployment that is given without replicas, while they are still ours in `live`, keeps its number: another
-        manager takes the field first, as Kubernetes' documentation has it for the hand-over to an autoscaler.
+        Without `live` it creates, and raises Conflict where there is an object of that name. A Deployment that is given
+        without replicas, while they are still ours in `live`, keeps its number: another manager takes the field first,
+        as Kubernetes' documentation has it for the hand-over to an autoscaler.
         """
-        if live and manifest["kind"] == "Deployment" and "replicas" not in manifest["spec"] and owns_replicas(live):
+        if live is None:
+            return await self._apply(_with_version(manifest, _NO_VERSION), names.FIELD_MANAGER)
+        if manifest["kind"] == "Deployment" and "replicas" not in manifest["spec"] and owns_replicas(live):
             handover = {
                 "apiVersion": manifest["apiVersion"],
                 "kind": manifest["kind"],
@@ -231,7 +290,7 @@ class Cluster:
                 "spec": {"replicas": live["spec"]["replicas"]},
             }
             await self._apply(handover, names.HANDOVER_FIELD_MANAGER)
-        await self._apply(manifest, names.FIELD_MANAGER)
+        return await self._apply(manifest, names.FIELD_MANAGER)
 
     async def apply_control(self, live: Manifest, spec: Manifest) -> None:
         """Sets these fields of an object of ours that was made once and is not applied as a whole again."""
@@ -241,18 +300,24 @@ class Cluster:
 
     async def apply_status(self, resource: Resource, status: Status) -> None:
         """Writes a whole status; nothing where the resource is gone, or is another one of that name by now."""
-        path = _path(resource.KIND, resource.namespace, resource.name, "status")
-        query = _apply_query(names.FIELD_MANAGER)
+        key = Key(resource.KIND, resource.namespace, resource.name)
+        await self.apply_raw_status(key, resource.metadata.uid, status.dump())
+
+    async def apply_raw_status(self, key: Key, uid: str, status: Manifest) -> None:
+        """The same of a resource that cannot be parsed: `status` is as Kubernetes stores it."""
+        path = _path(key.kind, key.namespace, key.name, "status")
         body = {
             "apiVersion": names.API_VERSION,
-            "kind": resource.KIND,
-            "metadata": {"name": resource.name, "namespace": resource.namespace, "uid": resource.metadata.uid},
-            "status": status.dump(),
+            "kind": key.kind,
+            "metadata": {"name": key.name, "namespace": key.namespace, "uid": uid},
+            "status": status,
         }
+        request = _Request("patch", key.kind, path, _apply_query(names.FIELD_MANAGER), body)
         try:
-            self._keep(await self._request(_Request("patch", resource.KIND, path, query, body), missing_ok=True))
+            if written := await self._request(request, missing_ok=True):
+                self._keep(written)
         except Rejected as error:
-            logger.info("%s %s/%s: status not written: %s", resource.KIND, resource.namespace, resource.name, error)
+            logger.info("%s %s/%s: status not written: %s", key.kind, key.namespace, key.name, error)
 
     async def delete(self, live: Manifest) -> None:
         """Deletes this very object, not a namesake that came after it; its pods and other children go with it."""
@@ -288,14 +353,17 @@ class Cluster:
         except (ClusterError, Rejected) as error:
             logger.warning("event %s of %s %s dropped: %s", event.reason, resource.KIND, resource.name, error)
 
-    async def _apply(self, manifest: Manifest, manager: str) -> None:
+    async def _apply(self, manifest: Manifest, manager: str) -> Manifest:
         metadata = manifest["metadata"]
         path = _path(manifest["kind"], metadata["namespace"], metadata["name"])
-        self._keep(await self._request(_Request("patch", manifest["kind"], path, _apply_query(manager), manifest)))
+        written = await self._request(_Request("patch", manifest["kind"], path, _apply_query(manager), manifest))
+        assert written is not None  # for nothing may be missing
+        self._keep(written)
+        return written
 
-    def _keep(self, written: Manifest | None) -> None:
-        if written and written["kind"] in self._store.kinds:
-            self._store.put(written["kind"], written)
+    def _keep(self, written: Manifest) -> None:
+        if written["kind"] in self._store.kinds:
+            self._tell_written(written["kind"], written)
 
     async def _write(self, verb: str, manifest: Manifest, name: str) -> Manifest:
         path = _path(manifest["kind"], manifest["metadata"]["namespace"], name)
@@ -355,12 +423,21 @@ def _apply_query(manager: str) -> dict[str, str]:
     return {"fieldManager": manager, "force": "true"}
 
 
+def _with_version(manifest: Manifest, version: str) -> Manifest:
+    return {**manifest, "metadata": {**manifest["metadata"], "resourceVersion": version}}
+
+
 def _parse(request: _Request, status: int, data: bytes) -> Manifest:
     if 200 <= status < 300:
         parsed: Manifest = from_json(data)
         return parsed
     message = _error_message(data)
-    if status in (400, 403, 404, 409, 413, 422):
+    if status == 409:
+        raise Conflict(message)
+    # A webhook may change its mind, whatever code it answers.
+    if (status in (400, 413, 422) and _WEBHOOK not in message) or (status == 500 and _UNTYPED in message):
+        raise Invalid(message)
+    if status in (400, 403, 404, 422):
         raise Rejected(message)
     raise ClusterError(f"{request}: {status}: {message}")
 

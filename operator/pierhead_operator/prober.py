@@ -2,28 +2,68 @@
 they are.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import aiohttp
 from pydantic import ValidationError
 
 from pierhead_operator import names
-from pierhead_operator.types import ShardProgress
+from pierhead_operator.cluster import Key
+from pierhead_operator.looks import Limits, Looks
+from pierhead_operator.status import PROBE_UNDER_WAY
+from pierhead_operator.types import DeployedModel, ShardProgress
 
 _SECONDS = 10.0
+# Nearly all answer within this: no look is lost. A worker of the queue waits no longer.
+_PATIENCE_SECONDS = 0.25
+_LIMITS = Limits(in_all=64, of_a_share=16)
+_PAUSE_SECONDS = 2.0  # after a first failure; doubled with each further one
+_LONGEST_PAUSE_SECONDS = 60.0
+_MOST_REMEMBERED = 10_000
 _PROGRESS_SECONDS = 2.0
 _WORKER_PORT = 8080
 _OK, _NOT_FOUND = 200, 404
 _MOST_BYTES = 300  # of an answer that a person may want to read
 
 
-class Prober:
-    """Asks for predictions of the models' own samples."""
+@dataclass(frozen=True)
+class _Answer:
+    silence: str | None
 
-    def __init__(self, session: aiohttp.ClientSession) -> None:
+
+class Prober:
+    """Asks for predictions of the models' own samples. `answered` is told whose answer is there to be fetched."""
+
+    def __init__(self, session: aiohttp.ClientSession, answered: Callable[[Key], None] = lambda _: None) -> None:
         self._session = session
+        self._looks: Looks[Key, _Answer] = Looks(_LIMITS, lambda key: key.namespace, answered)
+        self._failures: dict[Key, tuple[int, str]] = {}  # how many in a row, and the last one's words
 
     async def ask(self, namespace: str, deployed_model: str) -> str | None:
-        """None where the pods answer; else why they do not."""
-        url = f"http://{names.server(deployed_model)}.{namespace}.svc{names.PROBE_PATH}"
+        """None where the pods answer; else why they do not: what is known while they are asked once more."""
+        key = Key(DeployedModel.KIND, namespace, deployed_model)
+        answer = await self._looks.ask(key, lambda: self._probe(key), _PATIENCE_SECONDS)
+        failures, words = self._failures.get(key, (0, PROBE_UNDER_WAY))
+        if answer is None:
+            return words
+        self._failures.pop(key, None)
+        if answer.silence:
+            self._failures[key] = failures + 1, answer.silence
+            if len(self._failures) > _MOST_REMEMBERED:
+                del self._failures[next(iter(self._failures))]
+        return answer.silence
+
+    def find_pause(self, namespace: str, deployed_model: str) -> float:
+        """In how many seconds a DeployedModel's pods are to be asked again: the longer they are silent, the later."""
+        failures, _ = self._failures.get(Key(DeployedModel.KIND, namespace, deployed_model), (0, ""))
+        return min(_PAUSE_SECONDS * 2.0 ** min(max(failures - 1, 0), 16), _LONGEST_PAUSE_SECONDS)
+
+    async def _probe(self, key: Key) -> _Answer:
+        return _Answer(await self._predict(f"http://{names.server(key.name)}.{key.namespace}.svc{names.PROBE_PATH}"))
+
+    async def _predict(self, url: str) -> str | None:
+        """None where a prediction of the model's sample was answered; else why not."""
         try:
             # A connection of its own each time: one that is kept leads to the same pod, past the Service.
             async with self._session.post(

@@ -7,10 +7,18 @@ from datetime import datetime
 from typing import Protocol, TypeVar
 
 from pierhead_operator import names, pinning, removal, routing
-from pierhead_operator.applying import ClusterAccess, apply_all, retry_if_rejected, write_status
-from pierhead_operator.cluster import Key
+from pierhead_operator.applying import (
+    ClusterAccess,
+    Settled,
+    apply_all,
+    retry_if_rejected,
+    tell_unreadable,
+    write_status,
+)
+from pierhead_operator.cluster import Key, Rejected, UnreadableError
 from pierhead_operator.removal import Leaving, Step
 from pierhead_operator.resources import (
+    BESIDE_PODS,
     NETWORK_POLICY,
     Manifest,
     Serving,
@@ -46,7 +54,6 @@ logger = logging.getLogger(__name__)
 R = TypeVar("R", bound=Resource)
 
 # How soon to look again at what no event will tell.
-_PROBE_AGAIN_SECONDS = 2.0
 _DRAIN_AGAIN_SECONDS = 2.0
 _CAPACITY_AGAIN_SECONDS = 10.0
 
@@ -55,6 +62,7 @@ class ProberAccess(Protocol):
     """What reconciling needs of prober.Prober."""
 
     async def ask(self, namespace: str, deployed_model: str) -> str | None: ...
+    def find_pause(self, namespace: str, deployed_model: str) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -67,6 +75,7 @@ class Reconciler:
     clock: Callable[[], datetime]
     # Since when no route leads to a DeployedModel that is gone. Lost in a restart, it is waited for once more.
     _drained_since: dict[Key, datetime] = field(default_factory=dict, init=False)
+    _settled: Settled = field(default_factory=Settled, init=False)
 
     async def reconcile(self, key: Key) -> float | None:
         """Looks after one resource; in how many seconds to look again, if no event will tell.
@@ -78,7 +87,11 @@ class Reconciler:
             Endpoint.KIND: self.reconcile_endpoint,
             DeployedModel.KIND: self.reconcile_deployed_model,
         }
-        return await by_kind[key.kind](key)
+        try:
+            return await by_kind[key.kind](key)
+        except UnreadableError as error:
+            await tell_unreadable(self.cluster, key, error, self.clock())
+            return None
 
     async def reconcile_model(self, key: Key) -> None:
         model = await self.cluster.get_resource(Model, key.namespace, key.name)
@@ -86,7 +99,7 @@ class Reconciler:
             return
         serving = group_by_version(model, await self._list_public(model))
         routes = routing.make_model_routes(model, serving, self.settings)
-        problem = await apply_all(self.cluster, model, routes)
+        problem = await apply_all(self.cluster, model, routes, self._settled)
         await self._delete_surplus_routes(model, routes)
         await write_status(self.cluster, model, model.status, compute_model_status(model, problem, self.clock()))
         retry_if_rejected(problem)
@@ -106,12 +119,12 @@ class Reconciler:
         serving = None if unknown else make_serving(dm, model, version, endpoint, settings)
         if serving:
             desired = self._desired(serving, before)
-            problem = await apply_all(self.cluster, dm, desired) or problem
+            problem = await apply_all(self.cluster, dm, desired, self._settled, BESIDE_PODS) or problem
             await self._delete_surplus(dm, desired)
         outcome = await self._observe_outcome(dm, version if serving else dm.status.model_version, problem)
         await write_status(self.cluster, dm, dm.status, compute_deployed_model_status(dm, outcome, self.clock()))
         retry_if_rejected(problem)
-        return decide_next_look(outcome)
+        return decide_next_look(outcome, self.prober.find_pause(dm.namespace, dm.name))
 
     async def reconcile_endpoint(self, key: Key) -> None:
         endpoint = await self.cluster.get_resource(Endpoint, key.namespace, key.name)
@@ -122,7 +135,7 @@ class Reconciler:
         routes = routing.make_endpoint_routes(
             endpoint, traffic.effective, mirror_target(endpoint, traffic), self.settings
         )
-        problem = await apply_all(self.cluster, endpoint, routes) or problem
+        problem = await apply_all(self.cluster, endpoint, routes, self._settled) or problem
         await self._delete_surplus_routes(endpoint, routes)
         problem = problem or await self._judge_route(endpoint)
         path = routing.predict_path(endpoint, self.settings)
@@ -198,7 +211,7 @@ class Reconciler:
             self._drained_since.pop(key, None)
             return None
         now = self.clock()
-        routed = await self._is_routed(key)
+        routed = self.cluster.is_routed(routing.route_kinds(self.settings), key.namespace, names.server(key.name))
         since = now if routed else self._drained_since.setdefault(key, now)
         if routed:
             self._drained_since.pop(key, None)
@@ -213,15 +226,6 @@ class Reconciler:
         kinds = sorted(serving_kinds(self.settings))
         found = [await self.cluster.get(kind, key.namespace, names.server(key.name)) for kind in kinds]
         return [live for live in found if live and removal.is_left(live, key.name)]
-
-    async def _is_routed(self, key: Key) -> bool:
-        """Whether a route leads to a DeployedModel."""
-        routes = [
-            route
-            for kind in sorted(routing.route_kinds(self.settings))
-            for route in await self.cluster.list_objects(kind, key.namespace, names.OURS)
-        ]
-        return any(removal.mentions(route, names.server(key.name)) for route in routes)
 
     async def _delete_surplus(self, dm: DeployedModel, desired: list[Manifest]) -> None:
         """Deletes what a DeployedModel had and is no longer to have."""
@@ -253,13 +257,16 @@ class Reconciler:
             left += [live for live in services if names.LABEL_DEPLOYED_MODEL not in live["metadata"]["labels"]]
         for live in left:
             logger.info("%s %s was made by other settings", live["kind"], live["metadata"]["name"])
-            await self.cluster.delete(live)
+            try:
+                await self.cluster.delete(live)
+            except Rejected as error:
+                logger.warning("%s %s stays: %s", live["kind"], live["metadata"]["name"], error)
 
 
-def decide_next_look(outcome: Outcome) -> float | None:
+def decide_next_look(outcome: Outcome, probe_pause: float) -> float | None:
     """In how many seconds something may have changed that no event tells."""
     if outcome.silence:
-        return _PROBE_AGAIN_SECONDS
+        return probe_pause
     return _CAPACITY_AGAIN_SECONDS if outcome.workload.replacing else None
 
 

@@ -4,10 +4,8 @@ Its Deployment, its Service and its NetworkPolicy belong to the Endpoint, too. S
 gateway needs, and go with the Endpoint, whether the operator is there or not.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
 
 from pierhead_operator import names
 from pierhead_operator.resources import NETWORK_POLICY, Manifest, make_owner_reference
@@ -34,19 +32,6 @@ def is_left(live: Manifest, deployed_model: str) -> bool:
     ours = labels.get(names.LABEL_MANAGED_BY) == names.MANAGED_BY
     controlled = any(reference.get("controller") for reference in metadata.get("ownerReferences", []))
     return ours and labels.get(names.LABEL_DEPLOYED_MODEL) == deployed_model and not controlled
-
-
-def mentions(manifest: Manifest, service: str) -> bool:
-    """Whether a route leads to a Service: by its name, or by its host inside the cluster."""
-    return _mentions(manifest.get("spec", {}), service)
-
-
-def _mentions(value: Any, service: str) -> bool:
-    if isinstance(value, Mapping):
-        return any(_mentions(item, service) for item in value.values())
-    if isinstance(value, list):
-        return any(_mentions(item, service) for item in value)
-    return isinstance(value, str) and (value == service or value.startswith(f"{service}."))
 
 
 class Step(Enum):

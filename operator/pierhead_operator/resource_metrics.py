@@ -4,22 +4,18 @@ It is read at each scrape from what the watches told: that costs no request, and
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar, get_args
+from collections.abc import Callable, Iterator
+from typing import get_args
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from pierhead_operator import names
-from pierhead_operator.resources import Manifest, is_owned
-from pierhead_operator.routing import Split, wanted_split
-from pierhead_operator.schema import Resource
-from pierhead_operator.status import READY, Workload
+from pierhead_operator.facts import BatchFacts, DeployedModelFacts, DeploymentFacts, EndpointFacts, Unreadable
+from pierhead_operator.routing import compute_wanted_split
 from pierhead_operator.store import Store
-from pierhead_operator.types import BatchPredictionJob, DeployedModel, Endpoint, JobState
-
-R = TypeVar("R", bound=Resource)
+from pierhead_operator.types import KINDS, BatchPredictionJob, DeployedModel, Endpoint, JobState
 
 _ENDPOINT = ("namespace", "endpoint")
 _DEPLOYED_MODEL = (*_ENDPOINT, "deployed_model")
@@ -27,7 +23,7 @@ _FAILED = ("JOB_STATE_FAILED", "JOB_STATE_PARTIALLY_SUCCEEDED")
 
 
 class ResourceMetrics(Collector):
-    """Reads the resources at each scrape, one after the other: thousands of them parsed at once would fill the memory.
+    """Reads the facts of the resources at each scrape.
 
     Only who acts tells of them: of several operators one is enough, and sums count nothing twice.
     """
@@ -45,85 +41,93 @@ class ResourceMetrics(Collector):
     def collect(self) -> Iterator[Metric]:
         if not self._is_leader():
             return
-        yield from make_deployed_model_metrics((dm, self._find_deployment(dm)) for dm in self._parse(DeployedModel))
-        yield from make_endpoint_metrics((endpoint, self._find_wanted(endpoint)) for endpoint in self._parse(Endpoint))
-        yield from make_batch_metrics(self._parse(BatchPredictionJob))
+        yield self._make_unreadable_metric()
+        yield from self._make_deployed_model_metrics()
+        yield from self._make_endpoint_metrics()
+        yield from self._make_batch_metrics()
 
-    def _parse(self, kind: type[R]) -> Iterator[R]:
-        return (kind.model_validate(live) for live in self._store.scan(kind.KIND))
-
-    def _find_deployment(self, dm: DeployedModel) -> Manifest | None:
-        found = self._store.get("Deployment", dm.namespace, names.server(dm.name))
-        return found if found and is_owned(found, dm) else None
-
-    def _find_wanted(self, endpoint: Endpoint) -> Split | None:
-        there = self._store.names(DeployedModel.KIND, endpoint.namespace, names.LABEL_ENDPOINT, endpoint.name)
-        return wanted_split(endpoint, there)
-
-
-def make_endpoint_metrics(found: Iterable[tuple[Endpoint, Split | None]]) -> Iterator[Metric]:
-    """Whether each Endpoint is Ready, the wanted split, where it is told, and the effective one.
-
-    A DeployedModel that is in one of the splits is in both.
-    """
-    ready = GaugeMetricFamily(
-        "pierhead_operator_endpoint_ready", "1 where an Endpoint's condition Ready is True.", labels=_ENDPOINT
-    )
-    wanted, effective = (
-        GaugeMetricFamily(f"pierhead_operator_traffic_split_{name}_percent", text, labels=_DEPLOYED_MODEL)
-        for name, text in (
-            ("wanted", "The share of its Endpoint's traffic that a DeployedModel is wanted to get."),
-            ("effective", "The share of its Endpoint's traffic that a DeployedModel gets."),
+    def _make_unreadable_metric(self) -> Metric:
+        family = GaugeMetricFamily(
+            "pierhead_operator_unreadable_resources",
+            "Resources that this operator cannot read, such as those of a later release.",
+            labels=("kind",),
         )
-    )
-    for endpoint, split in found:
-        labels, now = [endpoint.namespace, endpoint.name], endpoint.status.traffic_split
-        ready.add_metric(labels, endpoint.status.is_true(READY))
-        for name in sorted({*(split or {}), *now}):
-            effective.add_metric([*labels, name], now.get(name, 0))
-            if split is not None:
-                wanted.add_metric([*labels, name], split.get(name, 0))
-    return iter((ready, wanted, effective))
+        for kind in KINDS:
+            if kind.KIND in self._store.kinds:
+                count = sum(isinstance(facts, Unreadable) for _, _, facts in self._store.facts(kind.KIND))
+                family.add_metric([kind.KIND], count)
+        return family
 
+    def _make_endpoint_metrics(self) -> Iterator[Metric]:
+        """Whether each Endpoint is Ready, the wanted split, where it is told, and the effective one.
 
-def make_deployed_model_metrics(found: Iterable[tuple[DeployedModel, Manifest | None]]) -> Iterator[Metric]:
-    """Whether each DeployedModel is Ready, and how far its Deployment is, which may not be there."""
-    ready, *replicas = (
-        GaugeMetricFamily(f"pierhead_operator_deployed_model_{name}", text, labels=_DEPLOYED_MODEL)
-        for name, text in (
-            ("ready", "1 where a DeployedModel's condition Ready is True."),
-            ("replicas_wanted", "Replicas that a DeployedModel or its autoscaler asks for."),
-            ("replicas_updated", "Replicas of what a DeployedModel asks for now; the others are to be replaced."),
-            ("replicas_available", "Replicas of a DeployedModel that answer predictions."),
+        A DeployedModel that is in one of the splits is in both.
+        """
+        ready = GaugeMetricFamily(
+            "pierhead_operator_endpoint_ready", "1 where an Endpoint's condition Ready is True.", labels=_ENDPOINT
         )
-    )
-    for dm, deployment in found:
-        labels = [dm.namespace, dm.spec.endpoint, dm.name]
-        ready.add_metric(labels, dm.status.is_true(READY))
-        wanted = deployment["spec"]["replicas"] if deployment else dm.spec.resources.min_replica_count
-        counts = (wanted, Workload(deployment, ()).count("updatedReplicas"), dm.status.available_replica_count)
-        for family, count in zip(replicas, counts, strict=True):
-            family.add_metric(labels, count)
-    return iter((ready, *replicas))
+        wanted, effective = (
+            GaugeMetricFamily(f"pierhead_operator_traffic_split_{name}_percent", text, labels=_DEPLOYED_MODEL)
+            for name, text in (
+                ("wanted", "The share of its Endpoint's traffic that a DeployedModel is wanted to get."),
+                ("effective", "The share of its Endpoint's traffic that a DeployedModel gets."),
+            )
+        )
+        for namespace, name, facts in self._store.facts(Endpoint.KIND):
+            if not isinstance(facts, EndpointFacts):
+                continue
+            ready.add_metric([namespace, name], facts.ready)
+            there = self._store.names(DeployedModel.KIND, namespace, names.LABEL_ENDPOINT, name)
+            split = compute_wanted_split(facts.wanted, there)
+            for one in sorted({*(split or {}), *facts.effective}):
+                effective.add_metric([namespace, name, one], facts.effective.get(one, 0))
+                if split is not None:
+                    wanted.add_metric([namespace, name, one], split.get(one, 0))
+        return iter((ready, wanted, effective))
 
+    def _make_deployed_model_metrics(self) -> Iterator[Metric]:
+        """Whether each DeployedModel is Ready, and how far its Deployment is, which may not be there."""
+        ready, *replicas = (
+            GaugeMetricFamily(f"pierhead_operator_deployed_model_{name}", text, labels=_DEPLOYED_MODEL)
+            for name, text in (
+                ("ready", "1 where a DeployedModel's condition Ready is True."),
+                ("replicas_wanted", "Replicas that a DeployedModel or its autoscaler asks for."),
+                ("replicas_updated", "Replicas of what a DeployedModel asks for now; the others are to be replaced."),
+                ("replicas_available", "Replicas of a DeployedModel that answer predictions."),
+            )
+        )
+        for namespace, name, facts in self._store.facts(DeployedModel.KIND):
+            if not isinstance(facts, DeployedModelFacts):
+                continue
+            labels = [namespace, facts.endpoint, name]
+            ready.add_metric(labels, facts.ready)
+            found = self._store.find_facts("Deployment", namespace, names.server(name))
+            rollout = found if isinstance(found, DeploymentFacts) and found.owner == facts.uid else None
+            wanted, updated = (rollout.replicas, rollout.updated) if rollout else (facts.min_replicas, 0)
+            for family, count in zip(replicas, (wanted, updated, facts.available_replicas), strict=True):
+                family.add_metric(labels, count)
+        return iter((ready, *replicas))
 
-def make_batch_metrics(batches: Iterable[BatchPredictionJob]) -> Iterator[Metric]:
-    """How many BatchPredictionJobs there are, in each namespace that has any, and when those that failed did."""
-    jobs = GaugeMetricFamily(
-        "pierhead_operator_batch_prediction_jobs", "BatchPredictionJobs by their state.", labels=("namespace", "state")
-    )
-    failed = GaugeMetricFamily(
-        "pierhead_operator_batch_prediction_job_failed_timestamp_seconds",
-        "When a BatchPredictionJob ended without all of its predictions, without being cancelled.",
-        labels=("namespace", "batch_prediction_job"),
-    )
-    counts: dict[str, Counter[str]] = defaultdict(Counter)
-    for batch in batches:
-        state, end = batch.status.state or "JOB_STATE_PENDING", batch.status.end_time
-        counts[batch.namespace][state] += 1
-        if state in _FAILED and end:
-            failed.add_metric([batch.namespace, batch.name], end.timestamp())
-    for namespace, by_state in sorted(counts.items()):
-        for state in get_args(JobState):
-            jobs.add_metric([namespace, state], by_state[state])
-    return iter((jobs, failed))
+    def _make_batch_metrics(self) -> Iterator[Metric]:
+        """How many BatchPredictionJobs there are, in each namespace that has any, and when those that failed did."""
+        jobs = GaugeMetricFamily(
+            "pierhead_operator_batch_prediction_jobs",
+            "BatchPredictionJobs by their state.",
+            labels=("namespace", "state"),
+        )
+        failed = GaugeMetricFamily(
+            "pierhead_operator_batch_prediction_job_failed_timestamp_seconds",
+            "When a BatchPredictionJob ended without all of its predictions, without being cancelled.",
+            labels=("namespace", "batch_prediction_job"),
+        )
+        counts: dict[str, Counter[str]] = defaultdict(Counter)
+        for namespace, name, facts in self._store.facts(BatchPredictionJob.KIND):
+            if not isinstance(facts, BatchFacts):
+                continue
+            counts[namespace][facts.state] += 1
+            if facts.state in _FAILED and facts.end:
+                failed.add_metric([namespace, name], facts.end.timestamp())
+        for namespace, by_state in sorted(counts.items()):
+            for state in get_args(JobState):
+                jobs.add_metric([namespace, state], by_state[state])
+        return iter((jobs, failed))

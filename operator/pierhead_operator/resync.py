@@ -30,13 +30,13 @@ class Resync:
         cluster: Cluster,
         kinds: Collection[str],
         namespaces: Sequence[str],
-        enqueue_concerned: Callable[[str, Manifest], None],
+        tell_listed: Callable[[str, Manifest], None],
         count: Callable[[str, int], None] = _uncounted,
     ) -> None:
         self._cluster = cluster
         self._kinds = sorted(kinds)
         self._namespaces: Sequence[str | None] = namespaces or [None]
-        self._enqueue_concerned = enqueue_concerned
+        self._tell_listed = tell_listed
         self._count = count
         self._last = time.monotonic()
         self.complete = asyncio.Event()  # set once all that is there was seen
@@ -55,6 +55,11 @@ class Resync:
                 logger.warning("resync put off: %s", error)
                 await asyncio.sleep(_RETRY_SECONDS)
                 continue
+            except Exception:
+                # A bug with one object must not end the care for all others.
+                logger.exception("resync failed")
+                await asyncio.sleep(_RETRY_SECONDS)
+                continue
             first, self._last = not self.complete.is_set(), time.monotonic()
             self.complete.set()
             # What went while the watches were not yet there is found soon.
@@ -67,7 +72,7 @@ class Resync:
         for namespace in self._namespaces:
             for kind in self._kinds:
                 async for live in self._cluster.refresh(kind, namespace, watched_labels(kind)):
-                    self._enqueue_concerned(kind, live)
+                    self._tell_listed(kind, live)
                     found[kind] += 1
         for kind in OWN_KINDS.intersection(self._kinds):
             self._count(kind, found[kind])

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from pydantic import Field, ValidationError
+
 from pierhead_operator import names
 from pierhead_operator.resources import Manifest, is_autoscaled
 from pierhead_operator.routing import Split
@@ -53,6 +55,8 @@ REASON_INPUT_INVALID = "InputInvalid"  # BatchPredictionJob: the input is not as
 REASON_OUTPUT_NOT_WRITABLE = "OutputNotWritable"  # BatchPredictionJob: nothing can be written under outputUriPrefix
 REASON_DEADLINE_EXCEEDED = "DeadlineExceeded"  # BatchPredictionJob: not done within spec.activeDeadlineSeconds
 REASON_FAILED = "Failed"  # BatchPredictionJob: a worker ended for good; the message has its last words
+REASON_INVALID = "Invalid"  # the API server cannot take an object that is needed: part of the spec has a wrong form
+REASON_UNREADABLE = "Unreadable"  # this operator cannot read the resource, or one that it names; what runs stays
 REASON_NOT_OWNED = "NotOwned"  # an object of a name that is needed belongs to somebody else; it is left alone
 REASON_ARTIFACT_NOT_FOUND = "ArtifactNotFound"  # nothing in storage under artifactUri
 REASON_ARTIFACT_INVALID = "ArtifactInvalid"  # the artifact is no model folder, or its digest differs
@@ -99,6 +103,8 @@ _STALLING_REASONS = (
     REASON_MACHINE_UNKNOWN,
     REASON_SPEC_TOO_LARGE,
     REASON_ACCESS_NOT_OFFERED,
+    REASON_INVALID,
+    REASON_UNREADABLE,
     REASON_NOT_OWNED,
     REASON_ARTIFACT_NOT_FOUND,
     REASON_ARTIFACT_INVALID,
@@ -111,6 +117,7 @@ _STALLING_REASONS = (
 _IMAGE_REASONS = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable")
 _CREATION_REASONS = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError")
 _MESSAGE_LIMIT = 1024
+PROBE_UNDER_WAY = "a first prediction through the Service is under way"
 
 
 @dataclass(frozen=True)
@@ -144,6 +151,43 @@ def judge(type_: str, good: bool, finding: Finding, resource: Resource, now: dat
         last_transition_time=since,
         observed_generation=resource.metadata.generation,
     )
+
+
+class _Barely(Resource):
+    """A resource of which only what all kinds have can be read."""
+
+    KIND = ""
+    PLURAL = ""
+    SHORT_NAME = ""
+    COLUMNS = ()
+
+    status: Status = Field(default_factory=Status)
+
+
+def compute_unreadable_status(live: Mapping[str, Any], problem: str, now: datetime) -> dict[str, Any]:
+    """The status of a resource that cannot be parsed, or that names such a one, as Kubernetes stores it.
+
+    All of it stays but for Ready and its companions: others go by it, and what runs goes on.
+    """
+    status = dict(live.get("status") or {})
+    known = [condition for condition in status.get("conditions", []) if _is_condition(condition)]
+    barely = _Barely.model_validate({"metadata": live["metadata"], "status": {"conditions": known}})
+    finding = Finding(REASON_UNREADABLE, problem)
+    judged = [judge(READY, False, finding, barely, now), *judge_progress(finding, barely, now)]
+    kept = [condition for condition in known if condition["type"] not in {one.type for one in judged}]
+    return {
+        **status,
+        "observedGeneration": barely.metadata.generation,
+        "conditions": [one.dump() for one in judged] + kept,
+    }
+
+
+def _is_condition(value: Mapping[str, Any]) -> bool:
+    try:
+        Condition.model_validate(value)
+    except ValidationError:
+        return False
+    return True
 
 
 def judge_progress(
@@ -269,7 +313,8 @@ def compute_deployed_model_status(dm: DeployedModel, outcome: Outcome, now: date
     available = 0 if outcome.silence else workload.count("availableReplicas")
     failure = outcome.problem or explain_workload(dm, workload)
     if failure is None and outcome.silence:
-        failure = Finding(REASON_PROBE_FAILED, outcome.silence)
+        reason = REASON_PROGRESSING if outcome.silence == PROBE_UNDER_WAY else REASON_PROBE_FAILED
+        failure = Finding(reason, outcome.silence)
     if failure is None and not workload.is_complete(dm):
         failure = _explain_progress(dm, workload)
     summary = failure or Finding(REASON_SERVING, f"version {outcome.version} answers predictions")

@@ -11,15 +11,23 @@ from typing import Any
 from pydantic_core import from_json, to_json
 
 from pierhead_operator import names
+from pierhead_operator.facts import Facts, read_facts
 from pierhead_operator.resources import Manifest, owns_replicas
+from pierhead_operator.routing.backends import find_backends
+from pierhead_operator.types import KINDS
 
+# The Services that a route leads to: no label, but found like one.
+BACKEND = f"{names.GROUP}/backend"
 # By these objects are looked up: labels of what Pierhead makes, fields of its own kinds.
 INDEXED = (
     names.LABEL_DEPLOYED_MODEL,
     names.LABEL_ENDPOINT,
     names.LABEL_MODEL,
     names.LABEL_BATCH_PREDICTION_JOB,
+    BACKEND,
 )
+# Of Pierhead's own kinds the spec alone says who belongs to whom: anybody can write a label.
+_OWN_KINDS = frozenset(kind.KIND for kind in KINDS)
 _FIELDS = {
     "DeployedModel": {names.LABEL_ENDPOINT: "endpoint", names.LABEL_MODEL: "model"},
     "BatchPredictionJob": {names.LABEL_MODEL: "model"},
@@ -45,13 +53,22 @@ class _Entry:
     version: int
     packed: bytes
     indexed: tuple[tuple[str, str], ...]
+    facts: Facts
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What an object was, None where it was not there, and what it is, by its facts."""
+
+    before: Facts | None
+    after: Facts
 
 
 class Store:
     """Objects of some kinds, by namespace and name; complete once every kind was listed."""
 
     def __init__(self, kinds: Collection[str] = ()) -> None:
-        self._objects: dict[str, dict[tuple[str, str], _Entry]] = {kind: {} for kind in kinds}
+        self._objects: dict[str, dict[str, dict[str, _Entry]]] = {kind: {} for kind in kinds}
         # The last that is known of what is gone: the answer to a write may come after the event of its end.
         self._gone: dict[str, dict[tuple[str, str], int]] = {kind: {} for kind in kinds}
         self._index: dict[tuple[str, str, str, str], set[str]] = {}  # kind, namespace, label, value -> names
@@ -61,23 +78,23 @@ class Store:
         """The kinds that are kept; nothing is known of others."""
         return self._objects.keys()
 
-    def put(self, kind: str, live: Manifest) -> bool:
-        """Keep an object, unless what is known is as new; whether it was taken."""
+    def put(self, kind: str, live: Manifest) -> Change | None:
+        """Keep an object and tell what changed; None where what is known is as new."""
         key, version = _key(live), _version(live)
-        before = self._objects[kind].get(key)
+        before = self._find(kind, *key)
         if version <= (before.version if before else self._gone[kind].get(key, -1)):
-            return False
-        entry = _Entry(version, _pack(trim(kind, live)), tuple(_indexed(kind, live)))
+            return None
+        entry = _Entry(version, _pack(trim(kind, live)), tuple(_indexed(kind, live)), read_facts(kind, live))
         self._forget(kind, key)
-        self._objects[kind][key] = entry
+        self._objects[kind].setdefault(key[0], {})[key[1]] = entry
         for label, value in entry.indexed:
             self._index.setdefault((kind, key[0], label, value), set()).add(key[1])
-        return True
+        return Change(before.facts if before else None, entry.facts)
 
     def remove(self, kind: str, live: Manifest) -> bool:
         """An object is gone, as its last state tells; whether it was there, and no other one came after it."""
         key, version = _key(live), _version(live)
-        before = self._objects[kind].get(key)
+        before = self._find(kind, *key)
         if before and before.version > version:
             return False
         self._gone[kind][key] = version
@@ -93,56 +110,75 @@ class Store:
         """
         self._gone[kind].clear()
         missing = [
-            key
-            for key, entry in self._objects[kind].items()
-            if namespace in (None, key[0]) and key not in there and entry.version <= version
+            (place, name)
+            for place, entries in self._shelves(kind, namespace)
+            for name, entry in entries.items()
+            if (place, name) not in there and entry.version <= version
         ]
-        removed = [_unpack(self._objects[kind][key]) for key in sorted(missing)]
+        removed = [_unpack(self._objects[kind][place][name]) for place, name in sorted(missing)]
         for key in missing:
             self._forget(kind, key)
         return removed
 
     def get(self, kind: str, namespace: str, name: str) -> Manifest | None:
         """The object, or None where there is none."""
-        entry = self._objects[kind].get((namespace, name))
+        entry = self._find(kind, namespace, name)
         return _unpack(entry) if entry else None
 
     def select(self, kind: str, namespace: str | None, labels: Mapping[str, str] | None = None) -> list[Manifest]:
         """The objects of a kind with these labels, in one namespace or in all, by name."""
         objects = self._objects[kind]
-        found = (_unpack(objects[key]) for key in sorted(self._keys(kind, namespace, labels or {})))
+        found = (_unpack(objects[place][name]) for place, name in sorted(self._keys(kind, namespace, labels or {})))
         wanted = {label: value for label, value in (labels or {}).items() if label not in INDEXED}
         return [live for live in found if wanted.items() <= live["metadata"].get("labels", {}).items()]
 
-    def scan(self, kind: str) -> Iterator[Manifest]:
-        """All objects of a kind, in any order. Safe in another thread: what is there is copied at once."""
-        return (_unpack(entry) for entry in list(self._objects[kind].values()))
+    def facts(self, kind: str) -> Iterator[tuple[str, str, Facts]]:
+        """The namespace, the name and the facts of all objects of a kind, by their names.
+
+        Safe in another thread: what is there is copied at once.
+        """
+        there = {namespace: dict(entries) for namespace, entries in list(self._objects[kind].items())}
+        for namespace, entries in sorted(there.items()):
+            for name, entry in sorted(entries.items()):
+                yield namespace, name, entry.facts
+
+    def find_facts(self, kind: str, namespace: str, name: str) -> Facts | None:
+        """The facts of an object; None where it is not there."""
+        entry = self._find(kind, namespace, name)
+        return entry.facts if entry else None
 
     def names(self, kind: str, namespace: str, label: str, value: str) -> list[str]:
         """The names of the objects of a kind with this label, which is one of INDEXED."""
         return sorted(self._index.get((kind, namespace, label, value), ()))
 
-    def labels(self, kind: str, namespace: str, name: str) -> dict[str, str]:
-        """Of the labels of an object that is there those of INDEXED."""
-        return dict(self._objects[kind][namespace, name].indexed)
+    def _find(self, kind: str, namespace: str, name: str) -> _Entry | None:
+        return self._objects[kind].get(namespace, {}).get(name)
+
+    def _shelves(self, kind: str, namespace: str | None) -> list[tuple[str, dict[str, _Entry]]]:
+        """The objects of a kind by name, of one namespace or of each."""
+        shelves = self._objects[kind]
+        return [*shelves.items()] if namespace is None else [(namespace, shelves.get(namespace, {}))]
 
     def _keys(self, kind: str, namespace: str | None, labels: Mapping[str, str]) -> Iterator[tuple[str, str]]:
         indexed = [(label, value) for label, value in labels.items() if label in INDEXED]
-        if namespace is None or not indexed:
-            given = set(indexed)
-            for key, entry in self._objects[kind].items():
-                if namespace in (None, key[0]) and given <= set(entry.indexed):
-                    yield key
-            return
-        sets = [self._index.get((kind, namespace, label, value), set()) for label, value in indexed]
-        for name in set.intersection(*sets):
-            yield namespace, name
+        for place, entries in self._shelves(kind, namespace):
+            if indexed:
+                found = set.intersection(
+                    *(self._index.get((kind, place, label, value), set()) for label, value in indexed)
+                )
+            else:
+                found = set(entries)
+            yield from ((place, name) for name in found)
 
     def _forget(self, kind: str, key: tuple[str, str]) -> None:
-        entry = self._objects[kind].pop(key, None)
+        namespace, name = key
+        shelf = self._objects[kind].get(namespace, {})
+        entry = shelf.pop(name, None)
+        if entry and not shelf:
+            del self._objects[kind][namespace]
         for label, value in entry.indexed if entry else ():
-            place = (kind, key[0], label, value)
-            self._index[place].discard(key[1])
+            place = (kind, namespace, label, value)
+            self._index[place].discard(name)
             if not self._index[place]:
                 del self._index[place]
 
@@ -189,13 +225,17 @@ def _version(live: Manifest) -> int:
 
 
 def _indexed(kind: str, live: Manifest) -> Iterator[tuple[str, str]]:
+    if kind in _OWN_KINDS:
+        for label, field in _FIELDS.get(kind, {}).items():
+            if isinstance(value := live.get("spec", {}).get(field), str):
+                yield label, value
+        return
     labels = live["metadata"].get("labels", {})
     for label in INDEXED:
         if label in labels:
             yield label, labels[label]
-    for label, field in _FIELDS.get(kind, {}).items():
-        if label not in labels:
-            yield label, live["spec"][field]
+    for service in find_backends(kind, live):
+        yield BACKEND, service
 
 
 def _pack(live: Manifest) -> bytes:

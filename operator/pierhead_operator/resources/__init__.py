@@ -9,6 +9,7 @@ from pierhead_operator.resources.machines import unknown_machine
 from pierhead_operator.resources.network import NETWORK_POLICY
 from pierhead_operator.resources.objects import (
     Manifest,
+    describe_held,
     is_owned,
     make_metadata,
     make_owner_reference,
@@ -20,6 +21,7 @@ from pierhead_operator.resources.objects import (
 from pierhead_operator.resources.pods import Serving
 from pierhead_operator.resources.rollout import decide_in_place
 from pierhead_operator.resources.serving import (
+    BESIDE_PODS,
     SERVING_KINDS,
     desired_objects,
     is_autoscaled,
@@ -31,11 +33,13 @@ from pierhead_operator.resources.serving import (
 )
 
 __all__ = [
+    "BESIDE_PODS",
     "NETWORK_POLICY",
     "SERVING_KINDS",
     "Manifest",
     "Serving",
     "decide_in_place",
+    "describe_held",
     "desired_objects",
     "is_autoscaled",
     "is_owned",

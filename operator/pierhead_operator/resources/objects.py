@@ -5,9 +5,12 @@ import json
 from typing import Any
 
 from pierhead_operator import names
+from pierhead_operator.resources.quantities import same_quantity
 from pierhead_operator.schema import Resource
 
 Manifest = dict[str, Any]
+
+_AMOUNTS = ("requests", "limits")  # of a container: quantities by resource
 
 
 def selector(deployed_model: str) -> dict[str, str]:
@@ -32,23 +35,39 @@ def make_metadata(name: str, owner: Resource, labels: dict[str, str]) -> Manifes
 
 def mark_applied(desired: Manifest) -> Manifest:
     """`desired` with a digest of itself as an annotation, so that a later look tells whether it was applied."""
-    digest = hashlib.sha256(json.dumps(desired, sort_keys=True).encode()).hexdigest()[:16]
     metadata = desired["metadata"]
-    annotations = {**metadata.get("annotations", {}), names.ANNOTATION_APPLIED: digest}
+    annotations = {**metadata.get("annotations", {}), names.ANNOTATION_APPLIED: _digest(desired)}
     return {**desired, "metadata": {**metadata, "annotations": annotations}}
 
 
 def needs_apply(marked: Manifest, live: Manifest | None) -> bool:
     """Whether a manifest of `mark_applied` has to be sent: it changed, or somebody changed what it says.
 
-    The annotation finds what was removed from the manifest, the comparison what was changed by hand.
+    The annotation finds what was removed from the manifest, the comparison what was changed by hand. It is made in the
+    API server's normal form: `1024Mi` and `1Gi` are the same, and what is empty is left out.
     """
     return live is None or not _contains(live, marked)
 
 
+def describe_held(live: Manifest, marked: Manifest) -> str:
+    """A digest of what `live` has of the fields of a manifest of `mark_applied`."""
+    return _digest(_project(live, marked))
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _project(live: Any, wanted: Any) -> Any:
+    """Of `live` the fields that `wanted` has; lists whole."""
+    if isinstance(live, dict) and isinstance(wanted, dict):
+        return {key: _project(live[key], wanted[key]) for key in wanted if key in live}
+    return live
+
+
 def _contains(live: Any, wanted: Any) -> bool:
     if isinstance(wanted, dict):
-        return isinstance(live, dict) and all(key in live and _contains(live[key], wanted[key]) for key in wanted)
+        return isinstance(live, dict) and all(_holds(live, key, value) for key, value in wanted.items())
     if isinstance(wanted, list):
         return (
             isinstance(live, list)
@@ -56,6 +75,14 @@ def _contains(live: Any, wanted: Any) -> bool:
             and all(_contains(*pair) for pair in zip(live, wanted, strict=True))
         )
     return bool(live == wanted)
+
+
+def _holds(live: Manifest, key: str, wanted: Any) -> bool:
+    if key not in live:
+        return wanted in ("", [], {})
+    if key in _AMOUNTS and isinstance(wanted, dict) and isinstance(live[key], dict):
+        return all(name in live[key] and same_quantity(live[key][name], amount) for name, amount in wanted.items())
+    return _contains(live[key], wanted)
 
 
 def is_owned(live: Manifest, owner: Resource) -> bool:

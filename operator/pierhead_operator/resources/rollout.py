@@ -7,6 +7,7 @@ from typing import Any
 
 from pierhead_operator import names
 from pierhead_operator.resources.objects import Manifest
+from pierhead_operator.resources.quantities import parse_quantity
 
 _TEMPLATE_LABEL = "pod-template-hash"
 # As the scheduler says it: `0/1 nodes are available: 1 Insufficient nvidia.com/gpu. preemption: ...`.
@@ -14,11 +15,6 @@ _INSUFFICIENT = re.compile(r"Insufficient ([\w./-]*\w)")
 _NO_CLAIM = "cannot allocate all claims"
 # As the API server says it: `exceeded quota: gpus, requested: pods=1,cpu=2, used: pods=3,cpu=6, limited: pods=3,cpu=6`.
 _OVER_QUOTA = re.compile(r"exceeded quota: .*?, requested: (.*?), used: (.*?), limited: (.*)")
-_QUANTITY = re.compile(r"(\d*\.?\d+(?:[eE]-?\d+)?)([numkMGTPE]|[KMGTPE]i)?")
-_UNITS = {
-    **{"n": 1e-9, "u": 1e-6, "m": 1e-3, "": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18},
-    **{"Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40, "Pi": 2.0**50, "Ei": 2.0**60},
-}
 
 
 def decide_in_place(deployment: Manifest | None, pods: Sequence[Manifest], now: datetime, wait_seconds: float) -> bool:
@@ -74,7 +70,7 @@ def _frees_enough(old: Manifest, refusal: str) -> bool:
 
 def _parse_amounts(text: str) -> dict[str, float]:
     """Such as `pods=1,requests.cpu=500m`."""
-    return {name: _parse_quantity(amount) for name, _, amount in (item.partition("=") for item in text.split(","))}
+    return {name: parse_quantity(amount) for name, _, amount in (item.partition("=") for item in text.split(","))}
 
 
 def _held(pod: Manifest, counted: str) -> float:
@@ -138,13 +134,5 @@ def _amount(pod_spec: Manifest, resource: str, kind: str = "requests") -> float:
     for container in pod_spec.get("containers", []):
         if container["name"] == names.SERVER_CONTAINER:
             quantity = str(container.get("resources", {}).get(kind, {}).get(resource, "0"))
-            return _parse_quantity(quantity)
+            return parse_quantity(quantity)
     return 0.0
-
-
-def _parse_quantity(text: str) -> float:
-    """A Kubernetes quantity, such as 500m or 4Gi, as a number."""
-    parsed = _QUANTITY.fullmatch(text)
-    if parsed is None:
-        raise ValueError(f"{text!r} is no Kubernetes quantity")
-    return float(parsed[1]) * _UNITS[parsed[2] or ""]

@@ -131,8 +131,10 @@ def make_serving_policy(serving: Serving, policy: NetworkPolicySettings) -> Mani
     return make_network_policy(metadata, selector(dm.name), [*policy.gateways, *policy.monitoring], policy.egress)
 
 
+# What may come at the same time once the pods are on their way.
+BESIDE_PODS = frozenset({"Service", "HorizontalPodAutoscaler", "PodDisruptionBudget"})
 # All that may exist for one, whatever the installation's settings are.
-SERVING_KINDS = frozenset({"Service", "Deployment", "HorizontalPodAutoscaler", "PodDisruptionBudget"})
+SERVING_KINDS = frozenset({"Deployment", *BESIDE_PODS})
 
 
 def serving_kinds(settings: OperatorSettings) -> frozenset[str]:

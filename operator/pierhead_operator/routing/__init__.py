@@ -6,7 +6,7 @@ from pierhead_operator import names
 from pierhead_operator.resources import Manifest, make_metadata
 from pierhead_operator.routing import gateway_api, istio
 from pierhead_operator.routing.rules import SERVICE_PORT, make_endpoint_rule, make_model_rules
-from pierhead_operator.routing.split import Split, compute_effective_split, wanted_split
+from pierhead_operator.routing.split import Split, compute_effective_split, compute_wanted_split, wanted_split
 from pierhead_operator.settings import GatewayReference, IstioSettings, OperatorSettings
 from pierhead_operator.types import Endpoint, Model
 
@@ -14,6 +14,7 @@ __all__ = [
     "ROUTE_KINDS",
     "Split",
     "compute_effective_split",
+    "compute_wanted_split",
     "explain_access",
     "gateway_of",
     "make_endpoint_routes",

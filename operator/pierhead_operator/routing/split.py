@@ -12,8 +12,13 @@ def wanted_split(endpoint: Endpoint, deployed_models: Collection[str]) -> Split 
 
     None where it is not told: no DeployedModel, or several and no split.
     """
-    if endpoint.spec.traffic_split is not None:
-        return endpoint.spec.traffic_split
+    return compute_wanted_split(endpoint.spec.traffic_split, deployed_models)
+
+
+def compute_wanted_split(given: Mapping[str, int] | None, deployed_models: Collection[str]) -> Split | None:
+    """The same of a spec's `trafficSplit`."""
+    if given is not None:
+        return dict(given)
     if len(deployed_models) == 1:
         return dict.fromkeys(deployed_models, 100)
     return None

@@ -9,7 +9,7 @@ from pierhead_operator.settings import NetworkPolicySettings
 from pierhead_operator.types import ShardProgress
 
 from tests.unit.operator.conftest import NETWORK_POLICY, NOW, make_batch, make_model
-from tests.unit.operator.test_reconcile import Clock, FakeCluster
+from tests.unit.operator.fakes import Clock, FakeCluster
 
 BATCH = Key("BatchPredictionJob", "default", "nightly")
 LABELS = {"app.kubernetes.io/managed-by": "pierhead", "pierhead.dev/batch-prediction-job-uid": "uid-nightly"}
@@ -93,7 +93,7 @@ async def test_workers_come_after_their_network_policy_which_is_repaired(setting
     reconciler = BatchReconciler(
         cluster, FakeWorkers(), settings.model_copy(update={"network_policy": policy}), Clock()
     )
-    cluster.rejects.add("NetworkPolicy")
+    cluster.refuse("NetworkPolicy")
     with pytest.raises(ClusterError):
         await reconciler.reconcile(BATCH)
     assert cluster.ready(BATCH) == ("False", "Rejected")

@@ -7,7 +7,16 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 from kubernetes.aio.client import ApiClient, Configuration
-from pierhead_operator.cluster import Cluster, ClusterError, Rejected, find_resource
+from pierhead_operator import names
+from pierhead_operator.cluster import (
+    Cluster,
+    ClusterError,
+    Conflict,
+    Invalid,
+    Rejected,
+    UnreadableError,
+    find_resource,
+)
 from pierhead_operator.resources import NETWORK_POLICY, SERVING_KINDS
 from pierhead_operator.routing import ROUTE_KINDS
 from pierhead_operator.status import Event
@@ -29,7 +38,7 @@ class ApiServer:
 
     def __init__(self):
         self.requests = []
-        self.answers = [(200, {})]
+        self.answers = [(200, SERVICE)]
         self.hold = asyncio.Event()
         self.hold.set()
 
@@ -195,12 +204,56 @@ def test_resource_of_a_kind(kind, resource):
 
 
 @pytest.mark.parametrize(
-    ("status", "error"), [(403, Rejected), (409, Rejected), (422, Rejected), (500, ClusterError), (429, ClusterError)]
+    ("status", "message", "error"),
+    [
+        (403, "exceeded quota", Rejected),
+        (404, "no such namespace", Rejected),
+        (409, "it has changed", Conflict),
+        (422, "spec.replicas: must be at least 0", Invalid),
+        (400, "strict decoding error", Invalid),
+        (413, "too large", Invalid),
+        (400, 'admission webhook "x" denied the request', Rejected),
+        (422, 'admission webhook "x" denied the request', Rejected),
+        (500, "failed to create typed patch object (default/dm-a; apps/v1, Kind=Deployment): .spec", Invalid),
+        (500, "etcd is away", ClusterError),
+        (429, "too many requests", ClusterError),
+    ],
 )
-async def test_refusal_says_whether_another_try_may_help(api, server, status, error):
-    server.answers = [(status, {"message": "because"})]
-    with pytest.raises(error, match="because"):
+async def test_refusal_says_whether_another_try_may_help(api, server, status, message, error):
+    server.answers = [(status, {"message": message})]
+    with pytest.raises((Rejected, ClusterError)) as caught:
         await Cluster(api).update(SERVICE)
+    assert caught.type is error
+
+
+async def test_apply_without_a_live_object_creates_and_overwrites_nothing(api, server):
+    """No object has the first of all versions: the API server refuses where there is one."""
+    await Cluster(api).apply({**SERVICE, "metadata": {"name": "s", "namespace": "default"}})
+    [(method, _, _, body)] = server.requests
+    assert (method, body["metadata"]["resourceVersion"]) == ("PATCH", "1")
+    server.answers = [(409, {"message": "there is one"})]
+    with pytest.raises(Conflict):
+        await Cluster(api).apply(SERVICE)
+
+
+async def test_own_write_is_told_once(api, server, store):
+    told = []
+    cluster = Cluster(api, store=store, tell_written=lambda kind, live: told.append((kind, live["metadata"]["name"])))
+    await cluster.apply(SERVICE, SERVICE)
+    assert told == [("Service", "s")]
+
+
+async def test_resource_of_a_later_release_is_unreadable_and_its_neighbours_go_on(api, store):
+    later, other = make_deployed_model(), make_deployed_model("photos-2")
+    later["spec"]["dedicatedResources"] = {"autoscalingMetricSpecs": [{"metricName": "of/tomorrow"}]}
+    for live in (later, other):
+        live["metadata"]["resourceVersion"] = "8"
+        store.put("DeployedModel", live)
+    cluster = Cluster(api, store=store)
+    with pytest.raises(UnreadableError, match=r"photos-1 cannot be read .*dedicatedResources.autoscalingMetricSpecs"):
+        await cluster.get_resource(DeployedModel, "default", "photos-1")
+    found = await cluster.list_deployed_models("default", names.LABEL_ENDPOINT, "photos")
+    assert [dm.name for dm in found] == ["photos-1", "photos-2"]
 
 
 async def test_each_request_is_observed(api, server):

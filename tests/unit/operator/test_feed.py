@@ -5,20 +5,49 @@ from pierhead_operator.cluster import Key
 from pierhead_operator.feed import OWN_KINDS, Feed
 from pierhead_operator.store import Store
 
+from tests.unit.operator.conftest import make_deployed_model, make_endpoint, make_model
+
 LABELS = {
     "app.kubernetes.io/managed-by": "pierhead",
     "pierhead.dev/deployed-model": "photos-1",
     "pierhead.dev/endpoint": "photos",
-    "pierhead.dev/model": "animals",
+    "pierhead.dev/model": "photos",
 }
 DM = Key("DeployedModel", "default", "photos-1")
 ENDPOINT = Key("Endpoint", "default", "photos")
-MODEL = Key("Model", "default", "animals")
+MODEL = Key("Model", "default", "photos")
 
 
-def _object(name="a", version=1, namespace="default", labels=None, **spec):
-    metadata = {"name": name, "namespace": namespace, "resourceVersion": str(version), "labels": labels or {}}
+class Keys:
+    """A queue that records how each key is to be worked on."""
+
+    def __init__(self):
+        self.at_once, self.soon, self.background = [], [], []
+
+    def add(self, key, *, urgent=True):
+        (self.at_once if urgent else self.background).append(key)
+
+    def add_within(self, key, seconds):
+        assert 0.1 <= seconds <= 0.2
+        self.soon.append(key)
+
+    def clear(self):
+        for keys in (self.at_once, self.soon, self.background):
+            keys.clear()
+
+    @property
+    def all(self):
+        return self.at_once + self.soon + self.background
+
+
+def _object(name="a", version=1, labels=None, **spec):
+    metadata = {"name": name, "namespace": "default", "resourceVersion": str(version), "labels": labels or {}}
     return {"apiVersion": "v1", "metadata": metadata, "spec": spec}
+
+
+def _of_version(live, version, namespace="default", **metadata):
+    live["metadata"] |= {"resourceVersion": str(version), "namespace": namespace, **metadata}
+    return live
 
 
 @pytest.fixture
@@ -28,31 +57,40 @@ def store():
 
 @pytest.fixture
 def keys():
-    return []
+    return Keys()
 
 
 @pytest.fixture
 def feed(store, keys):
-    return Feed(store, keys.append, lambda: None)
+    return Feed(store, keys, lambda: None)
 
 
-def _tell_deployed_model(feed, name="photos-1", version=1, namespace="default"):
-    feed.tell("DeployedModel", _object(name, version, namespace, endpoint="photos", model="animals"))
+def _tell_deployed_model(feed, version=1, available=None, namespace="default", **metadata):
+    feed.tell("DeployedModel", _of_version(make_deployed_model(available=available), version, namespace, **metadata))
 
 
 def test_deployed_model_concerns_its_endpoint_and_its_model(feed, keys):
     _tell_deployed_model(feed)
-    assert keys == [DM, ENDPOINT, MODEL]
+    assert (keys.at_once, keys.soon) == ([DM, ENDPOINT], [MODEL])
 
 
-@pytest.mark.parametrize(("owner", "concerned"), [(ENDPOINT, [DM, MODEL]), (MODEL, [DM])], ids=["Endpoint", "Model"])
-def test_endpoint_and_model_concern_their_deployed_models(feed, keys, owner, concerned):
+def test_labels_of_a_deployed_model_concern_nobody_else(feed, keys):
+    _tell_deployed_model(feed, labels={"pierhead.dev/endpoint": "theirs", "pierhead.dev/model": "theirs"})
+    assert {key.name for key in keys.all} == {"photos-1", "photos"}
+
+
+@pytest.mark.parametrize(
+    ("make", "at_once", "soon"),
+    [(make_endpoint, [ENDPOINT, DM], [MODEL]), (make_model, [MODEL, DM], [])],
+    ids=["Endpoint", "Model"],
+)
+def test_endpoint_and_model_concern_their_deployed_models(feed, keys, make, at_once, soon):
     """And an Endpoint their Models, too, whose own paths lead only to what is public."""
     _tell_deployed_model(feed)
-    _tell_deployed_model(feed, "other", namespace="elsewhere")
+    _tell_deployed_model(feed, namespace="elsewhere")
     keys.clear()
-    feed.tell(owner.kind, _object(owner.name))
-    assert keys == [owner, *concerned]
+    feed.tell(make()["kind"], _of_version(make(), 1))
+    assert (keys.at_once, keys.soon) == (at_once, soon)
 
 
 @pytest.mark.parametrize(
@@ -61,34 +99,69 @@ def test_endpoint_and_model_concern_their_deployed_models(feed, keys, owner, con
 )
 def test_child_concerns_whose_it_is(feed, keys, label, key):
     feed.tell("HTTPRoute", _object(labels={label: LABELS[label]}))
-    assert keys == [key]
+    assert (keys.at_once, keys.soon) == ([], [key])
 
 
 def test_child_of_a_deployed_model_is_that_ones_alone(feed, keys):
     feed.tell("Pod", _object(labels=LABELS))
-    assert keys == [DM]
+    assert keys.soon == [DM]
 
 
 def test_object_that_names_nobody_concerns_nobody(feed, keys):
     feed.tell("Pod", _object())
-    assert keys == []
+    assert keys.all == []
 
 
-def test_child_that_is_known_already_concerns_nobody(feed, store, keys):
-    """The answer to a write told it."""
-    store.put("Pod", _object(version=7, labels=LABELS))
+def test_child_that_this_process_wrote_concerns_nobody(feed, keys):
+    feed.tell_written("Pod", _object(version=7, labels=LABELS))
     feed.tell("Pod", _object(version=7, labels=LABELS))
-    assert keys == []
+    assert keys.all == []
     feed.tell("Pod", _object(version=8, labels=LABELS))
-    assert keys == [DM]
+    assert keys.soon == [DM]
 
 
-def test_status_that_this_process_wrote_concerns_who_reads_it(feed, store, keys):
+def test_status_that_this_process_wrote_concerns_who_reads_it_alone(feed, keys):
     _tell_deployed_model(feed)
     keys.clear()
-    store.put("DeployedModel", _object("photos-1", 2, endpoint="photos", model="animals"))
-    _tell_deployed_model(feed, version=2)
-    assert ENDPOINT in keys
+    feed.tell_written("DeployedModel", _of_version(make_deployed_model(available=True), 2))
+    assert (keys.at_once, keys.soon) == ([ENDPOINT], [MODEL])
+    keys.clear()
+    _tell_deployed_model(feed, version=2, available=True)
+    assert keys.all == []
+
+
+def test_status_whose_event_comes_before_the_answer_is_no_work_either(feed, keys):
+    _tell_deployed_model(feed)
+    keys.clear()
+    _tell_deployed_model(feed, version=2, available=True)
+    assert DM not in keys.all
+    assert ENDPOINT in keys.at_once
+
+
+def test_status_that_tells_others_nothing_new_concerns_nobody(feed, keys):
+    _tell_deployed_model(feed, available=True)
+    keys.clear()
+    live = _of_version(make_deployed_model(available=True), 2)
+    live["status"]["replicas"] = 7
+    feed.tell("DeployedModel", live)
+    assert keys.all == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"generation": 4},
+        {"annotations": {"pierhead.dev/renew": "1"}},
+        {"labels": {"a": "b"}},
+        {"deletionTimestamp": "x"},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_what_is_asked_of_a_resource_is_work(feed, keys, change):
+    _tell_deployed_model(feed)
+    keys.clear()
+    _tell_deployed_model(feed, version=2, **change)
+    assert DM in keys.at_once
 
 
 def test_what_is_gone_concerns_the_same(feed, store, keys):
@@ -96,14 +169,26 @@ def test_what_is_gone_concerns_the_same(feed, store, keys):
     _tell_deployed_model(feed)
     keys.clear()
     feed.tell_deleted("Pod", _object(version=2, labels=LABELS))
-    feed.tell_deleted("DeployedModel", _object("photos-1", 2, endpoint="photos", model="animals"))
-    assert keys == [DM, DM, ENDPOINT, MODEL]
+    feed.tell_deleted("DeployedModel", _of_version(make_deployed_model(), 2))
+    assert (keys.at_once, keys.soon) == ([DM, ENDPOINT], [DM, MODEL])
     assert store.get("Pod", "default", "a") is None
 
 
-def test_each_event_is_heard(store):
+def test_what_cannot_be_read_is_looked_after_itself(feed, keys):
+    feed.tell("DeployedModel", _object("photos-1", endpoint=7))
+    assert keys.all == [DM]
+
+
+def test_what_a_list_tells_waits_for_events(feed, keys):
+    feed.tell_listed("DeployedModel", _of_version(make_deployed_model(), 1))
+    feed.tell_listed("Pod", _object(labels=LABELS))
+    feed.tell_listed("Pod", _object())
+    assert (keys.at_once, keys.soon, keys.background) == ([], [], [DM, DM])
+
+
+def test_each_event_is_heard(store, keys):
     heard = []
-    feed = Feed(store, lambda _: None, lambda: heard.append(1))
+    feed = Feed(store, keys, lambda: heard.append(1))
     feed.tell("Pod", _object())
     feed.tell("Pod", _object())
     feed.tell_deleted("Pod", _object())

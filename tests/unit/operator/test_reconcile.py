@@ -4,115 +4,16 @@ from copy import deepcopy
 from datetime import timedelta
 
 import pytest
-from pierhead_operator.cluster import ClusterError, Key, Rejected
-from pierhead_operator.feed import OWN_KINDS
-from pierhead_operator.names import LABEL_ENDPOINT, LABEL_MODEL, OURS
+from pierhead_operator.cluster import ClusterError, Invalid, Key
 from pierhead_operator.reconcile import Reconciler
 from pierhead_operator.settings import NetworkPolicySettings
-from pierhead_operator.store import trim
-from pierhead_operator.types import DeployedModel
 
-from tests.unit.operator.conftest import NETWORK_POLICY, NOW, make_deployed_model, make_endpoint, make_model
+from tests.unit.operator.conftest import NETWORK_POLICY, make_deployed_model, make_endpoint, make_model
+from tests.unit.operator.fakes import Clock, FakeCluster, FakeProber
 
 DM = Key("DeployedModel", "default", "photos-1")
 ENDPOINT = Key("Endpoint", "default", "photos")
 MODEL = Key("Model", "default", "photos")
-
-
-def _has(live, labels):
-    return labels.items() <= live["metadata"].get("labels", {}).items()
-
-
-class FakeProber:
-    """Pods answer, unless it is told what they say instead. Fake because there are no pods."""
-
-    def __init__(self):
-        self.silence = None
-        self.asked = []
-
-    async def ask(self, namespace, deployed_model):
-        self.asked.append((namespace, deployed_model))
-        return self.silence
-
-
-class Clock:
-    def __init__(self):
-        self.now = NOW
-
-    def __call__(self):
-        return self.now
-
-
-class FakeCluster:
-    """Objects in a dictionary; `calls` has every write. Fake because the real one is what tests/apiserver use."""
-
-    def __init__(self, *objects):
-        self.objects = {(o["kind"], o["metadata"]["name"]): deepcopy(o) for o in objects}
-        self.calls = []
-        self.rejects = set()
-
-    async def get(self, kind, namespace, name):
-        """As watches tell it."""
-        found = self.objects.get((kind, name))
-        return trim(kind, found) if found and (kind in OWN_KINDS or _has(found, OURS)) else None
-
-    async def fetch(self, kind, namespace, name):
-        return self.objects.get((kind, name))
-
-    async def list_objects(self, kind, namespace, labels=None):
-        return [trim(kind, o) for (k, _), o in self.objects.items() if k == kind and _has(o, labels or {})]
-
-    async def get_resource(self, kind, namespace, name):
-        found = self.objects.get((kind.KIND, name))
-        return kind.model_validate(found) if found else None
-
-    async def list_deployed_models(self, namespace, label, name):
-        field = {LABEL_ENDPOINT: "endpoint", LABEL_MODEL: "model"}[label]
-        found = await self.list_objects("DeployedModel", namespace)
-        return [DeployedModel.model_validate(o) for o in found if o["spec"][field] == name]
-
-    async def apply(self, manifest, live=None):
-        kind, name = manifest["kind"], manifest["metadata"]["name"]
-        if kind in self.rejects:
-            raise Rejected("exceeded quota")
-        self.calls.append(("apply", kind, name))
-        before = self.objects.get((kind, name), {})
-        self.objects[kind, name] = {**before, **deepcopy(manifest)}
-        self.objects[kind, name]["metadata"] |= {"uid": f"uid-{name}", "generation": 1}
-
-    async def apply_control(self, live, spec):
-        key = live["kind"], live["metadata"]["name"]
-        self.calls.append(("control", *key))
-        self.objects[key]["spec"] |= spec
-
-    async def apply_status(self, resource, status):
-        self.calls.append(("status", resource.KIND, resource.name))
-        self.objects[resource.KIND, resource.name]["status"] = status.dump()
-
-    async def delete(self, live):
-        self.calls.append(("delete", live["kind"], live["metadata"]["name"]))
-        del self.objects[live["kind"], live["metadata"]["name"]]
-
-    async def create_event(self, resource, event):
-        self.calls.append(("event", resource.KIND, event.reason))
-
-    def collect_garbage(self, gone):
-        """As Kubernetes does once an owner is gone."""
-        for key, live in list(self.objects.items()):
-            owners = live["metadata"].get("ownerReferences", [])
-            left = [owner for owner in owners if owner["uid"] != gone]
-            if owners and not left:
-                del self.objects[key]
-            elif owners:
-                live["metadata"]["ownerReferences"] = left
-
-    def is_true(self, key, type_):
-        conditions = self.objects[key.kind, key.name]["status"]["conditions"]
-        return next(c["status"] for c in conditions if c["type"] == type_) == "True"
-
-    def ready(self, key):
-        conditions = self.objects[key.kind, key.name]["status"]["conditions"]
-        return next((c["status"], c["reason"]) for c in conditions if c["type"] == "Ready")
 
 
 @pytest.fixture
@@ -192,7 +93,7 @@ async def test_foreign_object_is_reported_and_left_alone(make_reconciler):
     await reconciler.reconcile(DM)
     assert cluster.objects["Service", "dm-photos-1"] == FOREIGN
     assert cluster.ready(DM) == ("False", "NotOwned")
-    assert ("Deployment", "dm-photos-1") not in cluster.objects, "pods that nobody could reach"
+    assert not cluster.is_true(DM, "Available")
 
 
 async def test_traffic_leaves_what_somebody_elses_service_stands_before(make_reconciler):
@@ -246,13 +147,113 @@ async def test_model_deleted_meanwhile_leaves_pods_alone(make_reconciler):
 
 async def test_rejected_object_is_told_and_tried_again(make_reconciler):
     cluster, reconciler = make_reconciler(make_model(), make_endpoint(), make_deployed_model())
-    cluster.rejects.add("Deployment")
+    cluster.refuse("Deployment")
     with pytest.raises(ClusterError, match="exceeded quota"):
         await reconciler.reconcile(DM)
     assert cluster.ready(DM) == ("False", "Rejected")
     cluster.rejects.clear()
     await reconciler.reconcile(DM)
     assert cluster.ready(DM) == ("False", "Progressing")
+
+
+async def test_object_that_can_never_be_taken_is_told_and_not_tried_again(make_reconciler):
+    cluster, reconciler = make_reconciler(make_model(), make_endpoint(), make_deployed_model())
+    cluster.refuse("Deployment", Invalid(".spec.template.spec.affinity: field not declared in schema"))
+    await reconciler.reconcile(DM)
+    assert cluster.ready(DM) == ("False", "Invalid")
+    assert cluster.is_true(DM, "Stalled")
+
+
+async def test_child_that_lost_its_labels_is_found_and_repaired(make_reconciler):
+    """No watch tells of it any more."""
+    cluster, reconciler = make_reconciler(make_model(), make_endpoint(), make_deployed_model())
+    await reconciler.reconcile(DM)
+    wanted = deepcopy(cluster.objects["Service", "dm-photos-1"])
+    cluster.objects["Service", "dm-photos-1"]["metadata"]["labels"] = {}
+    await reconciler.reconcile(DM)
+    assert cluster.objects["Service", "dm-photos-1"] == wanted
+
+
+# What an API server and its webhooks make of an object
+
+
+SPELLINGS = {"cpu": ("0.5", "500m"), "memory": ("1024Mi", "1Gi")}
+
+
+async def test_what_the_api_server_spells_otherwise_settles(settings):
+    """It knows one spelling of each quantity, and drops what is empty."""
+    resources = {"requests": {name: spelling for name, (spelling, _) in SPELLINGS.items()}}
+    server = settings.server.model_copy(update={"resources": resources, "env": [{"name": "EMPTY", "value": ""}]})
+    cluster = FakeCluster(make_model(), make_endpoint(), make_deployed_model())
+    reconciler = Reconciler(cluster, FakeProber(), settings.model_copy(update={"server": server}), Clock())
+    await reconciler.reconcile(DM)
+    [container] = cluster.objects["Deployment", "dm-photos-1"]["spec"]["template"]["spec"]["containers"]
+    container["resources"]["requests"] = {name: normal for name, (_, normal) in SPELLINGS.items()}
+    next(variable for variable in container["env"] if variable["name"] == "EMPTY").pop("value")
+    cluster.calls.clear()
+    await reconciler.reconcile(DM)
+    assert cluster.calls == []
+
+
+async def test_what_a_webhook_changes_settles_and_is_still_repaired(make_reconciler):
+    cluster, reconciler = make_reconciler(make_model(), make_endpoint(), make_deployed_model())
+    cluster.mutate = lambda live: (
+        live["spec"].update(selector={"other": "thing"}) if live["kind"] == "Service" else None
+    )
+    await reconciler.reconcile(DM)
+    cluster.calls.clear()
+    await reconciler.reconcile(DM)
+    assert cluster.calls == [], "the webhook would do the same once more"
+    cluster.objects["Service", "dm-photos-1"]["spec"]["ports"] = []
+    await reconciler.reconcile(DM)
+    assert ("apply", "Service", "dm-photos-1") in cluster.calls
+
+
+# What a later release wrote
+
+
+def _of_tomorrow(live, **spec):
+    live["spec"] |= spec
+    return live
+
+
+async def test_what_cannot_be_read_says_so_and_what_runs_stays(make_reconciler):
+    cluster, reconciler = make_reconciler(make_model(), make_endpoint(), make_deployed_model())
+    await _answering(cluster, reconciler)
+    await reconciler.reconcile(DM)
+    resources = {"autoscalingMetricSpecs": [{"metricName": "of/tomorrow"}]}
+    _of_tomorrow(cluster.objects["DeployedModel", "photos-1"], dedicatedResources=resources)
+    cluster.calls.clear()
+    await reconciler.reconcile(DM)
+    assert cluster.calls == [("status", "DeployedModel", "photos-1")]
+    assert cluster.ready(DM) == ("False", "Unreadable")
+    assert cluster.is_true(DM, "Available"), "its traffic stays"
+    await reconciler.reconcile(ENDPOINT)
+    assert _weights(cluster) == {"dm-photos-1": 100}
+    cluster.calls.clear()
+    await reconciler.reconcile(DM)
+    assert cluster.calls == [], "stable: no writes"
+
+
+@pytest.mark.parametrize("neighbour", ["Endpoint", "Model"])
+async def test_what_names_something_unreadable_says_so(make_reconciler, neighbour):
+    cluster, reconciler = make_reconciler(make_model(), make_endpoint(), make_deployed_model())
+    await reconciler.reconcile(DM)
+    _of_tomorrow(cluster.objects[neighbour, "photos"], displayName={"of": "tomorrow"})
+    cluster.calls.clear()
+    await reconciler.reconcile(DM)
+    assert cluster.ready(DM) == ("False", "Unreadable")
+    assert cluster.calls == [("status", "DeployedModel", "photos-1")]
+
+
+async def test_endpoint_that_cannot_be_read_keeps_its_split(make_reconciler):
+    cluster, reconciler = make_reconciler(make_model(), make_endpoint(), make_deployed_model(available=True))
+    await reconciler.reconcile(ENDPOINT)
+    split = cluster.objects["Endpoint", "photos"]["status"]["trafficSplit"]
+    _of_tomorrow(cluster.objects["Endpoint", "photos"], access="OfTomorrow")
+    await reconciler.reconcile(ENDPOINT)
+    assert cluster.ready(ENDPOINT) == ("False", "Unreadable")
+    assert cluster.objects["Endpoint", "photos"]["status"]["trafficSplit"] == split == {"photos-1": 100}
 
 
 async def test_endpoint_waits_for_what_does_not_serve(make_reconciler):
@@ -486,7 +487,7 @@ def restricting(settings):
 async def test_pods_come_after_their_network_policy(restricting):
     cluster = FakeCluster(make_model(), make_endpoint(), make_deployed_model())
     reconciler = Reconciler(cluster, FakeProber(), restricting, Clock())
-    cluster.rejects.add("NetworkPolicy")
+    cluster.refuse("NetworkPolicy")
     with pytest.raises(ClusterError):
         await reconciler.reconcile(DM)
     assert cluster.ready(DM) == ("False", "Rejected")

@@ -1,7 +1,7 @@
 """Tables: what is left of a DeployedModel that is gone -> what comes next."""
 
 import pytest
-from pierhead_operator.removal import DRAIN_SECONDS, Leaving, Step, decide_removal, is_left, mentions, share
+from pierhead_operator.removal import DRAIN_SECONDS, Leaving, Step, decide_removal, is_left, share
 from pierhead_operator.types import Endpoint
 
 from tests.unit.operator.conftest import make_endpoint
@@ -40,20 +40,6 @@ LEFT = {
 @pytest.mark.parametrize(("live", "expected"), LEFT.values(), ids=LEFT.keys())
 def test_is_left(live, expected):
     assert is_left(live, "photos-1") is expected
-
-
-ROUTES = {
-    "backend": ({"rules": [{"backendRefs": [{"name": "dm-photos-1", "weight": 1}]}]}, True),
-    "mirror": ({"rules": [{"filters": [{"requestMirror": {"backendRef": {"name": "dm-photos-1"}}}]}]}, True),
-    "host inside the cluster": ({"http": [{"route": [{"destination": {"host": "dm-photos-1.ns.svc.x"}}]}]}, True),
-    "another with the same beginning": ({"rules": [{"backendRefs": [{"name": "dm-photos-10"}]}]}, False),
-    "nothing": ({}, False),
-}
-
-
-@pytest.mark.parametrize(("spec", "expected"), ROUTES.values(), ids=ROUTES.keys())
-def test_mentions(spec, expected):
-    assert mentions({"metadata": {"name": "dm-photos-1"}, "spec": spec}, "dm-photos-1") is expected
 
 
 @pytest.mark.parametrize("kind", ["Deployment", "Service", "NetworkPolicy"])

@@ -16,7 +16,7 @@ def store():
 
 
 PREFIX = "pierhead_operator_"
-LABELS = ("namespace", "endpoint", "deployed_model", "batch_prediction_job", "state")
+LABELS = ("namespace", "endpoint", "deployed_model", "batch_prediction_job", "state", "kind")
 
 
 def read(store, leads=True):
@@ -29,8 +29,21 @@ def read(store, leads=True):
     return told
 
 
+NOTHING = {"unreadable_resources": {"Endpoint": 0, "DeployedModel": 0, "BatchPredictionJob": 0}}
+
+
 def test_nothing_is_told_where_nothing_is(store):
-    assert read(store) == {}
+    assert read(store) == NOTHING
+
+
+def test_what_cannot_be_read_is_counted_and_spoils_nothing(store):
+    put(store, make_endpoint())
+    later = make_deployed_model("a")
+    later["spec"]["dedicatedResources"] = {"minReplicaCount": "many"}
+    put(store, later)
+    told = read(store)
+    assert told["unreadable_resources"] == {"Endpoint": 0, "DeployedModel": 1, "BatchPredictionJob": 0}
+    assert told["endpoint_ready"] == {"default/photos": 0}
 
 
 def test_only_who_acts_tells(store):
@@ -125,4 +138,4 @@ def test_what_is_gone_is_told_no_more(store):
     assert read(store)
     for live in lives:
         store.remove(live["kind"], live)
-    assert read(store) == {}
+    assert read(store) == NOTHING

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pierhead_operator import names
 from pierhead_operator.resources import owns_replicas
-from pierhead_operator.store import Store, trim
+from pierhead_operator.store import BACKEND, Store, trim
 
 KINDS = ("DeployedModel", "Deployment", "Pod", "Service")
 
@@ -150,9 +150,39 @@ def test_who_owns_the_replicas_is_kept(manager):
     assert owns_replicas(trim("Deployment", live)) == owns_replicas(live) == (manager == "pierhead")
 
 
-def test_scan_gives_what_was_there_when_it_was_asked(store):
+def test_facts_are_of_what_was_there_when_they_were_asked_for(store):
     store.put("Service", _object("a"))
     store.put("Service", _object("b", namespace="other"))
-    found = store.scan("Service")
+    found = store.facts("Service")
+    first = next(found)
     store.put("Service", _object("c"))
-    assert sorted(_names(found)) == ["a", "b"]
+    assert [(namespace, name) for namespace, name, _ in (first, *found)] == [("ns", "a"), ("other", "b")]
+
+
+def test_labels_of_pierheads_own_kinds_mean_nothing(store):
+    """Anybody can write them: a label must not bring a DeployedModel another endpoint's traffic."""
+    spec = {"endpoint": "mine", "model": "m"}
+    store.put("DeployedModel", _object(spec=spec, labels={names.LABEL_ENDPOINT: "theirs", names.LABEL_MODEL: "other"}))
+    assert store.select("DeployedModel", "ns", {names.LABEL_ENDPOINT: "theirs"}) == []
+    assert store.names("DeployedModel", "ns", names.LABEL_MODEL, "other") == []
+    assert _names(store.select("DeployedModel", "ns", {names.LABEL_ENDPOINT: "mine"})) == ["a"]
+
+
+ROUTES = {
+    "backend": ("HTTPRoute", {"rules": [{"backendRefs": [{"name": "dm-a", "weight": 1}]}]}),
+    "mirror": ("HTTPRoute", {"rules": [{"filters": [{"requestMirror": {"backendRef": {"name": "dm-a"}}}]}]}),
+    "host": ("VirtualService", {"http": [{"route": [{"destination": {"host": "dm-a.ns.svc.cluster.local"}}]}]}),
+    "mirrored host": ("VirtualService", {"http": [{"mirror": {"host": "dm-a.ns.svc.cluster.local"}}]}),
+    "rule": ("DestinationRule", {"host": "dm-a.ns.svc.cluster.local"}),
+}
+
+
+@pytest.mark.parametrize(("kind", "spec"), ROUTES.values(), ids=ROUTES.keys())
+def test_routes_are_found_by_where_they_lead(kind, spec):
+    store = Store([kind])
+    store.put(kind, _object(spec=spec))
+    assert store.names(kind, "ns", BACKEND, "dm-a") == ["a"]
+    assert store.names(kind, "ns", BACKEND, "dm-aa") == []
+    assert store.names(kind, "other", BACKEND, "dm-a") == []
+    store.put(kind, _object(version=2, spec={}))
+    assert store.names(kind, "ns", BACKEND, "dm-a") == []
