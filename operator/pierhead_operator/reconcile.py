@@ -1,7 +1,7 @@
 """One reconcile per kind: observe, decide, apply, delete what is surplus, say what is true. Safe at any time."""
 
 import logging
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol, TypeVar
@@ -29,6 +29,7 @@ from pierhead_operator.resources import (
     serving_kinds,
     unknown_machine,
 )
+from pierhead_operator.routing import Split
 from pierhead_operator.schema import Resource
 from pierhead_operator.settings import OperatorSettings
 from pierhead_operator.status import (
@@ -95,9 +96,13 @@ class Reconciler:
 
     async def reconcile_model(self, key: Key) -> None:
         model = await self.cluster.get_resource(Model, key.namespace, key.name)
-        if model is None or model.metadata.deletion_timestamp:
+        if model is None:
             return
-        serving = group_by_version(model, await self._list_public(model))
+        if model.metadata.deletion_timestamp:
+            # Somebody's finalizer may hold it for long, and nobody looks any more who may be reached by its paths.
+            await self._delete_surplus_routes(model, [])
+            return
+        serving = await self._find_serving(model)
         routes = routing.make_model_routes(model, serving, self.settings)
         problem = await apply_all(self.cluster, model, routes, self._settled)
         await self._delete_surplus_routes(model, routes)
@@ -128,7 +133,11 @@ class Reconciler:
 
     async def reconcile_endpoint(self, key: Key) -> None:
         endpoint = await self.cluster.get_resource(Endpoint, key.namespace, key.name)
-        if endpoint is None or endpoint.metadata.deletion_timestamp:
+        if endpoint is None:
+            return
+        if endpoint.metadata.deletion_timestamp:
+            # Somebody's finalizer may hold it for long, and no change of its access would move its route any more.
+            await self._delete_surplus_routes(endpoint, [])
             return
         traffic = await self._observe_traffic(endpoint)
         problem = explain_access(endpoint, self.settings)
@@ -143,16 +152,21 @@ class Reconciler:
         await write_status(self.cluster, endpoint, endpoint.status, status)
         retry_if_rejected(problem)
 
-    async def _list_public(self, model: Model) -> list[DeployedModel]:
-        """The DeployedModels of a Model that clients outside the cluster may reach."""
+    async def _find_serving(self, model: Model) -> Mapping[str, Split]:
+        """Who serves each version of a Model to clients outside the cluster."""
         found = await self.cluster.list_deployed_models(model.namespace, names.LABEL_MODEL, model.name)
-        private = {
-            name
-            for name in {dm.spec.endpoint for dm in found}
-            if (endpoint := await self.cluster.get_resource(Endpoint, model.namespace, name))
-            and endpoint.spec.access == "Private"
-        }
-        return [dm for dm in found if dm.spec.endpoint not in private]
+        servers = {dm.name: routing.describe_server(dm) for dm in found}
+        endpoints = {server.endpoint for server in servers.values()}
+        public = {name for name in endpoints if await self._is_public(model.namespace, name)}
+        return routing.find_serving(model.name, [version.name for version in model.spec.versions], servers, public)
+
+    async def _is_public(self, namespace: str, name: str) -> bool:
+        """Whether an Endpoint is there, and for clients outside the cluster."""
+        try:
+            endpoint = await self.cluster.get_resource(Endpoint, namespace, name)
+        except UnreadableError:
+            return False  # of a later release, perhaps, with an access that this one does not know
+        return endpoint is not None and routing.is_offered(endpoint, offers_private=False)
 
     def _desired(self, serving: Serving, before: Workload) -> list[Manifest]:
         """What should exist for a DeployedModel, as it is applied."""
@@ -275,16 +289,6 @@ def resolve_version(dm: DeployedModel, model: Model | None) -> str:
     if dm.spec.model_version:
         return dm.spec.model_version
     return dm.status.model_version or (model.spec.default_version if model else "")
-
-
-def group_by_version(model: Model, deployed_models: Collection[DeployedModel]) -> Mapping[str, list[str]]:
-    """Who serves each version of a Model, by name."""
-    serving: dict[str, list[str]] = {}
-    for dm in deployed_models:
-        stays = not dm.metadata.deletion_timestamp
-        if dm.spec.model == model.name and stays and dm.status.is_true(AVAILABLE):
-            serving.setdefault(dm.status.model_version, []).append(dm.name)
-    return {version: sorted(names_) for version, names_ in serving.items()}
 
 
 def mirror_target(endpoint: Endpoint, traffic: Traffic) -> str | None:

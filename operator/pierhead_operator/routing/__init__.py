@@ -1,22 +1,27 @@
 """Where traffic goes: the effective split, and the objects that tell whoever carries it. Pure."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from pierhead_operator import names
 from pierhead_operator.resources import Manifest, make_metadata
 from pierhead_operator.routing import gateway_api, istio
 from pierhead_operator.routing.rules import SERVICE_PORT, make_endpoint_rule, make_model_rules
+from pierhead_operator.routing.serving import Server, describe_server, find_serving, is_offered
 from pierhead_operator.routing.split import Split, compute_effective_split, compute_wanted_split, wanted_split
 from pierhead_operator.settings import GatewayReference, IstioSettings, OperatorSettings
 from pierhead_operator.types import Endpoint, Model
 
 __all__ = [
     "ROUTE_KINDS",
+    "Server",
     "Split",
     "compute_effective_split",
     "compute_wanted_split",
+    "describe_server",
     "explain_access",
+    "find_serving",
     "gateway_of",
+    "is_offered",
     "make_endpoint_routes",
     "make_idle_service",
     "make_model_routes",
@@ -110,11 +115,11 @@ def make_endpoint_routes(
     return [make_idle_service(endpoint), *routes]
 
 
-def make_model_routes(model: Model, serving: Mapping[str, Sequence[str]], settings: OperatorSettings) -> list[Manifest]:
+def make_model_routes(model: Model, serving: Mapping[str, Split], settings: OperatorSettings) -> list[Manifest]:
     """All that carries predictions by AI Platform's paths, which name a Model instead of an Endpoint.
 
-    `serving` has, by version, the DeployedModels that serve it and that everybody may reach: the routes attach to the
-    public gateway. Nothing where nobody serves any version, or the provider makes no routes.
+    `serving` is what `find_serving` says of those whom everybody may reach: the routes attach to the public gateway.
+    Nothing where nobody serves any version, or the provider makes no routes.
     """
     routing = settings.routing
     rules = make_model_rules(model, serving)

@@ -443,7 +443,8 @@ async def test_private_endpoint_without_a_gateway_for_it_is_told(make_reconciler
 async def test_model_is_routed_to_who_serves_its_versions(make_reconciler):
     serving, other = make_deployed_model("photos-1", available=True), make_deployed_model("photos-2", available=True)
     serving["status"]["modelVersion"], other["status"]["modelVersion"] = "1", "2"
-    cluster, reconciler = make_reconciler(make_model(), serving, other)
+    serving["status"]["availableReplicaCount"] = 4
+    cluster, reconciler = make_reconciler(make_model(), make_endpoint(), serving, other)
     await reconciler.reconcile(MODEL)
     rules = cluster.objects["HTTPRoute", "mdl-photos"]["spec"]["rules"]
     backends = {
@@ -465,6 +466,45 @@ async def test_model_on_a_private_endpoint_has_no_public_path(make_reconciler):
     cluster, reconciler = make_reconciler(make_model(), endpoint, serving)
     await reconciler.reconcile(MODEL)
     assert ("HTTPRoute", "mdl-photos") not in cluster.objects
+
+
+async def test_models_own_path_leads_to_each_by_its_replicas(make_reconciler):
+    there = [make_deployed_model(name, available=True) for name in ("photos-1", "photos-2")]
+    for live, replicas in zip(there, (6, 2), strict=True):
+        live["status"] |= {"modelVersion": "1", "availableReplicaCount": replicas}
+    cluster, reconciler = make_reconciler(make_model(), make_endpoint(), *there)
+    await reconciler.reconcile(MODEL)
+    [rule] = cluster.objects["HTTPRoute", "mdl-photos"]["spec"]["rules"]
+    weights = {backend["name"]: backend["weight"] for backend in rule["backendRefs"]}
+    assert weights == {"dm-photos-1": 3, "dm-photos-2": 1}
+
+
+@pytest.mark.parametrize("key", [ENDPOINT, MODEL], ids=lambda key: key.kind)
+async def test_what_leaves_is_no_longer_routed(make_reconciler, key):
+    """Somebody's finalizer may hold it for long, and a change of its access would go unseen."""
+    serving = make_deployed_model(available=True)
+    serving["status"]["modelVersion"] = "1"
+    cluster, reconciler = make_reconciler(make_model(), make_endpoint(), serving)
+    await reconciler.reconcile(key)
+    assert [kind for kind, _ in cluster.objects if kind == "HTTPRoute"]
+    cluster.objects[key.kind, key.name]["metadata"]["deletionTimestamp"] = "2026-11-22T00:00:00Z"
+    await reconciler.reconcile(key)
+    assert not [kind for kind, _ in cluster.objects if kind == "HTTPRoute"]
+    cluster.calls.clear()
+    await reconciler.reconcile(key)
+    assert cluster.calls == []
+
+
+async def test_neither_traffic_nor_copies_go_to_another_endpoints_deployed_model(make_reconciler):
+    """Whatever its labels say."""
+    private = make_deployed_model("secret", available=True, endpoint="private")
+    private["metadata"]["labels"] = {"pierhead.dev/endpoint": "photos"}
+    endpoint = make_endpoint()
+    endpoint["spec"]["mirror"] = {"deployedModel": "secret"}
+    cluster, reconciler = make_reconciler(endpoint, make_deployed_model(available=True), private)
+    await reconciler.reconcile(ENDPOINT)
+    assert _weights(cluster) == {"dm-photos-1": 100}
+    assert "secret" not in str(cluster.objects["HTTPRoute", "ep-photos"])
 
 
 async def test_routes_of_another_provider_are_taken_away(make_reconciler, settings):

@@ -161,14 +161,14 @@ def test_model_routes(case, settings):
         {"name": "2", "artifactUri": "gs://models/photos/2"},
     ]
     model = Model.model_validate(make_model(versions=versions))
-    serving = {"2": ["photos-2b", "photos-2"], "1": ["photos-1"]}
+    serving = {"2": {"photos-2b": 1, "photos-2": 1}, "1": {"photos-1": 1}}
     assert make_model_routes(model, serving, _routed_by(settings, MODEL_CASES[case])) == _golden(case)
 
 
 def test_provider_none_makes_nothing(endpoint, model, settings):
     bare = _routed_by(settings, {})
     assert make_endpoint_routes(endpoint, {"photos-1": 100}, None, bare) == []
-    assert make_model_routes(model, {"1": ["photos-1"]}, bare) == []
+    assert make_model_routes(model, {"1": {"photos-1": 1}}, bare) == []
 
 
 @pytest.mark.parametrize("routing", [GATEWAY_API, ISTIO], ids=["gateway-api", "istio"])
@@ -252,10 +252,10 @@ def _paths(route):
 
 # who serves which version -> the names that are routed, with an unescaped colon
 SERVED = {
-    "both": ({"1": ["a"], "2": ["b"]}, ["", "/versions/1", "/versions/2"]),
-    "only the default": ({"1": ["a"]}, ["", "/versions/1"]),
-    "not the default: no path without a version": ({"2": ["b"]}, ["/versions/2"]),
-    "a version that the Model no longer has": ({"1": ["a"], "0": ["old"]}, ["", "/versions/1"]),
+    "both": ({"1": {"a": 1}, "2": {"b": 1}}, ["", "/versions/1", "/versions/2"]),
+    "only the default": ({"1": {"a": 1}}, ["", "/versions/1"]),
+    "not the default: no path without a version": ({"2": {"b": 1}}, ["/versions/2"]),
+    "a version that the Model no longer has": ({"1": {"a": 1}, "0": {"old": 1}}, ["", "/versions/1"]),
 }
 
 
@@ -266,7 +266,7 @@ def test_model_routes_are_for_the_versions_that_are_served(serving, named, model
     assert plain == [f"/v1/projects/default/models/photos{name}:predict" for name in named]
 
 
-@pytest.mark.parametrize("serving", [{}, {"1": []}, {"0": ["old"]}])
+@pytest.mark.parametrize("serving", [{}, {"1": {}}, {"0": {"old": 1}}])
 @pytest.mark.parametrize("routing", [GATEWAY_API, ISTIO], ids=["gateway-api", "istio"])
 def test_model_that_nobody_serves_has_no_route(routing, serving, model, settings):
     assert make_model_routes(model, serving, _routed_by(settings, routing)) == []
@@ -293,7 +293,7 @@ def _big_model(versions, aliases):
 )
 def test_model_of_many_versions_gets_as_many_routes_as_they_take(versions, aliases, routes, settings):
     model = _big_model(versions, aliases)
-    serving = {version.name: [f"dm-{version.name}"] for version in model.spec.versions}
+    serving = {version.name: {f"dm-{version.name}": 1} for version in model.spec.versions}
     made = make_model_routes(model, serving, settings)
     assert len(made) == routes
     assert [route["metadata"]["name"] for route in made[:2]] == ["mdl-photos", "mdl2-photos"][:routes]
@@ -309,13 +309,13 @@ def test_model_of_many_versions_gets_as_many_routes_as_they_take(versions, alias
 
 def test_istio_takes_all_versions_in_one_object(settings):
     model = _big_model(64, 8)
-    serving = {version.name: [f"dm-{version.name}"] for version in model.spec.versions}
+    serving = {version.name: {f"dm-{version.name}": 1} for version in model.spec.versions}
     [service] = make_model_routes(model, serving, _routed_by(settings, ISTIO))
     assert len(service["spec"]["http"]) == 64
 
 
 def test_version_that_many_serve_leads_to_as_many_as_a_rule_takes(model, settings):
-    serving = {"1": [f"photos-{number:02}" for number in range(20)]}
+    serving = {"1": {f"photos-{number:02}": 1 for number in range(20)}}
     [route] = make_model_routes(model, serving, settings)
     [rule] = route["spec"]["rules"]
     assert [(backend["name"], backend["weight"]) for backend in rule["backendRefs"]] == [
