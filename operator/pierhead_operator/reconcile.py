@@ -206,8 +206,8 @@ class Reconciler:
             if not dm.metadata.deletion_timestamp
         }
         wanted = routing.wanted_split(endpoint, there)
-        serving = {name for name, dm in there.items() if dm.status.is_true(AVAILABLE)}
-        effective = routing.compute_effective_split(wanted, serving, endpoint.status.traffic_split)
+        replicas = {name: routing.count_replicas(dm) for name, dm in there.items()}
+        effective = routing.compute_effective_split(wanted, replicas, endpoint.status.traffic_split)
         return Traffic(wanted, effective, there)
 
     async def _judge_route(self, endpoint: Endpoint) -> Finding | None:

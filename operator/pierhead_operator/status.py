@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError
 
 from pierhead_operator import names
 from pierhead_operator.resources import Manifest, is_autoscaled
-from pierhead_operator.routing import Split
+from pierhead_operator.routing import Split, count_needed, count_replicas
 from pierhead_operator.schema import Condition, Resource, Status
 from pierhead_operator.types import DeployedModel, DeployedModelStatus, Endpoint, EndpointStatus, Model, ModelStatus
 
@@ -30,7 +30,7 @@ REASON_SUCCEEDED = "Succeeded"  # BatchPredictionJob: every instance has its pre
 
 # Ready=False, on its way: nobody must act
 REASON_PROGRESSING = "Progressing"  # pods start, load the model or are replaced
-REASON_WAITING_FOR_MODELS = "WaitingForDeployedModels"  # part of the wanted split does not serve yet; see those
+REASON_WAITING_FOR_MODELS = "WaitingForDeployedModels"  # too few replicas of part of the wanted split answer; see those
 REASON_ROUTE_PENDING = "RoutePending"  # the gateway's controller has not judged the route yet
 REASON_WAITING_FOR_CAPACITY = "WaitingForCapacity"  # a new pod waits for room beside the old one, or takes its place
 REASON_NOT_READY = "NotReady"  # a server that had started fails its readiness probe
@@ -438,6 +438,11 @@ class Traffic:
         wanted = self.wanted or {}
         return sorted(name for name, weight in wanted.items() if self.effective.get(name, 0) < weight)
 
+    def count_needed(self, name: str) -> int:
+        """How many replicas of a DeployedModel that waits have to answer."""
+        replicas = {there: count_replicas(dm) for there, dm in self.deployed_models.items()}
+        return count_needed(name, self.wanted or {}, replicas, self.effective)
+
 
 def compute_endpoint_status(
     endpoint: Endpoint, traffic: Traffic, predict_path: str, problem: Finding | None, now: datetime
@@ -476,17 +481,21 @@ def _explain_traffic(endpoint: Endpoint, traffic: Traffic) -> Finding | None:
             f"spec.trafficSplit names {', '.join(traffic.missing)}, which is no DeployedModel of this endpoint",
         )
     if traffic.waiting:
-        causes = "; ".join(_explain_waiting(traffic.deployed_models[name]) for name in traffic.waiting)
+        causes = "; ".join(_explain_waiting(name, traffic) for name in traffic.waiting)
         now = _render_split(traffic.effective)
         meanwhile = f"traffic now goes to {now}" if now else "nobody answers yet"
         return Finding(REASON_WAITING_FOR_MODELS, f"{causes}; {meanwhile}")
     return None
 
 
-def _explain_waiting(dm: DeployedModel) -> str:
+def _explain_waiting(name: str, traffic: Traffic) -> str:
+    dm = traffic.deployed_models[name]
     ready = dm.status.condition(READY)
     cause = f" ({ready.reason}: {ready.message})" if ready and ready.status != "True" else ""
-    return f"{dm.name} does not serve yet{cause}"
+    answering = count_replicas(dm).answering
+    if not answering:
+        return f"{name} does not serve yet{cause}"
+    return f"{name}: {answering} of {traffic.count_needed(name)} needed replicas answer{cause}"
 
 
 def explain_route(route: Manifest | None, gateways: Iterable[tuple[str, str]]) -> Finding | None:

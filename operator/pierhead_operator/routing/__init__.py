@@ -7,21 +7,34 @@ from pierhead_operator.resources import Manifest, make_metadata
 from pierhead_operator.routing import gateway_api, istio
 from pierhead_operator.routing.rules import SERVICE_PORT, make_endpoint_rule, make_model_rules
 from pierhead_operator.routing.serving import Server, describe_server, find_serving, is_offered
-from pierhead_operator.routing.split import Split, compute_effective_split, compute_wanted_split, wanted_split
+from pierhead_operator.routing.split import (
+    Replicas,
+    Split,
+    compute_effective_split,
+    compute_wanted_split,
+    count_needed,
+    count_replicas,
+    keep_split,
+    wanted_split,
+)
 from pierhead_operator.settings import GatewayReference, IstioSettings, OperatorSettings
 from pierhead_operator.types import Endpoint, Model
 
 __all__ = [
     "ROUTE_KINDS",
+    "Replicas",
     "Server",
     "Split",
     "compute_effective_split",
     "compute_wanted_split",
+    "count_needed",
+    "count_replicas",
     "describe_server",
     "explain_access",
     "find_serving",
     "gateway_of",
     "is_offered",
+    "keep_split",
     "make_endpoint_routes",
     "make_idle_service",
     "make_model_routes",

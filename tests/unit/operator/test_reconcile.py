@@ -268,6 +268,24 @@ async def test_endpoint_waits_for_what_does_not_serve(make_reconciler):
     assert cluster.ready(ENDPOINT) == ("False", "RoutePending")
 
 
+async def test_weight_comes_with_the_replicas_that_answer(make_reconciler):
+    """One of twenty must not get what twenty carried; a cluster in which nothing changes sees no write."""
+    resources = {"dedicatedResources": {"minReplicaCount": 20}}
+    there = [make_deployed_model(name, available=True, **resources) for name in ("photos-1", "photos-2")]
+    there[0]["status"]["availableReplicaCount"] = 20
+    cluster, reconciler = make_reconciler(make_endpoint({"photos-2": 100}, trafficSplit={"photos-1": 100}), *there)
+    for answering, weights in ((1, {"dm-photos-1": 96, "dm-photos-2": 4}), (20, {"dm-photos-2": 100})):
+        cluster.objects["DeployedModel", "photos-2"]["status"]["availableReplicaCount"] = answering
+        await reconciler.reconcile(ENDPOINT)
+        assert _weights(cluster) == weights
+        cluster.calls.clear()
+        await reconciler.reconcile(ENDPOINT)
+        assert cluster.calls == []
+    cluster.objects["DeployedModel", "photos-2"]["status"]["availableReplicaCount"] = 1
+    await reconciler.reconcile(ENDPOINT)
+    assert _weights(cluster) == {"dm-photos-2": 100}, "kept while one answers"
+
+
 @pytest.mark.parametrize("there", [[], [make_deployed_model(available=False)]], ids=["nothing", "starting"])
 async def test_route_leads_to_nobody_while_nobody_serves(make_reconciler, there):
     cluster, reconciler = make_reconciler(make_endpoint(), *there)

@@ -268,6 +268,12 @@ def _dms(**available):
     }
 
 
+def _few(name, answering, minimum):
+    live = make_deployed_model(name, True, dedicatedResources={"minReplicaCount": minimum})
+    live["status"]["availableReplicaCount"] = answering
+    return {name: DeployedModel.model_validate(live)}
+
+
 # split, DeployedModels, effective, route's problem -> status, reason, part of the message
 TRAFFIC = {
     "empty endpoint": (None, {}, {}, None, "False", "NoDeployedModel", "spec.endpoint photos"),
@@ -275,6 +281,10 @@ TRAFFIC = {
     "unknown part": ({"a": 90, "x": 10}, _dms(a=True), {"a": 100}, None, "False", "DeployedModelNotFound", "names x"),
     "waiting": ({"a": 80, "b": 20}, _dms(a=True, b=False), {"a": 100}, None, "False", "WaitingForDeployedModels",
                 "b does not serve yet (Progressing: m); traffic now goes to a 100 %"),
+    "too few of its own": ({"b": 100}, _few("a", 20, 20) | _few("b", 3, 20), {"a": 87, "b": 13}, None, "False",
+                           "WaitingForDeployedModels", "b: 3 of 20 needed replicas answer; traffic now goes to a 87 %, b 13 %"),
+    "too few to take over": ({"b": 100}, _few("a", 5, 5) | _few("b", 3, 20), {"a": 63, "b": 37}, None, "False",
+                             "WaitingForDeployedModels", "b: 3 of 5 needed replicas answer; traffic now"),
     "nobody": ({"a": 100}, _dms(a=False), {}, None, "False", "WaitingForDeployedModels", "nobody answers yet"),
     "applied": ({"a": 80, "b": 20}, _dms(a=True, b=True), {"a": 80, "b": 20}, None, "True", "TrafficApplied", "a 80 %, b 20 %"),
     "route refused": ({"a": 100}, _dms(a=True), {"a": 100}, Finding("RouteNotAccepted", "no listener"), "False",
