@@ -39,6 +39,7 @@ from pierhead_operator.status import (
     REASON_MACHINE_UNKNOWN,
     REASON_MODEL_NOT_FOUND,
     REASON_MODEL_VERSION_NOT_FOUND,
+    Carried,
     Finding,
     Outcome,
     Traffic,
@@ -140,15 +141,18 @@ class Reconciler:
             await self._delete_surplus_routes(endpoint, [])
             return
         traffic = await self._observe_traffic(endpoint)
-        problem = explain_access(endpoint, self.settings)
         routes = routing.make_endpoint_routes(
             endpoint, traffic.effective, mirror_target(endpoint, traffic), self.settings
         )
-        problem = await apply_all(self.cluster, endpoint, routes, self._settled) or problem
+        refused = await apply_all(self.cluster, endpoint, routes, self._settled)
         await self._delete_surplus_routes(endpoint, routes)
-        problem = problem or await self._judge_route(endpoint)
+        untaken = refused or await self._judge_route(endpoint)
+        live = await self._observe_route(endpoint) if refused else None
+        split = find_carried(endpoint, traffic, live) if untaken else traffic.effective
+        problem = refused or explain_access(endpoint, self.settings) or untaken
+        carried = Carried(split, problem)
         path = routing.predict_path(endpoint, self.settings)
-        status = compute_endpoint_status(endpoint, traffic, path, problem, self.clock())
+        status = compute_endpoint_status(endpoint, traffic, carried, path, self.clock())
         await write_status(self.cluster, endpoint, endpoint.status, status)
         retry_if_rejected(problem)
 
@@ -209,6 +213,12 @@ class Reconciler:
         replicas = {name: routing.count_replicas(dm) for name, dm in there.items()}
         effective = routing.compute_effective_split(wanted, replicas, endpoint.status.traffic_split)
         return Traffic(wanted, effective, there)
+
+    async def _observe_route(self, endpoint: Endpoint) -> Manifest | None:
+        """The route that carries an endpoint's split; None where there is none of ours."""
+        kind = routing.split_kind(self.settings)
+        live = await self.cluster.get(kind, endpoint.namespace, names.route(endpoint.name)) if kind else None
+        return live if live and is_owned(live, endpoint) else None
 
     async def _judge_route(self, endpoint: Endpoint) -> Finding | None:
         """What the gateway says of the route; nothing where nobody judges it."""
@@ -296,6 +306,16 @@ def mirror_target(endpoint: Endpoint, traffic: Traffic) -> str | None:
     mirror = endpoint.spec.mirror
     dm = traffic.deployed_models.get(mirror.deployed_model) if mirror else None
     return dm.name if dm and dm.status.is_true(AVAILABLE) else None
+
+
+def find_carried(endpoint: Endpoint, traffic: Traffic, live: Manifest | None) -> Split:
+    """The split by which predictions go while the gateway has not taken the effective one.
+
+    `live` is the route that is there, where the API server refused ours. It is what the next split is computed from:
+    weight that has not moved must not be forgotten where it is, or a DeployedModel that serves is left without any.
+    """
+    before, there = endpoint.status.traffic_split, traffic.deployed_models
+    return routing.read_split(live, {*before, *there}) if live else routing.keep_split(before, there)
 
 
 def explain_references(

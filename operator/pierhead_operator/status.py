@@ -444,15 +444,24 @@ class Traffic:
         return count_needed(name, self.wanted or {}, replicas, self.effective)
 
 
+@dataclass(frozen=True)
+class Carried:
+    """What became of an endpoint's traffic, whatever was to become of it."""
+
+    split: Split  # by which predictions go now
+    problem: Finding | None  # what keeps the gateway from taking the effective split, if anything
+
+
 def compute_endpoint_status(
-    endpoint: Endpoint, traffic: Traffic, predict_path: str, problem: Finding | None, now: datetime
+    endpoint: Endpoint, traffic: Traffic, carried: Carried, predict_path: str, now: datetime
 ) -> EndpointStatus:
-    """The status of an Endpoint. `problem`: what keeps the gateway from taking the effective split, if anything."""
-    failure = _explain_traffic(endpoint, traffic)
+    """The status of an Endpoint."""
+    problem = carried.problem
+    failure = _explain_traffic(endpoint, traffic, carried.split)
     # What waits for DeployedModels comes by itself: it must not hide what somebody has to mend.
     if failure is None or (problem and problem.reason in _STALLING_REASONS):
         failure = problem
-    applied = Finding(REASON_TRAFFIC_APPLIED, _render_split(traffic.effective) or "nobody serves: 503")
+    applied = Finding(REASON_TRAFFIC_APPLIED, _render_split(carried.split) or "nobody serves: 503")
     return EndpointStatus(
         observed_generation=endpoint.metadata.generation,
         conditions=[
@@ -461,7 +470,7 @@ def compute_endpoint_status(
             *judge_progress(failure, endpoint, now),
         ],
         predict_path=predict_path,
-        traffic_split=traffic.effective,
+        traffic_split=carried.split,
     )
 
 
@@ -469,7 +478,7 @@ def _render_split(split: Split) -> str:
     return ", ".join(f"{name} {weight} %" for name, weight in sorted(split.items()))
 
 
-def _explain_traffic(endpoint: Endpoint, traffic: Traffic) -> Finding | None:
+def _explain_traffic(endpoint: Endpoint, traffic: Traffic, carried: Split) -> Finding | None:
     if not traffic.deployed_models:
         return Finding(REASON_NO_DEPLOYED_MODEL, f"no DeployedModel has spec.endpoint {endpoint.name}")
     if traffic.wanted is None:
@@ -482,7 +491,7 @@ def _explain_traffic(endpoint: Endpoint, traffic: Traffic) -> Finding | None:
         )
     if traffic.waiting:
         causes = "; ".join(_explain_waiting(name, traffic) for name in traffic.waiting)
-        now = _render_split(traffic.effective)
+        now = _render_split(carried)
         meanwhile = f"traffic now goes to {now}" if now else "nobody answers yet"
         return Finding(REASON_WAITING_FOR_MODELS, f"{causes}; {meanwhile}")
     return None

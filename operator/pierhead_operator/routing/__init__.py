@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pierhead_operator import names
 from pierhead_operator.resources import Manifest, make_metadata
 from pierhead_operator.routing import gateway_api, istio
+from pierhead_operator.routing.backends import read_split
 from pierhead_operator.routing.rules import SERVICE_PORT, make_endpoint_rule, make_model_rules
 from pierhead_operator.routing.serving import Server, describe_server, find_serving, is_offered
 from pierhead_operator.routing.split import (
@@ -39,7 +40,9 @@ __all__ = [
     "make_idle_service",
     "make_model_routes",
     "predict_path",
+    "read_split",
     "route_kinds",
+    "split_kind",
     "wanted_split",
 ]
 
@@ -57,6 +60,11 @@ def route_kinds(settings: OperatorSettings) -> frozenset[str]:
     """What this installation may make, apart from the idle Service; no other kind needs to be known to its cluster."""
     kinds = ROUTE_KINDS[settings.routing.provider]
     return kinds if settings.routing.envoy_gateway else kinds - {_POLICY}
+
+
+def split_kind(settings: OperatorSettings) -> str | None:
+    """The kind of the route that carries an endpoint's split; None where the API forwards by the status."""
+    return {"gateway-api": "HTTPRoute", "istio": "VirtualService"}.get(settings.routing.provider)
 
 
 def predict_path(endpoint: Endpoint, settings: OperatorSettings) -> str:

@@ -249,11 +249,13 @@ async def test_what_names_something_unreadable_says_so(make_reconciler, neighbou
 async def test_endpoint_that_cannot_be_read_keeps_its_split(make_reconciler):
     cluster, reconciler = make_reconciler(make_model(), make_endpoint(), make_deployed_model(available=True))
     await reconciler.reconcile(ENDPOINT)
-    split = cluster.objects["Endpoint", "photos"]["status"]["trafficSplit"]
+    _judge_route(cluster)
+    await reconciler.reconcile(ENDPOINT)
+    split = _split(cluster)
     _of_tomorrow(cluster.objects["Endpoint", "photos"], access="OfTomorrow")
     await reconciler.reconcile(ENDPOINT)
     assert cluster.ready(ENDPOINT) == ("False", "Unreadable")
-    assert cluster.objects["Endpoint", "photos"]["status"]["trafficSplit"] == split == {"photos-1": 100}
+    assert _split(cluster) == split == {"photos-1": 100}
 
 
 async def test_endpoint_waits_for_what_does_not_serve(make_reconciler):
@@ -278,12 +280,82 @@ async def test_weight_comes_with_the_replicas_that_answer(make_reconciler):
         cluster.objects["DeployedModel", "photos-2"]["status"]["availableReplicaCount"] = answering
         await reconciler.reconcile(ENDPOINT)
         assert _weights(cluster) == weights
+        _judge_route(cluster)
+        await reconciler.reconcile(ENDPOINT)
         cluster.calls.clear()
         await reconciler.reconcile(ENDPOINT)
         assert cluster.calls == []
     cluster.objects["DeployedModel", "photos-2"]["status"]["availableReplicaCount"] = 1
     await reconciler.reconcile(ENDPOINT)
     assert _weights(cluster) == {"dm-photos-2": 100}, "kept while one answers"
+
+
+async def _replace(make_reconciler, spoil):
+    """photos-1 has all traffic, photos-2 is to take over and answers, and `spoil` keeps the gateway from taking that."""
+    there = [make_deployed_model(name, available=True) for name in ("photos-1", "photos-2")]
+    cluster, reconciler = make_reconciler(make_endpoint({"photos-1": 100}), *there)
+    await reconciler.reconcile(ENDPOINT)
+    _judge_route(cluster)
+    await reconciler.reconcile(ENDPOINT)
+    assert _split(cluster) == {"photos-1": 100}
+    cluster.objects["Endpoint", "photos"]["spec"]["trafficSplit"] = {"photos-2": 100}
+    spoil(cluster)
+    return cluster, reconciler
+
+
+async def test_split_of_a_route_that_is_refused_is_not_told(make_reconciler):
+    cluster, reconciler = await _replace(make_reconciler, lambda cluster: cluster.refuse("HTTPRoute"))
+    with pytest.raises(ClusterError):
+        await reconciler.reconcile(ENDPOINT)
+    assert _split(cluster) == {"photos-1": 100}
+    assert cluster.ready(ENDPOINT) == ("False", "Rejected")
+    # Its pods break: photos-1, which serves and never lost anything, must go on.
+    cluster.objects["DeployedModel", "photos-2"] = make_deployed_model("photos-2", available=False)
+    cluster.rejects.clear()
+    await reconciler.reconcile(ENDPOINT)
+    assert _weights(cluster) == {"dm-photos-1": 100}
+
+
+@pytest.mark.parametrize("judged", [{"judged": False}, {"accepted": False}], ids=["not judged", "not accepted"])
+async def test_split_that_the_gateway_does_not_take_is_not_told(make_reconciler, judged):
+    cluster, reconciler = await _replace(make_reconciler, lambda cluster: _judge_route(cluster, **judged))
+    for _ in range(2):
+        await reconciler.reconcile(ENDPOINT)
+        assert _weights(cluster) == {"dm-photos-2": 100}
+        assert _split(cluster) == {"photos-1": 100}
+    cluster.objects["DeployedModel", "photos-2"] = make_deployed_model("photos-2", available=False)
+    await reconciler.reconcile(ENDPOINT)
+    assert _weights(cluster) == {"dm-photos-1": 100}
+    cluster.objects["DeployedModel", "photos-2"] = make_deployed_model("photos-2", available=True)
+    _judge_route(cluster)
+    await reconciler.reconcile(ENDPOINT)
+    assert _split(cluster) == {"photos-2": 100}
+
+
+async def test_split_that_was_told_wrong_is_put_right_by_the_route_that_is_there(make_reconciler):
+    """Release 0.1.0 told what it wanted to apply."""
+    cluster, reconciler = await _replace(make_reconciler, lambda cluster: cluster.refuse("HTTPRoute"))
+    cluster.objects["Endpoint", "photos"]["status"]["trafficSplit"] = {"photos-2": 100}
+    with pytest.raises(ClusterError):
+        await reconciler.reconcile(ENDPOINT)
+    assert _split(cluster) == {"photos-1": 100}
+
+
+async def test_split_stays_where_the_route_of_that_name_is_somebody_elses(make_reconciler):
+    theirs = {"kind": "HTTPRoute", "metadata": {"name": "ep-photos", "uid": "x"}, "spec": {}}
+    endpoint = make_endpoint({"photos-2": 100}, trafficSplit={"photos-1": 100})
+    there = [make_deployed_model(name, available=True) for name in ("photos-1", "photos-2")]
+    cluster, reconciler = make_reconciler(endpoint, *there, theirs)
+    await reconciler.reconcile(ENDPOINT)
+    assert cluster.ready(ENDPOINT) == ("False", "NotOwned")
+    assert _split(cluster) == {"photos-1": 100}
+
+
+async def test_gone_deployed_model_is_not_kept_by_a_gateway_that_takes_nothing(make_reconciler):
+    cluster, reconciler = await _replace(make_reconciler, lambda cluster: _judge_route(cluster, accepted=False))
+    del cluster.objects["DeployedModel", "photos-1"]
+    await reconciler.reconcile(ENDPOINT)
+    assert _split(cluster) == {}
 
 
 @pytest.mark.parametrize("there", [[], [make_deployed_model(available=False)]], ids=["nothing", "starting"])
@@ -582,6 +654,21 @@ async def test_pods_that_leave_keep_their_network_policy(restricting):
     del cluster.objects["Pod", "p"]
     await reconciler.reconcile(gone)
     assert _left(cluster) == []
+
+
+def _judge_route(cluster, *, judged=True, accepted=True):
+    """The gateway's word on the Endpoint's route, as it is and as it will be."""
+    of_route = {"Accepted": accepted, "ResolvedRefs": True}
+    conditions = [
+        {"type": type_, "status": str(good), "observedGeneration": 1, "reason": "R", "message": "m"}
+        for type_, good in of_route.items()
+    ]
+    parent = {"parentRef": {"namespace": "gateways", "name": "public"}, "conditions": conditions}
+    cluster.objects["HTTPRoute", "ep-photos"]["status"] = {"parents": [parent] if judged else []}
+
+
+def _split(cluster):
+    return cluster.objects["Endpoint", "photos"]["status"]["trafficSplit"]
 
 
 def _weights(cluster):

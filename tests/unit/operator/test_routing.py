@@ -16,7 +16,9 @@ from pierhead_operator.routing import (
     make_endpoint_routes,
     make_model_routes,
     predict_path,
+    read_split,
     route_kinds,
+    split_kind,
     wanted_split,
 )
 from pierhead_operator.routing.rules import make_endpoint_rule
@@ -419,6 +421,33 @@ def test_route_kinds_are_what_is_made():
         cases = [case for case in (*ENDPOINT_CASES, *MODEL_CASES) if case.split("-")[0] == prefix]
         made = {manifest["kind"] for case in cases for manifest in _golden(case)}
         assert made - {"Service"} == ROUTE_KINDS[provider]
+
+
+LONG = "x" * 63
+SPLITS_OF_ROUTES = {
+    "both": {"photos-1": 80, "photos-2": 20},
+    "one": {"photos-1": 100},
+    "nobody": {},
+    "a name that is shortened": {LONG: 60, f"{LONG[:-1]}y": 40},
+}
+
+
+@pytest.mark.parametrize("split", SPLITS_OF_ROUTES.values(), ids=SPLITS_OF_ROUTES.keys())
+@pytest.mark.parametrize("routing", [GATEWAY_API, ISTIO], ids=["gateway-api", "istio"])
+def test_split_is_read_back_from_its_route(routing, split, endpoint, settings):
+    chosen = _routed_by(settings, routing)
+    made = make_endpoint_routes(_endpoint({"mirror": {"deployedModel": "photos-3"}}), split, "photos-3", chosen)
+    [route] = [one for one in made if one["kind"] == split_kind(chosen)]
+    assert read_split(route, {"photos-1", "photos-2", "photos-3", *split}) == split
+    assert read_split(route, set()) == {}
+
+
+def test_split_of_a_route_without_rules_is_empty():
+    assert read_split({"kind": "HTTPRoute", "metadata": {}}, {"photos-1"}) == {}
+
+
+def test_api_forwards_by_the_status_where_nothing_is_made(settings):
+    assert split_kind(_routed_by(settings, {})) is None
 
 
 @pytest.mark.parametrize(

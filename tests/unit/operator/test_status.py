@@ -11,6 +11,7 @@ from pierhead_operator.status import (
     SERVER_REASONS,
     STALLED,
     TRAFFIC_APPLIED,
+    Carried,
     Finding,
     Outcome,
     Traffic,
@@ -300,12 +301,21 @@ def test_endpoint_status(row):
     split, there, effective, problem, ready, reason, message = row
     endpoint = Endpoint.model_validate(make_endpoint(split))
     wanted = split if split or len(there) != 1 else dict.fromkeys(there, 100)
-    status = compute_endpoint_status(endpoint, Traffic(wanted, effective, there), "/p", problem, NOW)
+    traffic, carried = Traffic(wanted, effective, there), Carried(effective, problem)
+    status = compute_endpoint_status(endpoint, traffic, carried, "/p", NOW)
     found = status.condition(READY)
     assert (found.status, found.reason) == (ready, reason)
     assert message in found.message
     assert status.traffic_split == effective
     assert status.condition(TRAFFIC_APPLIED).status == ("False" if problem else "True")
+
+
+def test_endpoint_tells_the_split_that_is_carried_and_not_the_one_to_be():
+    endpoint = Endpoint.model_validate(make_endpoint({"b": 80, "c": 20}))
+    traffic = Traffic({"b": 80, "c": 20}, {"a": 20, "b": 80}, _dms(a=True, b=True, c=False))
+    status = compute_endpoint_status(endpoint, traffic, Carried({"a": 100}, Finding("Rejected", "no")), "/p", NOW)
+    assert status.traffic_split == {"a": 100}
+    assert status.condition(READY).message.endswith("traffic now goes to a 100 %")
 
 
 def _route(*conditions, parent="public"):
