@@ -75,7 +75,7 @@ class Reconciler:
     prober: ProberAccess
     settings: OperatorSettings
     clock: Callable[[], datetime]
-    # Since when no route leads to a DeployedModel that is gone. Lost in a restart, it is waited for once more.
+    # Since when nobody sends requests to a DeployedModel that is gone. Lost in a restart, it is waited for once more.
     _drained_since: dict[Key, datetime] = field(default_factory=dict, init=False)
     _settled: Settled = field(default_factory=Settled, init=False)
 
@@ -236,6 +236,7 @@ class Reconciler:
             return None
         now = self.clock()
         routed = self.cluster.is_routed(routing.route_kinds(self.settings), key.namespace, names.server(key.name))
+        routed = routed or await self._is_forwarded(key, left)
         since = now if routed else self._drained_since.setdefault(key, now)
         if routed:
             self._drained_since.pop(key, None)
@@ -250,6 +251,13 @@ class Reconciler:
         kinds = sorted(serving_kinds(self.settings))
         found = [await self.cluster.get(kind, key.namespace, names.server(key.name)) for kind in kinds]
         return [live for live in found if live and removal.is_left(live, key.name)]
+
+    async def _is_forwarded(self, key: Key, left: Sequence[Manifest]) -> bool:
+        """Whether the API forwards to a DeployedModel of which this is left."""
+        endpoints = [
+            await self.cluster.get(Endpoint.KIND, key.namespace, name) for name in removal.find_endpoints(left)
+        ]
+        return any(removal.is_forwarded(endpoint, key.name) for endpoint in endpoints)
 
     async def _delete_surplus(self, dm: DeployedModel, desired: list[Manifest]) -> None:
         """Deletes what a DeployedModel had and is no longer to have."""

@@ -461,6 +461,31 @@ async def test_weight_leaves_before_the_pods_and_they_before_their_address(make_
     assert await reconciler.reconcile(gone) is None
 
 
+async def test_pods_wait_until_the_api_forwards_to_them_no_more(settings):
+    """Nobody makes a route: the API goes by the Endpoint's status."""
+    routing = settings.routing.model_copy(update={"provider": "none"})
+    bare = settings.model_copy(update={"routing": routing})
+    cluster = FakeCluster(make_model(), make_endpoint(), make_deployed_model("photos-2", available=True))
+    reconciler, gone = Reconciler(cluster, FakeProber(), bare, Clock()), Key("DeployedModel", "default", "photos-2")
+    await reconciler.reconcile(gone)
+    cluster.objects["DeployedModel", "photos-2"]["status"] = make_deployed_model(available=True)["status"]
+    await reconciler.reconcile(ENDPOINT)
+    assert _split(cluster) == {"photos-2": 100}
+    del cluster.objects["DeployedModel", "photos-2"]
+    cluster.collect_garbage("uid-photos-2")
+    for _ in range(2):
+        assert await reconciler.reconcile(gone)
+        reconciler.clock.now += timedelta(seconds=30)
+    assert _left(cluster) == ["Deployment", "Service"], "the Endpoint was not looked after yet"
+    await reconciler.reconcile(ENDPOINT)
+    assert _split(cluster) == {}
+    assert await reconciler.reconcile(gone)
+    assert _left(cluster) == ["Deployment", "Service"], "the API may not know yet"
+    reconciler.clock.now += timedelta(seconds=30)
+    assert await reconciler.reconcile(gone)
+    assert _left(cluster) == []
+
+
 async def test_deployed_model_that_comes_back_finds_its_pods(make_reconciler):
     cluster, reconciler, gone = await _deploy_two(make_reconciler)
     del cluster.objects["DeployedModel", "photos-2"]
