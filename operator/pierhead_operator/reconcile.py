@@ -47,6 +47,7 @@ from pierhead_operator.status import (
     compute_deployed_model_status,
     compute_endpoint_status,
     compute_model_status,
+    explain_mirror,
     explain_route,
 )
 from pierhead_operator.types import DeployedModel, Endpoint, MachineSpec, Model, ModelVersion
@@ -150,7 +151,9 @@ class Reconciler:
         live = await self._observe_route(endpoint) if refused else None
         split = find_carried(endpoint, traffic, live) if untaken else traffic.effective
         problem = refused or explain_access(endpoint, self.settings) or untaken
-        carried = Carried(split, problem)
+        # The API, which goes by the status, sends no copies.
+        uncopied = explain_mirror(endpoint, traffic) if routing.split_kind(self.settings) else None
+        carried = Carried(split, problem, uncopied)
         path = routing.predict_path(endpoint, self.settings)
         status = compute_endpoint_status(endpoint, traffic, carried, path, self.clock())
         await write_status(self.cluster, endpoint, endpoint.status, status)

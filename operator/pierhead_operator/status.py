@@ -31,6 +31,7 @@ REASON_SUCCEEDED = "Succeeded"  # BatchPredictionJob: every instance has its pre
 # Ready=False, on its way: nobody must act
 REASON_PROGRESSING = "Progressing"  # pods start, load the model or are replaced
 REASON_WAITING_FOR_MODELS = "WaitingForDeployedModels"  # too few replicas of part of the wanted split answer; see those
+REASON_MIRROR_NOT_SERVING = "MirrorNotServing"  # predictions go as wanted, but nobody gets the copies
 REASON_ROUTE_PENDING = "RoutePending"  # the gateway's controller has not judged the route yet
 REASON_WAITING_FOR_CAPACITY = "WaitingForCapacity"  # a new pod waits for room beside the old one, or takes its place
 REASON_NOT_READY = "NotReady"  # a server that had started fails its readiness probe
@@ -90,6 +91,7 @@ SERVER_REASONS = (
 _PROGRESS_REASONS = (
     REASON_PROGRESSING,
     REASON_WAITING_FOR_MODELS,
+    REASON_MIRROR_NOT_SERVING,
     REASON_ROUTE_PENDING,
     REASON_WAITING_FOR_CAPACITY,
     REASON_PROBE_FAILED,
@@ -450,6 +452,7 @@ class Carried:
 
     split: Split  # by which predictions go now
     problem: Finding | None  # what keeps the gateway from taking the effective split, if anything
+    uncopied: Finding | None = None  # why nobody gets the copies that the spec asks for, if it does
 
 
 def compute_endpoint_status(
@@ -461,6 +464,7 @@ def compute_endpoint_status(
     # What waits for DeployedModels comes by itself: it must not hide what somebody has to mend.
     if failure is None or (problem and problem.reason in _STALLING_REASONS):
         failure = problem
+    failure = failure or carried.uncopied
     applied = Finding(REASON_TRAFFIC_APPLIED, _render_split(carried.split) or "nobody serves: 503")
     return EndpointStatus(
         observed_generation=endpoint.metadata.generation,
@@ -497,14 +501,32 @@ def _explain_traffic(endpoint: Endpoint, traffic: Traffic, carried: Split) -> Fi
     return None
 
 
+def explain_mirror(endpoint: Endpoint, traffic: Traffic) -> Finding | None:
+    """Why nobody gets the copies that an Endpoint's spec asks for; None where somebody does, or it asks for none."""
+    if endpoint.spec.mirror is None:
+        return None
+    name = endpoint.spec.mirror.deployed_model
+    dm = traffic.deployed_models.get(name)
+    if dm is None:
+        cause = f"spec.mirror names {name}, which is no DeployedModel of this endpoint"
+    elif not count_replicas(dm).answering:
+        cause = f"{name} does not serve yet{_explain_cause(dm)}"
+    else:
+        return None
+    return Finding(REASON_MIRROR_NOT_SERVING, f"predictions are answered as ever, and nobody gets the copies: {cause}")
+
+
 def _explain_waiting(name: str, traffic: Traffic) -> str:
     dm = traffic.deployed_models[name]
-    ready = dm.status.condition(READY)
-    cause = f" ({ready.reason}: {ready.message})" if ready and ready.status != "True" else ""
     answering = count_replicas(dm).answering
     if not answering:
-        return f"{name} does not serve yet{cause}"
-    return f"{name}: {answering} of {traffic.count_needed(name)} needed replicas answer{cause}"
+        return f"{name} does not serve yet{_explain_cause(dm)}"
+    return f"{name}: {answering} of {traffic.count_needed(name)} needed replicas answer{_explain_cause(dm)}"
+
+
+def _explain_cause(dm: DeployedModel) -> str:
+    ready = dm.status.condition(READY)
+    return f" ({ready.reason}: {ready.message})" if ready and ready.status != "True" else ""
 
 
 def explain_route(route: Manifest | None, gateways: Iterable[tuple[str, str]]) -> Finding | None:

@@ -358,6 +358,30 @@ async def test_gone_deployed_model_is_not_kept_by_a_gateway_that_takes_nothing(m
     assert _split(cluster) == {}
 
 
+async def test_mirror_that_does_not_serve_is_told(make_reconciler):
+    endpoint = make_endpoint({"photos-1": 100})
+    endpoint["spec"]["mirror"] = {"deployedModel": "photos-2"}
+    cluster, reconciler = make_reconciler(endpoint, make_deployed_model(available=True))
+    await reconciler.reconcile(ENDPOINT)
+    _judge_route(cluster)
+    await reconciler.reconcile(ENDPOINT)
+    assert cluster.ready(ENDPOINT) == ("False", "MirrorNotServing")
+    assert cluster.is_true(ENDPOINT, "TrafficApplied")
+    cluster.objects["DeployedModel", "photos-2"] = make_deployed_model("photos-2", available=True)
+    await reconciler.reconcile(ENDPOINT)
+    assert cluster.ready(ENDPOINT) == ("True", "TrafficApplied")
+    assert "requestMirror" in str(cluster.objects["HTTPRoute", "ep-photos"])
+
+
+async def test_mirror_means_nothing_where_the_api_forwards(settings):
+    endpoint = make_endpoint({"photos-1": 100})
+    endpoint["spec"]["mirror"] = {"deployedModel": "photos-2"}
+    bare = settings.model_copy(update={"routing": settings.routing.model_copy(update={"provider": "none"})})
+    cluster = FakeCluster(endpoint, make_deployed_model(available=True))
+    await Reconciler(cluster, FakeProber(), bare, Clock()).reconcile(ENDPOINT)
+    assert cluster.ready(ENDPOINT) == ("True", "TrafficApplied")
+
+
 @pytest.mark.parametrize("there", [[], [make_deployed_model(available=False)]], ids=["nothing", "starting"])
 async def test_route_leads_to_nobody_while_nobody_serves(make_reconciler, there):
     cluster, reconciler = make_reconciler(make_endpoint(), *there)

@@ -19,6 +19,7 @@ from pierhead_operator.status import (
     compute_deployed_model_status,
     compute_endpoint_status,
     compute_model_status,
+    explain_mirror,
     explain_pod,
     explain_route,
     transition_event,
@@ -308,6 +309,44 @@ def test_endpoint_status(row):
     assert message in found.message
     assert status.traffic_split == effective
     assert status.condition(TRAFFIC_APPLIED).status == ("False" if problem else "True")
+
+
+# what gets the copies, the DeployedModels -> part of the message, None where all is well
+MIRRORS = {
+    "serves": ("b", _dms(a=True, b=True), None),
+    "has traffic itself": ("a", _dms(a=True), None),
+    "does not serve": ("b", _dms(a=True, b=False), "b does not serve yet (Progressing: m)"),
+    "is not there": ("x", _dms(a=True), "spec.mirror names x, which is no DeployedModel of this endpoint"),
+}
+
+
+@pytest.mark.parametrize(("mirror", "there", "message"), MIRRORS.values(), ids=MIRRORS.keys())
+def test_mirror_that_gets_no_copies_is_told_and_traffic_is_well(mirror, there, message):
+    live = make_endpoint({"a": 100})
+    live["spec"]["mirror"] = {"deployedModel": mirror}
+    endpoint = Endpoint.model_validate(live)
+    traffic = Traffic({"a": 100}, {"a": 100}, there)
+    carried = Carried({"a": 100}, None, explain_mirror(endpoint, traffic))
+    status = compute_endpoint_status(endpoint, traffic, carried, "/p", NOW)
+    ready = status.condition(READY)
+    assert (ready.status, ready.reason) == (("False", "MirrorNotServing") if message else ("True", "TrafficApplied"))
+    assert (message or "a 100 %") in ready.message
+    assert status.condition(TRAFFIC_APPLIED).status == "True"
+    assert status.condition(PROGRESSING).status == ("True" if message else "False")
+    assert status.condition(STALLED).status == "False"
+
+
+@pytest.mark.parametrize("reason", ["Rejected", "RouteNotAccepted"])
+def test_mirror_hides_nothing_that_traffic_waits_for(reason):
+    endpoint, uncopied = Endpoint.model_validate(make_endpoint({"a": 100})), Finding("MirrorNotServing", "b")
+    traffic = Traffic({"a": 100}, {"a": 100}, _dms(a=True))
+    status = compute_endpoint_status(endpoint, traffic, Carried({}, Finding(reason, "m"), uncopied), "/p", NOW)
+    assert status.condition(READY).reason == reason
+
+
+def test_endpoint_without_a_mirror_misses_none():
+    endpoint = Endpoint.model_validate(make_endpoint({"a": 100}))
+    assert explain_mirror(endpoint, Traffic({"a": 100}, {"a": 100}, _dms(a=True))) is None
 
 
 def test_endpoint_tells_the_split_that_is_carried_and_not_the_one_to_be():
