@@ -1,12 +1,12 @@
 """Who serves which predictions, as the watches have told."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from pierhead_operator.resources import Manifest
+from pierhead_operator.routing import Server, describe_server, find_serving, is_offered
 from pierhead_operator.schema import Resource
-from pierhead_operator.status import AVAILABLE
 from pierhead_operator.types import ClientConnectionConfig, DeployedModel, Endpoint, Model
 from pydantic import ValidationError
 
@@ -31,19 +31,9 @@ class Route:
 
 
 @dataclass(frozen=True)
-class _Serving:
-    """What of a DeployedModel the paths of its Model need."""
-
-    model: str
-    version: str
-    endpoint: str
-    serves: bool
-
-
-@dataclass(frozen=True)
 class _Endpoint:
     route: Route
-    private: bool
+    is_offered: bool  # to those who ask here
 
 
 class RouteTable:
@@ -54,7 +44,7 @@ class RouteTable:
         self._offers_private = offers_private
         self._endpoints: dict[_Key, _Endpoint] = {}
         self._models: dict[_Key, dict[str, str]] = {}  # versions by their names and aliases; the default one by ""
-        self._serving: dict[_Key, _Serving] = {}
+        self._servers: dict[_Key, Server] = {}
         self._of_model: dict[_Key, set[str]] = {}  # DeployedModels by their Model
 
     def put(self, kind: str, live: Manifest) -> None:
@@ -71,12 +61,12 @@ class RouteTable:
     def _take(self, kind: str, key: _Key, live: Manifest) -> None:
         match kind:
             case Endpoint.KIND:
-                self._endpoints[key] = _parse_endpoint(live)
+                self._endpoints[key] = _parse_endpoint(live, self._offers_private)
             case Model.KIND:
                 self._models[key] = _parse_versions(live)
             case DeployedModel.KIND:
-                self._serving[key] = serving = _parse_serving(live)
-                self._of_model.setdefault((key[0], serving.model), set()).add(key[1])
+                self._servers[key] = server = describe_server(DeployedModel.model_validate(live))
+                self._of_model.setdefault((key[0], server.model), set()).add(key[1])
 
     def remove(self, kind: str, key: _Key) -> None:
         """An object is gone."""
@@ -86,7 +76,7 @@ class RouteTable:
             case Model.KIND:
                 self._models.pop(key, None)
             case DeployedModel.KIND:
-                if gone := self._serving.pop(key, None):
+                if gone := self._servers.pop(key, None):
                     place = (key[0], gone.model)
                     self._of_model[place].discard(key[1])
                     if not self._of_model[place]:
@@ -98,7 +88,7 @@ class RouteTable:
         shelves: dict[str, Iterable[_Key]] = {
             Endpoint.KIND: self._endpoints,
             Model.KIND: self._models,
-            DeployedModel.KIND: self._serving,
+            DeployedModel.KIND: self._servers,
         }
         for key in [key for key in shelves[kind] if namespace in (None, key[0]) and key not in found]:
             self.remove(kind, key)
@@ -109,7 +99,7 @@ class RouteTable:
         """Raises NotFoundError where a gateway would have no route."""
         if prediction.resource == "endpoints":
             endpoint = self._endpoints.get((namespace, prediction.name))
-            if endpoint is None or not self._is_offered(endpoint):
+            if endpoint is None or not endpoint.is_offered:
                 raise NotFoundError(f"there is no endpoint {prediction.name} in the project {prediction.project}")
             return endpoint.route
         return self._find_model_route(prediction, namespace)
@@ -121,31 +111,26 @@ class RouteTable:
 
     def _find_model_route(self, prediction: Prediction, namespace: str) -> Route:
         versions = self._models.get((namespace, prediction.name), {})
-        version = versions.get(prediction.version or "")
-        of_model = self._of_model.get((namespace, prediction.name), set())
-        serving = {name: 1 for name in sorted(of_model) if version and self._serves((namespace, name), version)}
-        if not serving:
+        version = versions.get(prediction.version or "", "")
+        weights = self._find_serving(namespace, prediction.name, versions.values()).get(version)
+        if not weights:
             what = f"version {prediction.version}" if prediction.version else "the default version"
             raise NotFoundError(f"nobody serves {what} of the model {prediction.name}")
         timeout = ClientConnectionConfig().inference_timeout_seconds
-        return Route(namespace, serving, timeout, max_request_bytes=None)
+        return Route(namespace, weights, timeout, max_request_bytes=None)
 
-    def _serves(self, key: _Key, version: str) -> bool:
-        serving = self._serving[key]
-        if not serving.serves or serving.version != version:
-            return False
-        endpoint = self._endpoints.get((key[0], serving.endpoint))
-        return endpoint is not None and self._is_offered(endpoint)
-
-    def _is_offered(self, endpoint: _Endpoint) -> bool:
-        return self._offers_private or not endpoint.private
+    def _find_serving(self, namespace: str, model: str, versions: Collection[str]) -> Mapping[str, dict[str, int]]:
+        servers = {name: self._servers[namespace, name] for name in self._of_model.get((namespace, model), ())}
+        found = {server.endpoint: self._endpoints.get((namespace, server.endpoint)) for server in servers.values()}
+        offered = {name for name, endpoint in found.items() if endpoint and endpoint.is_offered}
+        return find_serving(model, versions, servers, offered)
 
 
 def _key(live: Manifest) -> _Key:
     return live["metadata"]["namespace"], live["metadata"]["name"]
 
 
-def _parse_endpoint(live: Manifest) -> _Endpoint:
+def _parse_endpoint(live: Manifest, offers_private: bool) -> _Endpoint:
     endpoint = Endpoint.model_validate(live)
     spec = endpoint.spec
     route = Route(
@@ -154,16 +139,12 @@ def _parse_endpoint(live: Manifest) -> _Endpoint:
         spec.client_connection_config.inference_timeout_seconds,
         spec.max_request_bytes,
     )
-    return _Endpoint(route, spec.access == "Private")
+    return _Endpoint(route, is_offered(endpoint, offers_private=offers_private))
 
 
 def _parse_versions(live: Manifest) -> dict[str, str]:
-    spec = Model.model_validate(live).spec
-    named = {name: version.name for version in spec.versions for name in (version.name, *version.aliases)}
-    return {**named, "": spec.default_version}
-
-
-def _parse_serving(live: Manifest) -> _Serving:
-    dm = DeployedModel.model_validate(live)
-    serves = dm.status.is_true(AVAILABLE) and not dm.metadata.deletion_timestamp
-    return _Serving(dm.spec.model, dm.status.model_version, dm.spec.endpoint, serves)
+    model = Model.model_validate(live)
+    if model.metadata.deletion_timestamp:
+        return {}
+    named = {name: version.name for version in model.spec.versions for name in (version.name, *version.aliases)}
+    return {**named, "": model.spec.default_version}

@@ -77,15 +77,10 @@ def make_model(**spec):
     return make_object("Model", "photos", {"defaultVersion": "1", "versions": versions, **spec})
 
 
-def make_deployed_model(name="photos-1", version="1", available=True, endpoint="photos"):
-    condition = {
-        "type": "Available",
-        "status": str(available),
-        "reason": "PodsAnswer",
-        "lastTransitionTime": "2026-11-22T11:00:00Z",
-    }
+def make_deployed_model(name="photos-1", version="1", replicas=1, endpoint="photos"):
+    """A DeployedModel of which so many replicas answer."""
     spec = {"endpoint": endpoint, "model": "photos"}
-    return make_object("DeployedModel", name, spec, modelVersion=version, conditions=[condition])
+    return make_object("DeployedModel", name, spec, modelVersion=version, availableReplicaCount=replicas)
 
 
 class World:

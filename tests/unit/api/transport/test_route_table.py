@@ -55,8 +55,8 @@ def test_private_endpoint_is_not_behind_the_public_gateway():
 @pytest.mark.parametrize(
     ("version", "weights"),
     [
-        (None, {"photos-1": 1, "photos-3": 1}),
-        ("1", {"photos-1": 1, "photos-3": 1}),
+        (None, {"photos-1": 1, "photos-3": 3}),
+        ("1", {"photos-1": 1, "photos-3": 3}),
         ("2", {"p2": 1}),
         ("candidate", {"p2": 1}),
     ],
@@ -66,9 +66,9 @@ def test_model_leads_to_who_serves_its_version(version, weights):
         make_endpoint(),
         make_model(),
         make_deployed_model("photos-1"),
-        make_deployed_model("photos-3"),
+        make_deployed_model("photos-3", replicas=3),
         make_deployed_model("p2", "2"),
-        make_deployed_model("p4", "2", available=False),
+        make_deployed_model("p4", "2", replicas=0),
         make_deployed_model("p5", "2", endpoint="gone"),
     )
     assert table.find(_model(version), "team-a").weights == weights
@@ -80,12 +80,16 @@ def test_version_that_nobody_serves_has_no_route(prediction):
         make_table(make_endpoint(), make_model(), make_deployed_model()).find(prediction, "team-a")
 
 
-def test_deployed_model_that_leaves_serves_no_more():
-    leaving = make_deployed_model()
-    leaving["metadata"]["deletionTimestamp"] = "2026-11-22T12:00:00Z"
+def _leaving(manifest):
+    return {**manifest, "metadata": {**manifest["metadata"], "deletionTimestamp": "2026-11-22T12:00:00Z"}}
+
+
+def test_what_leaves_serves_no_more():
     for change in (
         lambda table: table.remove("DeployedModel", ("team-a", "photos-1")),
-        lambda table: table.put("DeployedModel", leaving),
+        lambda table: table.put("DeployedModel", _leaving(make_deployed_model())),
+        lambda table: table.put("Endpoint", _leaving(make_endpoint())),
+        lambda table: table.put("Model", _leaving(make_model())),
         lambda table: table.replace("DeployedModel", None, []),
         lambda table: table.replace("Model", "team-a", []),
         lambda table: table.remove("Endpoint", ("team-a", "photos")),
@@ -95,6 +99,11 @@ def test_deployed_model_that_leaves_serves_no_more():
         change(table)
         with pytest.raises(NotFoundError):
             table.find(_model(), "team-a")
+
+
+def test_endpoint_that_leaves_has_no_route():
+    with pytest.raises(NotFoundError):
+        make_table(_leaving(make_endpoint({"a": 100}))).find(ENDPOINT, "team-a")
 
 
 def test_object_that_cannot_be_read_has_no_route_and_stops_no_other(caplog):
