@@ -1,6 +1,7 @@
 """Whatever one request is answered with, the operator goes on, and ends up where it would have without."""
 
 import asyncio
+from contextlib import suppress
 from copy import deepcopy
 from itertools import count
 
@@ -156,14 +157,15 @@ ANSWERS = {
 }
 
 
+LIVE = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "s", "namespace": "default", "uid": "u"}}
 REQUESTS = {
-    "fetch": lambda cluster, live: cluster.fetch("Service", "default", "s"),
-    "list": lambda cluster, live: cluster.list_objects("Service", None),
-    "create": lambda cluster, live: cluster.create(live),
-    "update": lambda cluster, live: cluster.update(live),
-    "apply": lambda cluster, live: cluster.apply(live, live),
-    "apply_raw_status": lambda cluster, live: cluster.apply_raw_status(KEYS[0], "u", {}),
-    "delete": lambda cluster, live: cluster.delete(live),
+    "fetch": lambda cluster: cluster.fetch("Service", "default", "s"),
+    "list": lambda cluster: cluster.list_objects("Service", None),
+    "create": lambda cluster: cluster.create(LIVE),
+    "update": lambda cluster: cluster.update(LIVE),
+    "apply": lambda cluster: cluster.apply(LIVE, LIVE),
+    "apply_raw_status": lambda cluster: cluster.apply_raw_status(KEYS[0], "u", {}),
+    "delete": lambda cluster: cluster.delete(LIVE),
 }
 
 
@@ -171,11 +173,9 @@ REQUESTS = {
 @pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS.keys())
 async def test_any_answer_is_an_error_of_the_two_kinds(monkeypatch, answer, request_):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    live = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "s", "namespace": "default", "uid": "u"}}
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", answer)
     async with TestServer(app) as there, ApiClient(Configuration(host=str(there.make_url("")).rstrip("/"))) as api:
-        try:
-            await request_(Cluster(api), live)
-        except (ClusterError, Rejected) as error:
-            assert str(error)
+        # Of anything else pytest says so.
+        with suppress(ClusterError, Rejected):
+            assert await request_(Cluster(api)) in (None, [], {})
