@@ -305,6 +305,7 @@ class Outcome:
     problem: Finding | None  # what kept its objects from being made as wanted, if anything
     workload: Workload
     silence: str | None = None  # why its pods, though ready, do not answer through their Service; None: they do
+    note: str = ""  # what else who looks after it has to know, though it serves
 
 
 def compute_deployed_model_status(dm: DeployedModel, outcome: Outcome, now: datetime) -> DeployedModelStatus:
@@ -317,7 +318,8 @@ def compute_deployed_model_status(dm: DeployedModel, outcome: Outcome, now: date
         failure = Finding(reason, outcome.silence)
     if failure is None and not workload.is_complete(dm):
         failure = _explain_progress(dm, workload)
-    summary = failure or Finding(REASON_SERVING, f"version {outcome.version} answers predictions")
+    serves = f"version {outcome.version} answers predictions"
+    summary = failure or Finding(REASON_SERVING, "; ".join(filter(None, (serves, outcome.note))))
     return DeployedModelStatus(
         observed_generation=dm.metadata.generation,
         conditions=[

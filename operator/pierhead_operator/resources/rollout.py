@@ -45,6 +45,26 @@ def decide_in_place(deployment: Manifest | None, pods: Sequence[Manifest], now: 
     )
 
 
+def has_served(deployment: Manifest) -> bool:
+    """Whether a pod of the present template has answered, as far as the Deployment's status tells.
+
+    So it does until the Deployment's controller has looked: nobody knows better.
+    """
+    status = deployment.get("status", {})
+    if status.get("observedGeneration", 0) < deployment["metadata"].get("generation", 0):
+        return True
+    old = status.get("replicas", 0) - status.get("updatedReplicas", 0)
+    # Where more pods answer than are old, a new one does. Once all did, they did, whatever became of them.
+    return status.get("availableReplicas", 0) > old or (old == 0 and _was_complete(status))
+
+
+def _was_complete(status: Mapping[str, Any]) -> bool:
+    return any(
+        condition["type"] == "Progressing" and condition.get("reason") == "NewReplicaSetAvailable"
+        for condition in status.get("conditions", [])
+    )
+
+
 def _is_in_place(deployment: Manifest) -> bool:
     step = (deployment["spec"].get("strategy") or {}).get("rollingUpdate") or {}
     return step.get("maxSurge") == 0

@@ -9,6 +9,7 @@ import yaml
 from pierhead_operator.resources import (
     Serving,
     desired_objects,
+    find_limits,
     is_owned,
     make_deployment,
     mark_applied,
@@ -152,7 +153,7 @@ def _serving(model, settings, spec, endpoint=None):
     dm = DeployedModel.model_validate(make_deployed_model(**spec))
     version = model.spec.version(dm.spec.model_version or "1")
     there = None if endpoint is None else Endpoint.model_validate(manifest("Endpoint", "photos", endpoint))
-    return Serving(dm, model, version, settings, there)
+    return Serving(dm, model, version, settings, there, find_limits(there))
 
 
 def _pod(serving):

@@ -3,9 +3,9 @@
 from datetime import timedelta
 
 import pytest
-from pierhead_operator.resources import decide_in_place
+from pierhead_operator.resources import decide_in_place, has_served
 
-from tests.unit.operator.conftest import NOW
+from tests.unit.operator.conftest import NOW, SERVED, STARTING
 
 WAIT = 120
 NO_GPU = "0/1 nodes are available: 1 Insufficient nvidia.com/gpu. preemption: 0/1 nodes are available: 1 No victims."
@@ -144,3 +144,27 @@ def test_decide_in_place(row):
 
 def test_decide_in_place_at_once_where_nobody_is_to_wait():
     assert decide_in_place(make_deployment(), [OLD, make_pod("new", 0)], NOW, 0)
+
+
+COMPLETE, UPDATING = (
+    [{"type": "Progressing", "reason": reason}] for reason in ("NewReplicaSetAvailable", "ReplicaSetUpdated")
+)
+HAS_SERVED = {
+    "serves": (SERVED, True),
+    "starts for the first time": (STARTING, False),
+    "nobody has looked": ({}, True),
+    "the last change was not looked at": ({**STARTING, "observedGeneration": 0}, True),
+    "served, and crashes now": ({**SERVED, "availableReplicas": 0}, True),
+    "a pod of three answers": ({**STARTING, "replicas": 3, "updatedReplicas": 3, "availableReplicas": 1}, True),
+    "the new pod starts beside the old one": ({**STARTING, "replicas": 2, "availableReplicas": 1}, False),
+    "a new pod answers beside an old one": ({**STARTING, "replicas": 2, "availableReplicas": 2}, True),
+    "only old pods are there, of what was complete": (
+        {**SERVED, "updatedReplicas": 0, "conditions": COMPLETE}, False,
+    ),
+    "no pod could be made": ({"observedGeneration": 1, "conditions": UPDATING}, False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("status", "expected"), HAS_SERVED.values(), ids=HAS_SERVED.keys())
+def test_has_served(status, expected):
+    assert has_served({"metadata": {"generation": 1}, "status": status}) is expected
