@@ -342,7 +342,7 @@ def _explain_availability(available: int, outcome: Outcome) -> Finding:
 
 
 def _explain_progress(dm: DeployedModel, workload: Workload) -> Finding:
-    if workload.in_place:
+    if workload.in_place and dm.spec.rollout_options.surges:
         return Finding(REASON_WAITING_FOR_CAPACITY, "no room for a new pod beside the old one: it takes its place")
     wanted = dm.spec.resources.min_replica_count
     if is_autoscaled(dm):

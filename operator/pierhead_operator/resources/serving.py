@@ -3,6 +3,7 @@
 from pierhead_operator.resources.network import NETWORK_POLICY, make_network_policy
 from pierhead_operator.resources.objects import Manifest, make_metadata, selector
 from pierhead_operator.resources.pods import Serving, make_pod_template
+from pierhead_operator.resources.rollout import make_rolling_update
 from pierhead_operator.settings import NetworkPolicySettings, OperatorSettings
 from pierhead_operator.types import DedicatedResources, DeployedModel
 
@@ -23,12 +24,10 @@ def is_autoscaled(dm: DeployedModel) -> bool:
 def make_deployment(serving: Serving, in_place: bool = False) -> Manifest:
     """The pods. Without `replicas` where an autoscaler owns them; `in_place` is what `decide_in_place` says."""
     dm = serving.deployed_model
-    # Make before break: a new pod answers before an old one leaves. In place: where there is no room for both.
-    step = {"maxSurge": 0, "maxUnavailable": 1} if in_place else {"maxSurge": 1, "maxUnavailable": 0}
     spec: Manifest = {
         "selector": {"matchLabels": selector(dm.name)},
         "revisionHistoryLimit": 2,
-        "strategy": {"type": "RollingUpdate", "rollingUpdate": step},
+        "strategy": {"type": "RollingUpdate", "rollingUpdate": make_rolling_update(dm, in_place)},
         "template": make_pod_template(serving),
     }
     if not is_autoscaled(dm):
