@@ -13,6 +13,7 @@ _SAME_METRICS = {
     "aiplatform.googleapis.com/prediction/online/cpu/utilization": _CPU,
     "aiplatform.googleapis.com/prediction/online/accelerator/duty_cycle": _GPU,
 }
+_UNAVAILABLE_PERCENTAGE = 10
 _DEFAULT_TARGETS = {_CPU: 60}
 
 
@@ -55,14 +56,16 @@ def make_service(serving: Serving) -> Manifest:
 
 
 def make_pod_disruption_budget(serving: Serving) -> Manifest:
-    """Whoever empties nodes takes one replica after the other."""
+    """Whoever empties nodes takes one replica after the other; of many a share, or it would take hours."""
     dm = serving.deployed_model
+    # Kubernetes rounds it up: of so few it is 1, too.
+    few = dm.spec.resources.max_replicas <= 100 // _UNAVAILABLE_PERCENTAGE
     return {
         "apiVersion": "policy/v1",
         "kind": "PodDisruptionBudget",
         "metadata": make_metadata(serving.name, dm, serving.labels),
         "spec": {
-            "maxUnavailable": 1,
+            "maxUnavailable": 1 if few else f"{_UNAVAILABLE_PERCENTAGE}%",
             # A pod that is broken serves nobody: it must not keep its node from being emptied.
             "unhealthyPodEvictionPolicy": "AlwaysAllow",
             "selector": {"matchLabels": selector(dm.name)},
@@ -148,7 +151,8 @@ def desired_objects(serving: Serving, in_place: bool = False) -> list[Manifest]:
     policy = serving.settings.network_policy
     objects = [make_serving_policy(serving, policy)] if policy else []
     objects += [make_deployment(serving, in_place), make_service(serving)]
-    if dm.spec.resources.min_replica_count > 1:
+    # Of one that is alone it takes away nothing from whoever empties its node.
+    if dm.spec.resources.max_replicas > 1:
         objects.append(make_pod_disruption_budget(serving))
     if is_autoscaled(dm):
         objects.append(make_horizontal_pod_autoscaler(serving))

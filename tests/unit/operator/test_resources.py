@@ -333,6 +333,23 @@ def test_scaling_restarts_no_pod(model, settings):
     assert all(template == templates[0] for template in templates)
 
 
+@pytest.mark.parametrize(
+    ("replicas", "unavailable"),
+    [
+        ({}, None),
+        ({"minReplicaCount": 2}, 1),
+        ({"maxReplicaCount": 2}, 1),
+        ({"maxReplicaCount": 10}, 1),
+        ({"maxReplicaCount": 20}, "10%"),
+        ({"minReplicaCount": 50}, "10%"),
+    ],
+)
+def test_budget_follows_what_may_run(model, settings, replicas, unavailable):
+    objects = desired_objects(_serving(model, settings, {"automaticResources": replicas}))
+    budgets = [made["spec"]["maxUnavailable"] for made in objects if made["kind"] == "PodDisruptionBudget"]
+    assert budgets == ([] if unavailable is None else [unavailable])
+
+
 def test_deployment_in_place_differs_in_its_strategy_alone(model, settings):
     serving = _serving(model, settings, {})
     usual, in_place = make_deployment(serving), make_deployment(serving, in_place=True)
