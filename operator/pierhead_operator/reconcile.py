@@ -30,6 +30,7 @@ from pierhead_operator.resources import (
     serving_kinds,
     unknown_machine,
 )
+from pierhead_operator.scaling import judge_scaling
 from pierhead_operator.schema import Resource
 from pierhead_operator.settings import OperatorSettings
 from pierhead_operator.status import (
@@ -178,7 +179,10 @@ class Reconciler:
     async def _observe_outcome(self, dm: DeployedModel, version: str, problem: Finding | None) -> Outcome:
         workload = await self._observe_workload(dm)
         silence = await self._ask(dm) if workload.count("availableReplicas") else None
-        return Outcome(version, problem, workload, silence)
+        autoscaler = await self.cluster.get("HorizontalPodAutoscaler", dm.namespace, names.server(dm.name))
+        ours = autoscaler if autoscaler and is_owned(autoscaler, dm) else None
+        scaling = judge_scaling(dm, ours, self.clock())
+        return Outcome(version, problem, workload, silence, scaling)
 
     async def _ask(self, dm: DeployedModel) -> str | None:
         """Why a DeployedModel's pods, though ready, give no predictions through their Service; None where they do."""

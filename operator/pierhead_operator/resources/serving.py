@@ -1,5 +1,6 @@
 """The objects that serve a DeployedModel: its Deployment and what stands around it. Pure."""
 
+from pierhead_operator import names
 from pierhead_operator.resources.network import NETWORK_POLICY, make_network_policy
 from pierhead_operator.resources.objects import Manifest, make_metadata, selector
 from pierhead_operator.resources.pods import Serving, make_pod_template
@@ -114,8 +115,12 @@ def _make_metrics(serving: Serving) -> list[Manifest]:
 
 def _make_cpu_metric(target: int) -> Manifest:
     return {
-        "type": "Resource",
-        "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": target}},
+        "type": "ContainerResource",  # of the server alone, whatever else is in its pods
+        "containerResource": {
+            "name": "cpu",
+            "container": names.SERVER_CONTAINER,
+            "target": {"type": "Utilization", "averageUtilization": target},
+        },
     }
 
 

@@ -8,6 +8,7 @@ from pierhead_operator.store import Store
 from tests.unit.operator.conftest import make_batch, make_deployed_model, make_endpoint
 
 Live = dict[str, Any]
+SCALING = {"type": "ScalingActive", "status": "True", "reason": "x", "lastTransitionTime": "2026-11-22T11:00:00Z"}
 
 
 def make_empty_store() -> Store:
@@ -17,7 +18,8 @@ def make_empty_store() -> Store:
 def make_store() -> Store:
     """One of which everything is told that can be told."""
     store = make_empty_store()
-    for live in (make_endpoint({"photos-1": 100}), make_deployed_model(), make_ended("JOB_STATE_FAILED")):
+    autoscaled = {**make_deployed_model(), "status": {"conditions": [SCALING]}}
+    for live in (make_endpoint({"photos-1": 100}), autoscaled, make_ended("JOB_STATE_FAILED")):
         put(store, live)
     return store
 

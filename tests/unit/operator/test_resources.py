@@ -369,7 +369,7 @@ def test_metric_by_both_of_its_names_is_there_once(model, settings):
     autoscaler = desired_objects(_serving(model, settings, {"dedicatedResources": resources}))[-1]
     gpu, cpu = autoscaler["spec"]["metrics"]
     assert gpu["pods"]["target"]["averageValue"] == "90"
-    assert cpu["resource"]["target"]["averageUtilization"] == 50
+    assert cpu["containerResource"]["target"]["averageUtilization"] == 50
 
 
 # What is there

@@ -27,8 +27,9 @@ from tests.unit.operator.conftest import (
     make_model,
     manifest,
 )
+from tests.unit.operator.fakes import Clock, FakeCluster, FakeProber
 from tests.unit.operator.test_batch_reconcile import BATCH, FakeWorkers
-from tests.unit.operator.test_reconcile import DM, Clock, FakeCluster, FakeProber
+from tests.unit.operator.test_reconcile import DM
 
 
 def _find_fields(kind, path):
