@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from pierhead_operator.resources import Manifest
 from pierhead_operator.schema import Resource
-from pierhead_operator.status import AVAILABLE, READY, REASON_MIRROR_NOT_SERVING
+from pierhead_operator.status import AVAILABLE, READY, REASON_MIRROR_NOT_SERVING, SCALING_ACTIVE
 from pierhead_operator.types import BatchPredictionJob, DeployedModel, Endpoint, JobState, Model
 
 
@@ -39,6 +39,7 @@ class DeployedModelFacts(Facts):
     ready: bool = False
     min_replicas: int = 1
     available_replicas: int = 0
+    scaling_active: bool | None = None  # None where no condition says so
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +142,7 @@ def _read_deployed_model(live: Manifest) -> DeployedModelFacts:
         ready=status.is_true(READY),
         min_replicas=dm.spec.resources.min_replica_count,
         available_replicas=status.available_replica_count,
+        scaling_active=status.is_true(SCALING_ACTIVE) if status.condition(SCALING_ACTIVE) else None,
     )
 
 
