@@ -106,7 +106,7 @@ class Reconciler:
             # Somebody's finalizer may hold it for long, and nobody looks any more who may be reached by its paths.
             await self._delete_surplus_routes(model, [])
             return
-        serving = await self._find_serving(model)
+        serving = self._find_serving(model)
         routes = routing.make_model_routes(model, serving, self.settings)
         problem = await apply_all(self.cluster, model, routes, self._settled)
         await self._delete_surplus_routes(model, routes)
@@ -165,21 +165,12 @@ class Reconciler:
         await write_status(self.cluster, endpoint, endpoint.status, status)
         retry_if_rejected(problem)
 
-    async def _find_serving(self, model: Model) -> Mapping[str, Split]:
-        """Who serves each version of a Model to clients outside the cluster."""
-        found = await self.cluster.list_deployed_models(model.namespace, names.LABEL_MODEL, model.name)
-        servers = {dm.name: routing.describe_server(dm) for dm in found}
-        endpoints = {server.endpoint for server in servers.values()}
-        public = {name for name in endpoints if await self._is_public(model.namespace, name)}
+    def _find_serving(self, model: Model) -> Mapping[str, Split]:
+        """Who serves each version of a Model to clients outside the cluster; nobody where no route would tell."""
+        if not routing.route_kinds(self.settings):
+            return {}
+        servers, public = self.cluster.find_public_servers(model.namespace, model.name)
         return routing.find_serving(model.name, [version.name for version in model.spec.versions], servers, public)
-
-    async def _is_public(self, namespace: str, name: str) -> bool:
-        """Whether an Endpoint is there, and for clients outside the cluster."""
-        try:
-            endpoint = await self.cluster.get_resource(Endpoint, namespace, name)
-        except UnreadableError:
-            return False  # of a later release, perhaps, with an access that this one does not know
-        return endpoint is not None and routing.is_offered(endpoint, offers_private=False)
 
     def _desired(self, serving: Serving, before: Workload) -> list[Manifest]:
         """What should exist for a DeployedModel, as it is applied."""

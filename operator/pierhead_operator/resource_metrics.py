@@ -116,7 +116,7 @@ class ResourceMetrics(Collector):
         for namespace, name, facts in self._store.facts(DeployedModel.KIND):
             if not isinstance(facts, DeployedModelFacts):
                 continue
-            labels = [namespace, facts.endpoint, name]
+            labels = [namespace, facts.server.endpoint, name]
             ready.add_metric(labels, facts.ready)
             if facts.scaling_active is not None:
                 scaling.add_metric(labels, facts.scaling_active)
