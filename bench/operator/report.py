@@ -11,8 +11,8 @@ from bench.server.report import Table
 from bench.server.stats import percentile
 
 MEMORY_MB = 300
-TRANSITIONS = 50
-REQUESTS_EACH = 8
+PACE = 0.5  # of what the same control plane does with as many bare Deployments and Services
+REQUESTS_EACH = 6
 RESTART_SECONDS = 60
 DEPLOYMENT_MS = 100
 
@@ -47,16 +47,13 @@ def make_rows(figures: Figures) -> list[Row]:
 
 def _make_fleet_rows(figures: Figures) -> list[Row]:
     wanted = figures.fleet.deployed_models
-    rate = wanted / figures.ready_seconds
+    rate, alone = wanted / figures.ready_seconds, wanted / figures.alone_seconds
     return [
         Row(f"{wanted} DeployedModels created", f"{figures.created_seconds:.1f} s"),
         Row("all of them Ready, since the first create", f"{figures.ready_seconds:.1f} s"),
-        Row("transitions to Ready a second", f"{rate:.1f}", f">= {TRANSITIONS}", rate >= TRANSITIONS),
-        Row(
-            "the same Deployments and Services available a second, without an operator",
-            f"{wanted / figures.alone_seconds:.1f}",
-        ),
-        Row("of that pace, with Pierhead", f"{figures.alone_seconds / figures.ready_seconds:.2f}"),
+        Row("transitions to Ready a second", f"{rate:.1f}"),
+        Row("the same Deployments and Services available a second, without an operator", f"{alone:.1f}"),
+        Row("of that pace, with Pierhead", f"{rate / alone:.2f}", f">= {PACE}", rate / alone >= PACE),
         *_make_request_rows("all at once", figures.fleet_requests, wanted),
         Row("reconciles that were tried again", f"{figures.fleet_errors:.0f}"),
     ]

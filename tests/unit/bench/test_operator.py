@@ -25,7 +25,7 @@ def make_figures(**changes):
         created_seconds=1.0,
         ready_seconds=4.0,
         cores={"etcd": 0.5, BENCH: 1.5},
-        fleet_requests={("get", "Pod"): 600, ("patch", "DeployedModel"): 1000, ("list", "HTTPRoute"): 400},
+        fleet_requests={("get", "Pod"): 400, ("patch", "DeployedModel"): 800, ("list", "HTTPRoute"): 400},
         quiet_cores={"etcd": 0.0, BENCH: 0.1},
         rss_after_fleet=300_000_000,
         rss_after_restart=300_000_000,
@@ -33,7 +33,7 @@ def make_figures(**changes):
         peak_of_restart=300_000_000,
         restart_seconds=60.0,
         restart_requests={("list", "Model"): 3},
-        fresh_requests={("patch", "Deployment"): 16},
+        fresh_requests={("patch", "Deployment"): 12},
         deployment_seconds=[0.1, 0.2],
         fresh_ready_seconds=[1.0, 2.0],
     )
@@ -231,9 +231,9 @@ def test_goals_that_are_just_met():
 @pytest.mark.parametrize(
     ("changes", "what"),
     [
-        ({"ready_seconds": 4.1}, "transitions to Ready a second"),
-        ({"fleet_requests": {("get", "Pod"): 1601}}, "requests a DeployedModel, all at once, of its own kinds"),
-        ({"fresh_requests": {("get", "Pod"): 17}}, "requests a DeployedModel, one after the other, of its own kinds"),
+        ({"ready_seconds": 4.1}, "of that pace, with Pierhead"),
+        ({"fleet_requests": {("get", "Pod"): 1201}}, "requests a DeployedModel, all at once, of its own kinds"),
+        ({"fresh_requests": {("get", "Pod"): 13}}, "requests a DeployedModel, one after the other, of its own kinds"),
         ({"quiet_writes": 1}, "writes in a quiet minute"),
         ({"rss_after_fleet": 300_000_001}, "resident after the quiet minute"),
         ({"peak_of_fleet": 300_000_001}, "most resident until then"),
@@ -251,13 +251,13 @@ def test_goals_that_are_missed(changes, what):
 
 def test_requests_for_routes_are_told_but_not_judged():
     rows = {row.what: row for row in report.make_rows(make_figures())}
-    assert rows["requests a DeployedModel, all at once, of its own kinds"].measured == "8.00"
+    assert rows["requests a DeployedModel, all at once, of its own kinds"].measured == "6.00"
     whole = rows["requests a DeployedModel, all at once, with those for Endpoints, Models and routes"]
-    assert (whole.measured, whole.met) == ("10.00", None)
+    assert (whole.measured, whole.met) == ("8.00", None)
 
 
 def test_tables_are_whole():
     tables = report.make_tables(make_figures())
     assert all(len(row) == len(table.columns) for table in tables for row in table.rows)
     assert ["etcd", "0.50", "25%", "0.00"] in tables[1].rows
-    assert ["patch DeployedModel", "5.00", "0.00", "0", "0"] in tables[2].rows
+    assert ["patch DeployedModel", "4.00", "0.00", "0", "0"] in tables[2].rows
