@@ -5,8 +5,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pierhead_operator.resources import Manifest
+from pierhead_operator.routing import Refusal, explain_refusal
 from pierhead_operator.schema import Resource
-from pierhead_operator.status import AVAILABLE
+from pierhead_operator.status import AVAILABLE, find_cause
 from pierhead_operator.types import ClientConnectionConfig, DeployedModel, Endpoint, Model
 from pydantic import ValidationError
 
@@ -32,16 +33,19 @@ class Route:
 
 @dataclass(frozen=True)
 class _Serving:
-    """What of a DeployedModel the paths of its Model need."""
+    """What of a DeployedModel the paths of its Model need, and who asks why nobody serves."""
 
     model: str
     version: str
     endpoint: str
     serves: bool
+    leaves: bool
+    cause: str  # why it does not serve
 
 
 @dataclass(frozen=True)
 class _Endpoint:
+    endpoint: Endpoint
     route: Route
     private: bool
 
@@ -56,6 +60,7 @@ class RouteTable:
         self._models: dict[_Key, dict[str, str]] = {}  # versions by their names and aliases; the default one by ""
         self._serving: dict[_Key, _Serving] = {}
         self._of_model: dict[_Key, set[str]] = {}  # DeployedModels by their Model
+        self._of_endpoint: dict[_Key, set[str]] = {}  # and by their Endpoint
 
     def put(self, kind: str, live: Manifest) -> None:
         """An object of one of WATCHED is there, as it is now."""
@@ -77,6 +82,7 @@ class RouteTable:
             case DeployedModel.KIND:
                 self._serving[key] = serving = _parse_serving(live)
                 self._of_model.setdefault((key[0], serving.model), set()).add(key[1])
+                self._of_endpoint.setdefault((key[0], serving.endpoint), set()).add(key[1])
 
     def remove(self, kind: str, key: _Key) -> None:
         """An object is gone."""
@@ -87,10 +93,8 @@ class RouteTable:
                 self._models.pop(key, None)
             case DeployedModel.KIND:
                 if gone := self._serving.pop(key, None):
-                    place = (key[0], gone.model)
-                    self._of_model[place].discard(key[1])
-                    if not self._of_model[place]:
-                        del self._of_model[place]
+                    _discard(self._of_model, (key[0], gone.model), key[1])
+                    _discard(self._of_endpoint, (key[0], gone.endpoint), key[1])
 
     def replace(self, kind: str, namespace: str | None, there: Iterable[Manifest]) -> None:
         """A list's word, of one namespace or of all: what it does not have is gone."""
@@ -113,6 +117,18 @@ class RouteTable:
                 raise NotFoundError(f"there is no endpoint {prediction.name} in the project {prediction.project}")
             return endpoint.route
         return self._find_model_route(prediction, namespace)
+
+    def find_carried(self, name: str, namespace: str, *, private: bool) -> Route | None:
+        """The route of an endpoint that the public gateway carries, or the private one; None where there is none."""
+        endpoint = self._endpoints.get((namespace, name))
+        return endpoint.route if endpoint and endpoint.private == private else None
+
+    def explain_unserved(self, name: str, namespace: str) -> Refusal:
+        """What is told of an endpoint whose route has no weights."""
+        there = self._of_endpoint.get((namespace, name), set())
+        found = {name: self._serving[namespace, name] for name in there}
+        causes = {name: serving.cause for name, serving in found.items() if not serving.leaves}
+        return explain_refusal(self._endpoints[namespace, name].endpoint, causes)
 
     def knows(self, prediction: Prediction, namespace: str) -> bool:
         """Whether there is such an endpoint or model, be it served or not."""
@@ -141,6 +157,12 @@ class RouteTable:
         return self._offers_private or not endpoint.private
 
 
+def _discard(index: dict[_Key, set[str]], place: _Key, name: str) -> None:
+    index[place].discard(name)
+    if not index[place]:
+        del index[place]
+
+
 def _key(live: Manifest) -> _Key:
     return live["metadata"]["namespace"], live["metadata"]["name"]
 
@@ -154,7 +176,7 @@ def _parse_endpoint(live: Manifest) -> _Endpoint:
         spec.client_connection_config.inference_timeout_seconds,
         spec.max_request_bytes,
     )
-    return _Endpoint(route, spec.access == "Private")
+    return _Endpoint(endpoint, route, spec.access == "Private")
 
 
 def _parse_versions(live: Manifest) -> dict[str, str]:
@@ -165,5 +187,6 @@ def _parse_versions(live: Manifest) -> dict[str, str]:
 
 def _parse_serving(live: Manifest) -> _Serving:
     dm = DeployedModel.model_validate(live)
-    serves = dm.status.is_true(AVAILABLE) and not dm.metadata.deletion_timestamp
-    return _Serving(dm.spec.model, dm.status.model_version, dm.spec.endpoint, serves)
+    leaves = dm.metadata.deletion_timestamp is not None
+    serves = dm.status.is_true(AVAILABLE) and not leaves
+    return _Serving(dm.spec.model, dm.status.model_version, dm.spec.endpoint, serves, leaves, find_cause(dm))

@@ -46,6 +46,7 @@ from pierhead_operator.status import (
     compute_endpoint_status,
     compute_model_status,
     explain_route,
+    find_cause,
 )
 from pierhead_operator.types import DeployedModel, Endpoint, MachineSpec, Model, ModelVersion
 
@@ -131,13 +132,13 @@ class Reconciler:
         if endpoint is None or endpoint.metadata.deletion_timestamp:
             return
         traffic = await self._observe_traffic(endpoint)
-        problem = explain_access(endpoint, self.settings)
-        routes = routing.make_endpoint_routes(
-            endpoint, traffic.effective, mirror_target(endpoint, traffic), self.settings
-        )
-        problem = await apply_all(self.cluster, endpoint, routes, self._settled) or problem
+        routes = await self._desired_routes(endpoint, traffic)
+        refused = await apply_all(self.cluster, endpoint, routes, self._settled)
         await self._delete_surplus_routes(endpoint, routes)
-        problem = problem or await self._judge_route(endpoint)
+        untaken = await self._judge_route(endpoint)
+        if not (refused or untaken):
+            await self._delete_idle_service(endpoint, routes)
+        problem = refused or explain_access(endpoint, self.settings) or untaken
         path = routing.predict_path(endpoint, self.settings)
         status = compute_endpoint_status(endpoint, traffic, path, problem, self.clock())
         await write_status(self.cluster, endpoint, endpoint.status, status)
@@ -195,6 +196,25 @@ class Reconciler:
         serving = {name for name, dm in there.items() if dm.status.is_true(AVAILABLE)}
         effective = routing.compute_effective_split(wanted, serving, endpoint.status.traffic_split)
         return Traffic(wanted, effective, there)
+
+    async def _desired_routes(self, endpoint: Endpoint, traffic: Traffic) -> list[Manifest]:
+        causes = {name: find_cause(dm) for name, dm in traffic.deployed_models.items()}
+        refusal = routing.explain_refusal(endpoint, causes)
+        mirror_to = mirror_target(endpoint, traffic)
+        made = routing.make_endpoint_routes(endpoint, traffic.effective, mirror_to, refusal, self.settings)
+        idle = await self._find_idle_service(endpoint)
+        return [routing.keep_address(one, idle) if one["kind"] == "Service" else one for one in made]
+
+    async def _find_idle_service(self, endpoint: Endpoint) -> Manifest | None:
+        return await self.cluster.get("Service", endpoint.namespace, names.route(endpoint.name))
+
+    async def _delete_idle_service(self, endpoint: Endpoint, routes: Sequence[Manifest]) -> None:
+        """Deletes the Service that a route led to while nobody served; only once the gateway leads elsewhere."""
+        if any(route["kind"] == "Service" for route in routes):
+            return
+        live = await self._find_idle_service(endpoint)
+        if live and is_owned(live, endpoint):
+            await self.cluster.delete(live)
 
     async def _judge_route(self, endpoint: Endpoint) -> Finding | None:
         """What the gateway says of the route; nothing where nobody judges it."""

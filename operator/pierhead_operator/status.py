@@ -447,7 +447,7 @@ def compute_endpoint_status(
     # What waits for DeployedModels comes by itself: it must not hide what somebody has to mend.
     if failure is None or (problem and problem.reason in _STALLING_REASONS):
         failure = problem
-    applied = Finding(REASON_TRAFFIC_APPLIED, _render_split(traffic.effective) or "nobody serves: 503")
+    applied = Finding(REASON_TRAFFIC_APPLIED, _render_split(traffic.effective) or "nobody serves")
     return EndpointStatus(
         observed_generation=endpoint.metadata.generation,
         conditions=[
@@ -481,6 +481,14 @@ def _explain_traffic(endpoint: Endpoint, traffic: Traffic) -> Finding | None:
         meanwhile = f"traffic now goes to {now}" if now else "nobody answers yet"
         return Finding(REASON_WAITING_FOR_MODELS, f"{causes}; {meanwhile}")
     return None
+
+
+def find_cause(dm: DeployedModel) -> str:
+    """The reason why a DeployedModel does not serve; empty where it does."""
+    if dm.status.is_true(AVAILABLE):
+        return ""
+    ready = dm.status.condition(READY)
+    return ready.reason if ready else REASON_PROGRESSING
 
 
 def _explain_waiting(dm: DeployedModel) -> str:

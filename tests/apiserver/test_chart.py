@@ -69,6 +69,24 @@ def test_a_team_without_rights_in_the_cluster_can_install_it(cluster):
     assert all(document["metadata"].get("namespace") for document in documents)
 
 
+def _find_route(name):
+    [found] = [
+        one
+        for one in render(values=load_values("authorized"))
+        if one["metadata"]["name"] == name and one["kind"] == "HTTPRoute"
+    ]
+    return found["spec"]
+
+
+def test_private_gateway_leads_to_no_more_of_the_api_than_says_who_serves(cluster):
+    [rule] = _find_route("pierhead-api-private")["rules"]
+    assert [match["path"]["value"] for match in rule["matches"]] == ["/v1/projects"]
+    [rewrite] = [one["urlRewrite"]["path"]["replacePrefixMatch"] for one in rule["filters"]]
+    assert rewrite.startswith("/private/")
+    public = [match["path"]["value"] for one in _find_route("pierhead-api")["rules"] for match in one["matches"]]
+    assert not any(path.startswith("/private") for path in public)
+
+
 def _is_apis(document):
     return document["metadata"].get("labels", {}).get("app.kubernetes.io/name") == "pierhead-api"
 

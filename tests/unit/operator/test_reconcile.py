@@ -5,6 +5,7 @@ from datetime import timedelta
 
 import pytest
 from pierhead_operator.cluster import ClusterError, Invalid, Key
+from pierhead_operator.names import OURS
 from pierhead_operator.reconcile import Reconciler
 from pierhead_operator.settings import NetworkPolicySettings
 
@@ -268,8 +269,94 @@ async def test_endpoint_waits_for_what_does_not_serve(make_reconciler):
     assert cluster.ready(ENDPOINT) == ("False", "RoutePending")
 
 
+@pytest.fixture
+def with_api(settings):
+    """Settings of an installation whose gateway leads to the API what has no route."""
+    return settings.model_copy(update={"routing": settings.routing.model_copy(update={"api_answers": True})})
+
+
 @pytest.mark.parametrize("there", [[], [make_deployed_model(available=False)]], ids=["nothing", "starting"])
-async def test_route_leads_to_nobody_while_nobody_serves(make_reconciler, there):
+async def test_while_nobody_serves_the_api_has_its_paths(with_api, there):
+    cluster = FakeCluster(make_endpoint(), *there)
+    reconciler = Reconciler(cluster, FakeProber(), with_api, Clock())
+    await reconciler.reconcile(ENDPOINT)
+    assert cluster.is_true(ENDPOINT, "TrafficApplied")
+    assert not [call for call in cluster.calls if call[0] == "apply"]
+    cluster.objects["DeployedModel", "photos-1"] = make_deployed_model(available=True)
+    await reconciler.reconcile(ENDPOINT)
+    assert _weights(cluster) == {"dm-photos-1": 100}
+    assert cluster.ready(ENDPOINT) == ("False", "RoutePending")
+    cluster.objects["DeployedModel", "photos-1"] = make_deployed_model(available=False)
+    await reconciler.reconcile(ENDPOINT)
+    assert ("HTTPRoute", "ep-photos") not in cluster.objects
+    assert cluster.ready(ENDPOINT) == ("False", "WaitingForDeployedModels")
+    cluster.calls.clear()
+    await reconciler.reconcile(ENDPOINT)
+    assert cluster.calls == [], "stable: no writes"
+
+
+def _take_route(cluster, generation):
+    """As the gateway's controller does, with a route of this generation."""
+    conditions = [
+        {"type": type_, "status": "True", "reason": type_, "observedGeneration": generation}
+        for type_ in ("Accepted", "ResolvedRefs")
+    ]
+    parent = {"parentRef": {"namespace": "gateways", "name": "public"}, "conditions": conditions}
+    cluster.objects["HTTPRoute", "ep-photos"]["status"] = {"parents": [parent]}
+
+
+async def _install_former_release(settings, *there):
+    """An Endpoint and what release 0.1.0 made for it while nobody served: its Service has an address."""
+    cluster = FakeCluster(make_endpoint(), *there)
+    await Reconciler(cluster, FakeProber(), settings, Clock()).reconcile(ENDPOINT)
+    cluster.objects["Service", "ep-photos"]["spec"]["clusterIP"] = "10.96.0.7"
+    _take_route(cluster, generation=1)
+    return cluster
+
+
+async def test_idle_service_goes_once_the_gateway_leads_elsewhere(settings, with_api):
+    for changed in (settings, with_api):
+        cluster = await _install_former_release(settings)
+        cluster.objects["DeployedModel", "photos-1"] = make_deployed_model(available=True)
+        reconciler = Reconciler(cluster, FakeProber(), changed, Clock())
+        _take_route(cluster, generation=0)
+        await reconciler.reconcile(ENDPOINT)
+        assert _weights(cluster) == {"dm-photos-1": 100}
+        assert ("Service", "ep-photos") in cluster.objects, "the gateway may not know yet"
+        _take_route(cluster, generation=1)
+        await reconciler.reconcile(ENDPOINT)
+        assert ("Service", "ep-photos") not in cluster.objects
+        assert cluster.ready(ENDPOINT) == ("True", "TrafficApplied")
+
+
+async def test_idle_service_and_its_route_go_where_the_api_answers(settings, with_api):
+    cluster = await _install_former_release(settings)
+    await Reconciler(cluster, FakeProber(), with_api, Clock()).reconcile(ENDPOINT)
+    assert not {("HTTPRoute", "ep-photos"), ("Service", "ep-photos")} & cluster.objects.keys()
+
+
+async def test_idle_service_that_is_in_use_keeps_its_address(settings):
+    cluster = await _install_former_release(settings)
+    reconciler = Reconciler(cluster, FakeProber(), settings, Clock())
+    await reconciler.reconcile(ENDPOINT)
+    assert cluster.objects["Service", "ep-photos"]["spec"]["clusterIP"] == "10.96.0.7"
+    assert _weights(cluster) == {"ep-photos": 1}
+    assert cluster.ready(ENDPOINT) == ("False", "NoDeployedModel")
+    cluster.calls.clear()
+    await reconciler.reconcile(ENDPOINT)
+    assert cluster.calls == [], "stable: no writes"
+
+
+async def test_service_of_somebody_else_by_that_name_stays(with_api):
+    theirs = {**FOREIGN, "metadata": {"name": "ep-photos", "uid": "x", "labels": OURS}}
+    cluster = FakeCluster(make_endpoint(), make_deployed_model(available=True), theirs)
+    await Reconciler(cluster, FakeProber(), with_api, Clock()).reconcile(ENDPOINT)
+    assert cluster.objects["Service", "ep-photos"] == theirs
+    assert _weights(cluster) == {"dm-photos-1": 100}
+
+
+@pytest.mark.parametrize("there", [[], [make_deployed_model(available=False)]], ids=["nothing", "starting"])
+async def test_without_an_api_the_route_leads_to_nobody_while_nobody_serves(make_reconciler, there):
     cluster, reconciler = make_reconciler(make_endpoint(), *there)
     await reconciler.reconcile(ENDPOINT)
     assert _weights(cluster) == {"ep-photos": 1}
@@ -281,6 +368,7 @@ async def test_route_leads_to_nobody_while_nobody_serves(make_reconciler, there)
     await reconciler.reconcile(ENDPOINT)
     assert _weights(cluster) == {"ep-photos": 1}
     assert cluster.ready(ENDPOINT) == ("False", "NoDeployedModel")
+    assert cluster.objects["Service", "ep-photos"]["spec"]["clusterIP"] == "None"
 
 
 async def test_what_is_gone_or_going_is_left_to_kubernetes(make_reconciler):

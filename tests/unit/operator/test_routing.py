@@ -1,5 +1,6 @@
 """The split in tables; what carries it against golden manifests."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,9 +8,12 @@ import yaml
 from pierhead_operator import names
 from pierhead_operator.routing import (
     ROUTE_KINDS,
+    Refusal,
     compute_effective_split,
     explain_access,
+    explain_refusal,
     gateway_of,
+    keep_address,
     make_endpoint_routes,
     make_model_routes,
     predict_path,
@@ -101,6 +105,35 @@ def test_predict_path(endpoint, settings):
     assert predict_path(endpoint, settings) == "/v1/projects/default/locations/local/endpoints/photos:predict"
 
 
+NOBODY = Refusal(503, "UNAVAILABLE", "no DeployedModel of the endpoint photos answers: photos-1 (Progressing)")
+
+# split, why each DeployedModel does not serve -> what clients are told
+REFUSALS = {
+    "nothing is deployed": (None, {}, (400, "nothing is deployed on the endpoint photos")),
+    "a split of what is not deployed": ({"a": 100}, {}, (400, "nothing is deployed on the endpoint photos")),
+    "the only one": (None, {"a": "ImagePullFailed"}, (503, "{}: a (ImagePullFailed)")),
+    "no split told": (None, {"a": "", "b": ""}, (503, "{}: its trafficSplit is missing")),
+    "one is not there": ({"a": 50, "b": 50}, {"b": "Progressing"}, (503, "{}: a (not found), b (Progressing)")),
+    "weight 0 is no cause": ({"a": 100, "b": 0}, {"a": "OutOfMemory", "b": ""}, (503, "{}: a (OutOfMemory)")),
+    "who serves is no cause": ({"a": 100}, {"a": ""}, (503, "{}: its condition Ready has the cause")),
+    "many": (
+        dict.fromkeys("abcdefg", 10),
+        dict.fromkeys("abcdefg", "NotReady"),
+        (503, "{}: a (NotReady), b (NotReady), c (NotReady), d (NotReady), e (NotReady) and 2 more"),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("split", "causes", "expected"), REFUSALS.values(), ids=REFUSALS.keys())
+def test_refusal_says_which_endpoint_and_why(split, causes, expected):
+    code, message = expected
+    refusal = explain_refusal(Endpoint.model_validate(make_endpoint(split)), causes)
+    told = message.format("no DeployedModel of the endpoint photos answers")
+    status = {400: "FAILED_PRECONDITION", 503: "UNAVAILABLE"}[code]
+    assert json.loads(refusal.to_json()) == {"error": {"code": code, "message": told, "status": status}}
+    assert refusal.is_temporary == (code == 503)
+
+
 def test_endpoint_answers_in_every_location_of_the_installation(endpoint, settings):
     rule = make_endpoint_rule(endpoint, {}, None, settings.model_copy(update={"other_locations": ["us-central1"]}))
     resources = {path.rpartition(":")[0] for path in rule.paths if path.endswith(":predict")}
@@ -136,12 +169,16 @@ def _golden(case):
     return list(yaml.safe_load_all((GOLDEN / case / "objects.yaml").read_text()))
 
 
+# As the chart has it, unless it is without the API.
+WITH_API = {**GATEWAY_API, "apiAnswers": True}
+
 # golden file: spec, effective split, who is mirrored to, routing settings
 ENDPOINT_CASES = {
     "route": ({}, {"photos-1": 80, "photos-2": 20}, None, GATEWAY_API),
     "route-idle": ({}, {}, None, GATEWAY_API),
     "route-full": (EVERYTHING, {"photos-1": 100}, "photos-2", {**GATEWAY_API, **PRIVATE_GATEWAY, **ENVOY_GATEWAY}),
     "istio": ({}, {"photos-1": 80, "photos-2": 20}, None, ISTIO),
+    "istio-idle": ({"mirror": {"deployedModel": "photos-2"}}, {}, "photos-2", ISTIO),
     "istio-full": (EVERYTHING, {"photos-1": 100}, "photos-2", {**ISTIO, **PRIVATE_ISTIO}),
 }
 MODEL_CASES = {"route-model": GATEWAY_API, "istio-model": ISTIO}
@@ -150,8 +187,8 @@ MODEL_CASES = {"route-model": GATEWAY_API, "istio-model": ISTIO}
 @pytest.mark.parametrize("case", ENDPOINT_CASES)
 def test_endpoint_routes(case, settings):
     spec, effective, mirror_to, routing = ENDPOINT_CASES[case]
-    made = make_endpoint_routes(_endpoint(spec), effective, mirror_to, _routed_by(settings, routing))
-    assert made == _golden(case)
+    chosen = _routed_by(settings, routing)
+    assert make_endpoint_routes(_endpoint(spec), effective, mirror_to, NOBODY, chosen) == _golden(case)
 
 
 @pytest.mark.parametrize("case", MODEL_CASES)
@@ -167,23 +204,56 @@ def test_model_routes(case, settings):
 
 def test_provider_none_makes_nothing(endpoint, model, settings):
     bare = _routed_by(settings, {})
-    assert make_endpoint_routes(endpoint, {"photos-1": 100}, None, bare) == []
+    assert make_endpoint_routes(endpoint, {"photos-1": 100}, None, NOBODY, bare) == []
     assert make_model_routes(model, {"1": ["photos-1"]}, bare) == []
 
 
-@pytest.mark.parametrize("routing", [GATEWAY_API, ISTIO], ids=["gateway-api", "istio"])
-def test_while_nobody_serves_there_is_only_the_idle_service_to_lead_to(routing, endpoint, settings):
-    idle, route = make_endpoint_routes(endpoint, {}, None, _routed_by(settings, routing))
-    assert idle["kind"] == "Service"
+def test_while_nobody_serves_the_api_answers_what_has_no_route(settings):
+    endpoint = _endpoint({"maxRequestBytes": 2048})
+    chosen = _routed_by(settings, {**WITH_API, **ENVOY_GATEWAY})
+    assert make_endpoint_routes(endpoint, {}, None, NOBODY, chosen) == []
+    assert len(make_endpoint_routes(endpoint, {"photos-1": 100}, None, NOBODY, chosen)) == 2
+
+
+def test_without_an_api_a_route_leads_to_a_service_without_pods_and_address(endpoint, settings):
+    chosen = _routed_by(settings, GATEWAY_API)
+    idle, route = make_endpoint_routes(endpoint, {}, None, NOBODY, chosen)
+    assert (idle["kind"], idle["spec"]["clusterIP"]) == ("Service", "None")
     assert "selector" not in idle["spec"]
-    assert "ep-photos" in str(route["spec"])
-    assert "dm-" not in str(route["spec"])
+    [backend] = route["spec"]["rules"][0]["backendRefs"]
+    assert backend["name"] == idle["metadata"]["name"]
+    served = make_endpoint_routes(endpoint, {"photos-1": 100}, None, NOBODY, chosen)
+    assert [one["kind"] for one in served] == ["HTTPRoute"]
+
+
+@pytest.mark.parametrize(
+    ("live", "address"), [(None, "None"), ({"spec": {"clusterIP": "None"}}, "None"), ({"spec": {"clusterIP": "10.96.0.7"}}, "10.96.0.7")]
+)  # fmt: skip
+def test_address_that_a_service_was_made_with_stays(live, address, endpoint, settings):
+    idle, _ = make_endpoint_routes(endpoint, {}, None, NOBODY, _routed_by(settings, GATEWAY_API))
+    kept = keep_address(idle, live)
+    assert kept == {**idle, "spec": {**idle["spec"], "clusterIP": address}}
+
+
+@pytest.mark.parametrize(
+    ("refusal", "retry"),
+    [(NOBODY, {"retry-after": "2"}), (Refusal(400, "FAILED_PRECONDITION", 'a "quoted" cause'), {})],
+)
+def test_istio_answers_itself_while_nobody_serves(refusal, retry, endpoint, settings):
+    [service] = make_endpoint_routes(endpoint, {}, "photos-2", refusal, _routed_by(settings, ISTIO))
+    [rule] = service["spec"]["http"]
+    assert len(rule["match"]) == 6
+    assert not {"route", "mirror", "timeout"} & rule.keys()
+    answer = rule["directResponse"]
+    assert answer["status"] == refusal.code
+    assert json.loads(answer["body"]["string"])["error"]["message"] == refusal.message
+    assert rule["headers"]["response"]["set"] == {"content-type": "application/json", **retry}
 
 
 @pytest.mark.parametrize("routing", [GATEWAY_API, ISTIO], ids=["gateway-api", "istio"])
 def test_mirror_to_what_does_not_serve_is_left_out(routing, settings):
     endpoint = _endpoint({"mirror": {"deployedModel": "photos-2"}})
-    made = make_endpoint_routes(endpoint, {"photos-1": 100}, None, _routed_by(settings, routing))
+    made = make_endpoint_routes(endpoint, {"photos-1": 100}, None, NOBODY, _routed_by(settings, routing))
     assert "photos-2" not in str(made)
     assert "irror" not in str(made)
 
@@ -199,7 +269,7 @@ def test_mirror_to_what_does_not_serve_is_left_out(routing, settings):
     ids=["asked for", "not asked for", "not Envoy Gateway", "Istio"],
 )
 def test_gateway_limits_requests_where_it_can(routing, spec, expected, settings):
-    made = make_endpoint_routes(_endpoint(spec), {"photos-1": 100}, None, _routed_by(settings, routing))
+    made = make_endpoint_routes(_endpoint(spec), {"photos-1": 100}, None, NOBODY, _routed_by(settings, routing))
     limits = [policy["spec"]["requestBuffer"]["limit"] for policy in made if policy["kind"] == "BackendTrafficPolicy"]
     assert limits == ([expected] if expected else [])
 
@@ -221,7 +291,7 @@ ACCESS = {
 def test_access_that_is_not_offered_is_explained_and_not_routed(routing, access, missing, settings):
     endpoint, chosen = _endpoint({"access": access}), _routed_by(settings, routing)
     explained = explain_access(endpoint, chosen)
-    made = make_endpoint_routes(endpoint, {"photos-1": 100}, None, chosen)
+    made = make_endpoint_routes(endpoint, {"photos-1": 100}, None, NOBODY, chosen)
     if missing:
         assert explained == (
             f"spec.access: Private needs a gateway that only the cluster reaches: the chart's {missing} is not set"

@@ -19,6 +19,7 @@ from pierhead_api.kubernetes_api import Kubernetes, make_nobodys
 from pierhead_api.metrics import Metrics
 from pierhead_api.names import Projects
 from pierhead_api.route_table import RouteTable
+from pierhead_api.unrouted import Gateway, Unrouted
 
 TOKEN = "secret-token-of-alice"
 PREDICT = "/v1/projects/team-a/locations/local/endpoints/photos:predict"
@@ -66,6 +67,7 @@ def make_object(kind, name, spec, **status):
 
 
 def make_endpoint(split=None, name="photos", **spec):
+    """An endpoint with this effective split."""
     return make_object("Endpoint", name, spec, trafficSplit=split or {})
 
 
@@ -77,15 +79,14 @@ def make_model(**spec):
     return make_object("Model", "photos", {"defaultVersion": "1", "versions": versions, **spec})
 
 
-def make_deployed_model(name="photos-1", version="1", available=True, endpoint="photos"):
-    condition = {
-        "type": "Available",
-        "status": str(available),
-        "reason": "PodsAnswer",
-        "lastTransitionTime": "2026-11-22T11:00:00Z",
-    }
+def make_deployed_model(name="photos-1", version="1", available=True, endpoint="photos", cause="Progressing"):
+    """One that serves, or does not because of `cause`."""
+    conditions = [
+        {"type": type_, "status": str(available), "reason": reason, "lastTransitionTime": "2026-11-22T11:00:00Z"}
+        for type_, reason in (("Available", "PodsAnswer"), ("Ready", "Serving" if available else cause))
+    ]
     spec = {"endpoint": endpoint, "model": "photos"}
-    return make_object("DeployedModel", name, spec, modelVersion=version, conditions=[condition])
+    return make_object("DeployedModel", name, spec, modelVersion=version, conditions=conditions)
 
 
 class World:
@@ -93,6 +94,7 @@ class World:
 
     def __init__(self):
         self.table = RouteTable(offers_private=True)
+        self.gateway = Gateway.NONE
         self.rights = {(TOKEN, "endpoints", "team-a", "photos"), (TOKEN, "models", "team-a", "photos")}
         self.asked = []
         self.pods = {}  # URLs by DeployedModel
@@ -118,6 +120,7 @@ class World:
                 identity=identity,
                 projects=projects,
                 authorizer=Authorizer(identity, access, projects, self.table),
+                unrouted=Unrouted(self.table, projects, self.gateway),
                 forwarder=Forwarder(session, self.table, self.metrics, lambda _, name: self.pods[name]),
                 metrics=self.metrics,
                 make_services=self.make_services,

@@ -34,6 +34,36 @@ def test_endpoint_that_nobody_serves_has_a_route_without_weights():
     assert (route.weights, route.timeout_seconds, route.max_request_bytes) == ({}, 60, None)
 
 
+def _cause(table):
+    return table.explain_unserved("photos", "team-a").message.removeprefix("no DeployedModel of the endpoint photos ")
+
+
+def test_cause_is_that_of_who_is_deployed_now():
+    table = make_table(make_endpoint(trafficSplit={"a": 50, "b": 50}))
+    assert table.explain_unserved("photos", "team-a").message == "nothing is deployed on the endpoint photos"
+    a, b = (make_deployed_model(name, available=False) for name in "ab")
+    table.put("DeployedModel", a)
+    assert _cause(table) == "answers: a (Progressing), b (not found)"
+    table.put("DeployedModel", make_deployed_model("a", available=False, cause="OutOfMemory"))
+    table.put("DeployedModel", b)
+    assert _cause(table) == "answers: a (OutOfMemory), b (Progressing)"
+    b["metadata"]["deletionTimestamp"] = "2026-11-22T12:00:00Z"
+    table.put("DeployedModel", b)
+    assert _cause(table) == "answers: a (OutOfMemory), b (not found)"
+    table.put("DeployedModel", make_deployed_model("a", available=False, endpoint="other"))
+    table.remove("DeployedModel", ("team-a", "b"))
+    assert table.explain_unserved("photos", "team-a").code == 400
+
+
+def test_gateway_carries_the_endpoints_of_its_access():
+    standard, private = make_endpoint({"a": 100}), make_endpoint({"b": 100}, "inside", access="Private")
+    table = make_table(standard, private, offers_private=False)
+    assert table.find_carried("photos", "team-a", private=False).weights == {"a": 100}
+    assert table.find_carried("inside", "team-a", private=True).weights == {"b": 100}
+    for name, is_private in (("photos", True), ("inside", False), ("other", False)):
+        assert table.find_carried(name, "team-a", private=is_private) is None
+
+
 def test_unknown_endpoint_and_one_of_another_namespace_have_no_route():
     for table in (make_table(), make_table(make_endpoint(name="other"))):
         with pytest.raises(NotFoundError, match="there is no endpoint photos"):
