@@ -38,6 +38,7 @@ from pierhead_operator.status import (
     REASON_MACHINE_UNKNOWN,
     REASON_MODEL_NOT_FOUND,
     REASON_MODEL_VERSION_NOT_FOUND,
+    REASON_TOO_MANY_DEPLOYED_MODELS,
     Finding,
     Outcome,
     Traffic,
@@ -102,7 +103,9 @@ class Reconciler:
         routes = routing.make_model_routes(model, serving, self.settings)
         problem = await apply_all(self.cluster, model, routes, self._settled)
         await self._delete_surplus_routes(model, routes)
-        await write_status(self.cluster, model, model.status, compute_model_status(model, problem, self.clock()))
+        limit = routing.explain_model_limit(model, serving, self.settings)
+        status = compute_model_status(model, problem, limit, self.clock())
+        await write_status(self.cluster, model, model.status, status)
         retry_if_rejected(problem)
 
     async def reconcile_deployed_model(self, key: Key) -> float | None:
@@ -138,7 +141,7 @@ class Reconciler:
         untaken = await self._judge_route(endpoint)
         if not (refused or untaken):
             await self._delete_idle_service(endpoint, routes)
-        problem = refused or explain_access(endpoint, self.settings) or untaken
+        problem = refused or explain_endpoint(endpoint, traffic, self.settings) or untaken
         path = routing.predict_path(endpoint, self.settings)
         status = compute_endpoint_status(endpoint, traffic, path, problem, self.clock())
         await write_status(self.cluster, endpoint, endpoint.status, status)
@@ -195,6 +198,8 @@ class Reconciler:
         wanted = routing.wanted_split(endpoint, there)
         serving = {name for name, dm in there.items() if dm.status.is_true(AVAILABLE)}
         effective = routing.compute_effective_split(wanted, serving, endpoint.status.traffic_split)
+        kept = routing.compute_effective_split(None, serving, endpoint.status.traffic_split)
+        effective = routing.fit_split(effective, kept, wanted, self.settings)
         return Traffic(wanted, effective, there)
 
     async def _desired_routes(self, endpoint: Endpoint, traffic: Traffic) -> list[Manifest]:
@@ -344,10 +349,13 @@ def explain_machine(machine: MachineSpec, settings: OperatorSettings) -> Finding
     return Finding(REASON_MACHINE_UNKNOWN, message) if message else None
 
 
-def explain_access(endpoint: Endpoint, settings: OperatorSettings) -> Finding | None:
-    """An access that the installation does not offer."""
-    message = routing.explain_access(endpoint, settings)
-    return Finding(REASON_ACCESS_NOT_OFFERED, message) if message else None
+def explain_endpoint(endpoint: Endpoint, traffic: Traffic, settings: OperatorSettings) -> Finding | None:
+    """What of an Endpoint's spec the installation does not offer."""
+    if message := routing.explain_access(endpoint, settings):
+        return Finding(REASON_ACCESS_NOT_OFFERED, message)
+    if message := routing.explain_split(traffic.wanted, settings):
+        return Finding(REASON_TOO_MANY_DEPLOYED_MODELS, message)
+    return None
 
 
 def make_serving(

@@ -47,6 +47,7 @@ REASON_ENDPOINT_NOT_FOUND = "EndpointNotFound"  # no Endpoint of that name in th
 REASON_NO_DEPLOYED_MODEL = "NoDeployedModel"  # nothing is deployed on the endpoint
 REASON_DEPLOYED_MODEL_NOT_FOUND = "DeployedModelNotFound"  # the split names what is not on the endpoint
 REASON_TRAFFIC_SPLIT_MISSING = "TrafficSplitMissing"  # several DeployedModels and no split
+REASON_TOO_MANY_DEPLOYED_MODELS = "TooManyDeployedModels"  # more get weight than the provider's rule can lead to
 REASON_MACHINE_UNKNOWN = "MachineUnknown"  # the installation knows no such machineType or acceleratorType
 REASON_ACCESS_NOT_OFFERED = "AccessNotOffered"  # access Private, and the installation has no gateway for it
 REASON_SPEC_TOO_LARGE = "SpecTooLarge"  # BatchPredictionJob: more addresses than a worker can be told
@@ -101,6 +102,7 @@ _PROGRESS_REASONS = (
 # What no waiting mends. A reference that is missing may be on its way in the same commit, an image or a node may come.
 _STALLING_REASONS = (
     REASON_MACHINE_UNKNOWN,
+    REASON_TOO_MANY_DEPLOYED_MODELS,
     REASON_SPEC_TOO_LARGE,
     REASON_ACCESS_NOT_OFFERED,
     REASON_INVALID,
@@ -227,12 +229,14 @@ def transition_event(before: Status, after: Status) -> Event | None:
 # --- Model -----------------------------------------------------------------------------------------------------------
 
 
-def compute_model_status(model: Model, problem: Finding | None, now: datetime) -> ModelStatus:
+def compute_model_status(model: Model, problem: Finding | None, limit: str, now: datetime) -> ModelStatus:
     """The status of a Model. `problem`: what keeps its own paths from being routed, if anything.
 
     What the API server took is in order otherwise: its schema and rules say all that can be said of a Model alone.
+    `limit`: whom its own paths do not lead to; empty where they lead to all.
     """
-    accepted = Finding(REASON_ACCEPTED, f"the default version is {model.spec.default_version}")
+    told = [f"the default version is {model.spec.default_version}", *filter(None, [limit])]
+    accepted = Finding(REASON_ACCEPTED, "; ".join(told))
     return ModelStatus(
         observed_generation=model.metadata.generation,
         conditions=[

@@ -2,6 +2,7 @@
 
 import pytest
 import yaml
+from pierhead_operator.settings import OperatorSettings
 
 from tests.apiserver.golden import GOLDEN as OBJECTS
 from tests.chart import CASES, GOLDEN, helm_template, load_values, render, render_golden, try_install, without_hooks
@@ -20,6 +21,7 @@ ISTIO = ("routing.provider=istio", "routing.istio.gateways={gateways/public}")
         (["server.image="], "/server/image"),
         (["location=Local!"], "/location"),
         (["api.locations={US}"], "/api/locations"),
+        (["api.locations={a,b,c,d,e,f,g,h,i,j}"], "'/api/locations': maxItems: got 10, want 9"),
         (["api.anonymous=laptop"], "/api/anonymous"),
         (["api.authorization=gateway"], "/routing/provider"),
         (["monitoring.alerts=true"], "additional properties 'alerts'"),
@@ -67,6 +69,12 @@ def test_rights_have_no_star_and_no_secrets(cluster, case):
 def test_a_team_without_rights_in_the_cluster_can_install_it(cluster):
     documents = render(values=load_values("namespaced"), namespace="default")
     assert all(document["metadata"].get("namespace") for document in documents)
+
+
+def test_ten_locations_are_taken(cluster):
+    others = [f"us-central{number}" for number in range(1, 10)]
+    settings = _find_operator_settings(f"api.locations={{{','.join(others)}}}")
+    assert OperatorSettings.model_validate(settings).other_locations == others
 
 
 def _find_route(name):

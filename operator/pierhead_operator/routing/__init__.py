@@ -6,6 +6,7 @@ from dataclasses import replace
 from pierhead_operator import names
 from pierhead_operator.resources import Manifest, make_metadata
 from pierhead_operator.routing import gateway_api, istio
+from pierhead_operator.routing.limits import explain_model_limit, explain_split, fit_split
 from pierhead_operator.routing.refusals import explain_refusal
 from pierhead_operator.routing.rules import SERVICE_PORT, Refusal, Rule, make_endpoint_rule, make_model_rules
 from pierhead_operator.routing.split import Split, compute_effective_split, compute_wanted_split, wanted_split
@@ -19,7 +20,10 @@ __all__ = [
     "compute_effective_split",
     "compute_wanted_split",
     "explain_access",
+    "explain_model_limit",
     "explain_refusal",
+    "explain_split",
+    "fit_split",
     "gateway_of",
     "keep_address",
     "make_endpoint_routes",

@@ -355,6 +355,26 @@ async def test_service_of_somebody_else_by_that_name_stays(with_api):
     assert _weights(cluster) == {"dm-photos-1": 100}
 
 
+async def test_split_over_too_many_is_refused_and_the_route_stays(make_reconciler):
+    there = [make_deployed_model(f"photos-{number}", available=True) for number in range(1, 18)]
+    cluster, reconciler = make_reconciler(make_endpoint({"photos-1": 80, "photos-2": 20}), *there)
+    await reconciler.reconcile(ENDPOINT)
+    cluster.objects["Endpoint", "photos"]["spec"]["trafficSplit"] = {
+        dm["metadata"]["name"]: 84 if number == 0 else 1 for number, dm in enumerate(there)
+    }
+    await reconciler.reconcile(ENDPOINT)
+    assert _weights(cluster) == {"dm-photos-1": 80, "dm-photos-2": 20}
+    assert cluster.ready(ENDPOINT) == ("False", "TooManyDeployedModels")
+    assert cluster.objects["Endpoint", "photos"]["status"]["trafficSplit"] == {"photos-1": 80, "photos-2": 20}
+    assert cluster.is_true(ENDPOINT, "Stalled")
+    cluster.calls.clear()
+    await reconciler.reconcile(ENDPOINT)
+    assert cluster.calls == [], "stable: no writes"
+    cluster.objects["Endpoint", "photos"]["spec"]["trafficSplit"] |= {"photos-1": 85, "photos-17": 0}
+    await reconciler.reconcile(ENDPOINT)
+    assert len(_weights(cluster)) == 16
+
+
 @pytest.mark.parametrize("there", [[], [make_deployed_model(available=False)]], ids=["nothing", "starting"])
 async def test_without_an_api_the_route_leads_to_nobody_while_nobody_serves(make_reconciler, there):
     cluster, reconciler = make_reconciler(make_endpoint(), *there)
@@ -544,6 +564,17 @@ async def test_model_is_routed_to_who_serves_its_versions(make_reconciler):
     del cluster.objects["DeployedModel", "photos-1"], cluster.objects["DeployedModel", "photos-2"]
     await reconciler.reconcile(MODEL)
     assert ("HTTPRoute", "mdl-photos") not in cluster.objects
+
+
+async def test_model_that_too_many_serve_tells_it(make_reconciler):
+    there = [make_deployed_model(f"photos-{number}", available=True) for number in range(17)]
+    for dm in there:
+        dm["status"]["modelVersion"] = "1"
+    cluster, reconciler = make_reconciler(make_model(), make_endpoint(), *there)
+    await reconciler.reconcile(MODEL)
+    [ready] = [one for one in cluster.objects["Model", "photos"]["status"]["conditions"] if one["type"] == "Ready"]
+    assert (ready["status"], ready["reason"]) == ("True", "Accepted")
+    assert "version 1 is served by 17 DeployedModels, its paths lead to 16 of them" in ready["message"]
 
 
 async def test_model_on_a_private_endpoint_has_no_public_path(make_reconciler):

@@ -11,7 +11,11 @@ from pierhead_operator.routing import (
     Refusal,
     compute_effective_split,
     explain_access,
+    explain_model_limit,
     explain_refusal,
+    explain_split,
+    fit_split,
+    gateway_api,
     gateway_of,
     keep_address,
     make_endpoint_routes,
@@ -20,7 +24,7 @@ from pierhead_operator.routing import (
     route_kinds,
     wanted_split,
 )
-from pierhead_operator.routing.rules import make_endpoint_rule
+from pierhead_operator.routing.rules import Rule, make_endpoint_rule
 from pierhead_operator.settings import RoutingSettings
 from pierhead_operator.types import Endpoint, Model
 
@@ -105,6 +109,11 @@ def test_predict_path(endpoint, settings):
     assert predict_path(endpoint, settings) == "/v1/projects/default/locations/local/endpoints/photos:predict"
 
 
+def test_rule_of_ten_locations_fits(endpoint, settings):
+    rule = make_endpoint_rule(endpoint, {}, None, settings.model_copy(update={"other_locations": LOCATIONS}))
+    assert len(set(rule.paths)) == len(rule.paths) == 60 <= 64
+
+
 NOBODY = Refusal(503, "UNAVAILABLE", "no DeployedModel of the endpoint photos answers: photos-1 (Progressing)")
 
 # split, why each DeployedModel does not serve -> what clients are told
@@ -171,12 +180,16 @@ def _golden(case):
 
 # As the chart has it, unless it is without the API.
 WITH_API = {**GATEWAY_API, "apiAnswers": True}
+# As many as a rule of an HTTPRoute takes, of locations and of DeployedModels.
+LOCATIONS = [f"us-central{number}" for number in range(1, 10)]
+SIXTEEN = {f"photos-{number:02}": 10 if number < 4 else 5 for number in range(16)}
 
 # golden file: spec, effective split, who is mirrored to, routing settings
 ENDPOINT_CASES = {
     "route": ({}, {"photos-1": 80, "photos-2": 20}, None, GATEWAY_API),
     "route-idle": ({}, {}, None, GATEWAY_API),
     "route-full": (EVERYTHING, {"photos-1": 100}, "photos-2", {**GATEWAY_API, **PRIVATE_GATEWAY, **ENVOY_GATEWAY}),
+    "route-limits": ({}, SIXTEEN, None, WITH_API),
     "istio": ({}, {"photos-1": 80, "photos-2": 20}, None, ISTIO),
     "istio-idle": ({"mirror": {"deployedModel": "photos-2"}}, {}, "photos-2", ISTIO),
     "istio-full": (EVERYTHING, {"photos-1": 100}, "photos-2", {**ISTIO, **PRIVATE_ISTIO}),
@@ -188,6 +201,8 @@ MODEL_CASES = {"route-model": GATEWAY_API, "istio-model": ISTIO}
 def test_endpoint_routes(case, settings):
     spec, effective, mirror_to, routing = ENDPOINT_CASES[case]
     chosen = _routed_by(settings, routing)
+    if case == "route-limits":
+        chosen = chosen.model_copy(update={"other_locations": LOCATIONS})
     assert make_endpoint_routes(_endpoint(spec), effective, mirror_to, NOBODY, chosen) == _golden(case)
 
 
@@ -391,6 +406,65 @@ def test_version_that_many_serve_leads_to_as_many_as_a_rule_takes(model, setting
     assert [(backend["name"], backend["weight"]) for backend in rule["backendRefs"]] == [
         (f"dm-photos-{number:02}", 1) for number in range(16)
     ]
+
+
+def test_of_too_many_those_with_the_most_weight_are_led_to(model, settings):
+    services = {f"dm-{number:02}": number // 4 for number in range(20)}
+    [route] = gateway_api.make_model_routes(model, [Rule(["/v1"], services, "60s")], settings.routing.gateway)
+    [rule] = route["spec"]["rules"]
+    assert [backend["name"] for backend in rule["backendRefs"]] == [f"dm-{number:02}" for number in range(4, 20)]
+
+
+@pytest.mark.parametrize(
+    ("routing", "count", "told"),
+    [
+        (GATEWAY_API, 16, ""),
+        (GATEWAY_API, 17, "version 1 is served by 17 DeployedModels, its paths lead to 16 of them"),
+        (ISTIO, 17, ""),
+        ({}, 17, ""),
+    ],
+)
+def test_whom_a_models_paths_do_not_lead_to_is_told(routing, count, told, model, settings):
+    serving = {"1": [f"photos-{number}" for number in range(count)], "2": ["other"]}
+    assert explain_model_limit(model, serving, _routed_by(settings, routing)) == told
+
+
+def _even(count, **others):
+    """A split of so many with weight."""
+    return {f"photos-{number:02}": 100 - count + 1 if not number else 1 for number in range(count)} | others
+
+
+TOO_MANY = "gateway-api leads to 16 DeployedModels at most, and spec.trafficSplit gives weight to 17"
+# routing settings, wanted split -> what is told
+SPLIT_LIMITS = {
+    "sixteen": (GATEWAY_API, _even(16), None),
+    "seventeen": (GATEWAY_API, _even(17), TOO_MANY),
+    "who has no weight does not count": (GATEWAY_API, _even(16, other=0), None),
+    "no split": (GATEWAY_API, None, None),
+    "Istio": (ISTIO, _even(64), None),
+    "nobody routes": ({}, _even(64), None),
+}
+
+
+@pytest.mark.parametrize(("routing", "wanted", "told"), SPLIT_LIMITS.values(), ids=SPLIT_LIMITS.keys())
+def test_split_over_more_than_a_rule_takes_is_explained(routing, wanted, told, settings):
+    assert explain_split(wanted, _routed_by(settings, routing)) == told
+
+
+# routing settings, effective split, what is left of the previous one, wanted split -> what is told the gateway
+FITTING = {
+    "it fits": (GATEWAY_API, _even(16), {"old": 100}, _even(16), _even(16)),
+    "too many are wanted": (GATEWAY_API, _even(17), {"old": 100}, _even(17), {"old": 100}),
+    "too many are wanted, and few serve": (GATEWAY_API, {"a": 100}, {"old": 100}, _even(17), {"old": 100}),
+    "too many on the way": (GATEWAY_API, _even(20), {"old": 100}, _even(10), {"old": 100}),
+    "too many before, too": (GATEWAY_API, _even(17), _even(20), _even(17), {}),
+    "Istio": (ISTIO, _even(20), {"old": 100}, _even(20), _even(20)),
+}
+
+
+@pytest.mark.parametrize(("routing", "effective", "kept", "wanted", "fits"), FITTING.values(), ids=FITTING.keys())
+def test_split_that_the_provider_cannot_carry_leaves_the_one_before(routing, effective, kept, wanted, fits, settings):
+    assert fit_split(effective, kept, wanted, _routed_by(settings, routing)) == fits
 
 
 def test_parts_of_a_model_are_named_unlike_other_models():

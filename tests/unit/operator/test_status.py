@@ -212,6 +212,11 @@ def test_what_is_ready_neither_progresses_nor_is_stalled(deployed_model):
     assert [status.condition(type_).status for type_ in (READY, PROGRESSING, STALLED)] == ["True", "False", "False"]
 
 
+def test_model_tells_whom_its_paths_do_not_lead_to(model):
+    ready = compute_model_status(model, None, "version 1 is served by 17", NOW).condition("Ready")
+    assert (ready.status, ready.message) == ("True", "the default version is 1; version 1 is served by 17")
+
+
 @pytest.mark.parametrize(
     ("problem", "values"),
     [
@@ -221,7 +226,7 @@ def test_what_is_ready_neither_progresses_nor_is_stalled(deployed_model):
     ],
 )
 def test_model_progresses_or_is_stalled_too(model, problem, values):
-    status = compute_model_status(model, problem, NOW)
+    status = compute_model_status(model, problem, "", NOW)
     assert [status.condition(type_).status for type_ in (READY, PROGRESSING, STALLED)] == values
 
 
