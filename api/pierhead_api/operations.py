@@ -378,9 +378,10 @@ def _judge_traffic(deployed_model: str, manifest: Manifest | None) -> Outcome | 
     applied = _current(endpoint, endpoint.metadata.generation, TRAFFIC_APPLIED)
     if stalled and stalled.status == "True":
         return _stop(stalled)
-    if applied is None or endpoint.status.traffic_split.get(deployed_model, 0) < wanted:
-        return _ON_ITS_WAY
-    return None if applied.status == "True" else _hold_up(applied)
+    if applied and applied.status != "True":
+        return _hold_up(applied)
+    gets_it = applied and endpoint.status.traffic_split.get(deployed_model, 0) >= wanted
+    return None if gets_it else _ON_ITS_WAY
 
 
 def _current(resource: Resource, generation: int, type_: str) -> Condition | None:

@@ -1,13 +1,13 @@
 """Who serves which predictions, as the watches have told."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from pierhead_operator.resources import Manifest
-from pierhead_operator.routing import Refusal, explain_refusal
+from pierhead_operator.routing import Refusal, Server, describe_server, explain_refusal, find_serving, is_offered
 from pierhead_operator.schema import Resource
-from pierhead_operator.status import AVAILABLE, find_cause
+from pierhead_operator.status import find_cause
 from pierhead_operator.types import ClientConnectionConfig, DeployedModel, Endpoint, Model
 from pydantic import ValidationError
 
@@ -31,14 +31,11 @@ class Route:
     max_request_bytes: int | None  # None: the server's own limit is all
 
 
-@dataclass(frozen=True)
-class _Serving:
-    """What of a DeployedModel the paths of its Model need, and who asks why nobody serves."""
+@dataclass(frozen=True, slots=True)
+class _DeployedModel:
+    """What is kept of a DeployedModel, for whoever asks where to, or why to nobody."""
 
-    model: str
-    version: str
-    endpoint: str
-    serves: bool
+    server: Server
     leaves: bool
     cause: str  # why it does not serve
 
@@ -47,7 +44,7 @@ class _Serving:
 class _Endpoint:
     endpoint: Endpoint
     route: Route
-    private: bool
+    is_offered: bool  # to those who ask here
 
 
 class RouteTable:
@@ -58,7 +55,7 @@ class RouteTable:
         self._offers_private = offers_private
         self._endpoints: dict[_Key, _Endpoint] = {}
         self._models: dict[_Key, dict[str, str]] = {}  # versions by their names and aliases; the default one by ""
-        self._serving: dict[_Key, _Serving] = {}
+        self._deployed_models: dict[_Key, _DeployedModel] = {}
         self._of_model: dict[_Key, set[str]] = {}  # DeployedModels by their Model
         self._of_endpoint: dict[_Key, set[str]] = {}  # and by their Endpoint
 
@@ -76,13 +73,13 @@ class RouteTable:
     def _take(self, kind: str, key: _Key, live: Manifest) -> None:
         match kind:
             case Endpoint.KIND:
-                self._endpoints[key] = _parse_endpoint(live)
+                self._endpoints[key] = _parse_endpoint(live, self._offers_private)
             case Model.KIND:
                 self._models[key] = _parse_versions(live)
             case DeployedModel.KIND:
-                self._serving[key] = serving = _parse_serving(live)
-                self._of_model.setdefault((key[0], serving.model), set()).add(key[1])
-                self._of_endpoint.setdefault((key[0], serving.endpoint), set()).add(key[1])
+                self._deployed_models[key] = taken = _parse_deployed_model(live)
+                self._of_model.setdefault((key[0], taken.server.model), set()).add(key[1])
+                self._of_endpoint.setdefault((key[0], taken.server.endpoint), set()).add(key[1])
 
     def remove(self, kind: str, key: _Key) -> None:
         """An object is gone."""
@@ -92,9 +89,9 @@ class RouteTable:
             case Model.KIND:
                 self._models.pop(key, None)
             case DeployedModel.KIND:
-                if gone := self._serving.pop(key, None):
-                    _discard(self._of_model, (key[0], gone.model), key[1])
-                    _discard(self._of_endpoint, (key[0], gone.endpoint), key[1])
+                if gone := self._deployed_models.pop(key, None):
+                    _discard(self._of_model, (key[0], gone.server.model), key[1])
+                    _discard(self._of_endpoint, (key[0], gone.server.endpoint), key[1])
 
     def replace(self, kind: str, namespace: str | None, there: Iterable[Manifest]) -> None:
         """A list's word, of one namespace or of all: what it does not have is gone."""
@@ -102,7 +99,7 @@ class RouteTable:
         shelves: dict[str, Iterable[_Key]] = {
             Endpoint.KIND: self._endpoints,
             Model.KIND: self._models,
-            DeployedModel.KIND: self._serving,
+            DeployedModel.KIND: self._deployed_models,
         }
         for key in [key for key in shelves[kind] if namespace in (None, key[0]) and key not in found]:
             self.remove(kind, key)
@@ -113,21 +110,20 @@ class RouteTable:
         """Raises NotFoundError where a gateway would have no route."""
         if prediction.resource == "endpoints":
             endpoint = self._endpoints.get((namespace, prediction.name))
-            if endpoint is None or not self._is_offered(endpoint):
+            if endpoint is None or not endpoint.is_offered:
                 raise NotFoundError(f"there is no endpoint {prediction.name} in the project {prediction.project}")
             return endpoint.route
         return self._find_model_route(prediction, namespace)
 
     def find_carried(self, name: str, namespace: str, *, private: bool) -> Route | None:
         """The route of an endpoint that the public gateway carries, or the private one; None where there is none."""
-        endpoint = self._endpoints.get((namespace, name))
-        return endpoint.route if endpoint and endpoint.private == private else None
+        found = self._endpoints.get((namespace, name))
+        return found.route if found and _is_carried(found.endpoint, private=private) else None
 
     def explain_unserved(self, name: str, namespace: str) -> Refusal:
         """What is told of an endpoint whose route has no weights."""
-        there = self._of_endpoint.get((namespace, name), set())
-        found = {name: self._serving[namespace, name] for name in there}
-        causes = {name: serving.cause for name, serving in found.items() if not serving.leaves}
+        found = {one: self._deployed_models[namespace, one] for one in self._of_endpoint.get((namespace, name), ())}
+        causes = {one: deployed_model.cause for one, deployed_model in found.items() if not deployed_model.leaves}
         return explain_refusal(self._endpoints[namespace, name].endpoint, causes)
 
     def knows(self, prediction: Prediction, namespace: str) -> bool:
@@ -137,24 +133,25 @@ class RouteTable:
 
     def _find_model_route(self, prediction: Prediction, namespace: str) -> Route:
         versions = self._models.get((namespace, prediction.name), {})
-        version = versions.get(prediction.version or "")
-        of_model = self._of_model.get((namespace, prediction.name), set())
-        serving = {name: 1 for name in sorted(of_model) if version and self._serves((namespace, name), version)}
-        if not serving:
+        version = versions.get(prediction.version or "", "")
+        weights = self._find_serving(namespace, prediction.name, versions.values()).get(version)
+        if not weights:
             what = f"version {prediction.version}" if prediction.version else "the default version"
             raise NotFoundError(f"nobody serves {what} of the model {prediction.name}")
         timeout = ClientConnectionConfig().inference_timeout_seconds
-        return Route(namespace, serving, timeout, max_request_bytes=None)
+        return Route(namespace, weights, timeout, max_request_bytes=None)
 
-    def _serves(self, key: _Key, version: str) -> bool:
-        serving = self._serving[key]
-        if not serving.serves or serving.version != version:
-            return False
-        endpoint = self._endpoints.get((key[0], serving.endpoint))
-        return endpoint is not None and self._is_offered(endpoint)
+    def _find_serving(self, namespace: str, model: str, versions: Collection[str]) -> Mapping[str, dict[str, int]]:
+        there = self._of_model.get((namespace, model), ())
+        servers = {name: self._deployed_models[namespace, name].server for name in there}
+        found = {server.endpoint: self._endpoints.get((namespace, server.endpoint)) for server in servers.values()}
+        offered = {name for name, endpoint in found.items() if endpoint and endpoint.is_offered}
+        return find_serving(model, versions, servers, offered)
 
-    def _is_offered(self, endpoint: _Endpoint) -> bool:
-        return self._offers_private or not endpoint.private
+
+def _is_carried(endpoint: Endpoint, *, private: bool) -> bool:
+    """Whether an endpoint is the public gateway's, or the private one's."""
+    return is_offered(endpoint, offers_private=private) and (endpoint.spec.access == "Private") == private
 
 
 def _discard(index: dict[_Key, set[str]], place: _Key, name: str) -> None:
@@ -167,7 +164,7 @@ def _key(live: Manifest) -> _Key:
     return live["metadata"]["namespace"], live["metadata"]["name"]
 
 
-def _parse_endpoint(live: Manifest) -> _Endpoint:
+def _parse_endpoint(live: Manifest, offers_private: bool) -> _Endpoint:
     endpoint = Endpoint.model_validate(live)
     spec = endpoint.spec
     route = Route(
@@ -176,17 +173,17 @@ def _parse_endpoint(live: Manifest) -> _Endpoint:
         spec.client_connection_config.inference_timeout_seconds,
         spec.max_request_bytes,
     )
-    return _Endpoint(endpoint, route, spec.access == "Private")
+    return _Endpoint(endpoint, route, is_offered(endpoint, offers_private=offers_private))
 
 
 def _parse_versions(live: Manifest) -> dict[str, str]:
-    spec = Model.model_validate(live).spec
-    named = {name: version.name for version in spec.versions for name in (version.name, *version.aliases)}
-    return {**named, "": spec.default_version}
+    model = Model.model_validate(live)
+    if model.metadata.deletion_timestamp:
+        return {}
+    named = {name: version.name for version in model.spec.versions for name in (version.name, *version.aliases)}
+    return {**named, "": model.spec.default_version}
 
 
-def _parse_serving(live: Manifest) -> _Serving:
+def _parse_deployed_model(live: Manifest) -> _DeployedModel:
     dm = DeployedModel.model_validate(live)
-    leaves = dm.metadata.deletion_timestamp is not None
-    serves = dm.status.is_true(AVAILABLE) and not leaves
-    return _Serving(dm.spec.model, dm.status.model_version, dm.spec.endpoint, serves, leaves, find_cause(dm))
+    return _DeployedModel(describe_server(dm), dm.metadata.deletion_timestamp is not None, find_cause(dm))

@@ -429,7 +429,10 @@ def _with_version(manifest: Manifest, version: str) -> Manifest:
 
 def _parse(request: _Request, status: int, data: bytes) -> Manifest:
     if 200 <= status < 300:
-        parsed: Manifest = from_json(data)
+        try:
+            parsed: Manifest = from_json(data)
+        except ValueError as error:
+            raise ClusterError(f"{request}: {status}: the answer is no JSON: {error}") from error
         return parsed
     message = _error_message(data)
     if status == 409:

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from pierhead_operator.resources import Manifest
 from pierhead_operator.schema import Resource
-from pierhead_operator.status import AVAILABLE, READY
+from pierhead_operator.status import AVAILABLE, READY, REASON_MIRROR_NOT_SERVING
 from pierhead_operator.types import BatchPredictionJob, DeployedModel, Endpoint, JobState, Model
 
 
@@ -48,6 +48,7 @@ class EndpointFacts(Facts):
     ready: bool = False
     wanted: Mapping[str, int] | None = None  # the split of the spec
     effective: Mapping[str, int] = field(default_factory=dict)
+    waits_for_mirror: bool | None = None  # whether it is not Ready for its mirror alone; None where it has none
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +110,15 @@ def _read_endpoint(live: Manifest) -> EndpointFacts:
         ready=endpoint.status.is_true(READY),
         wanted=endpoint.spec.traffic_split,
         effective=endpoint.status.traffic_split,
+        waits_for_mirror=_waits_for_mirror(endpoint),
     )
+
+
+def _waits_for_mirror(endpoint: Endpoint) -> bool | None:
+    if endpoint.spec.mirror is None:
+        return None
+    ready = endpoint.status.condition(READY)
+    return ready is not None and ready.reason == REASON_MIRROR_NOT_SERVING
 
 
 def _read_deployed_model(live: Manifest) -> DeployedModelFacts:

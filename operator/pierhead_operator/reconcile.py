@@ -1,7 +1,7 @@
 """One reconcile per kind: observe, decide, apply, delete what is surplus, say what is true. Safe at any time."""
 
 import logging
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol, TypeVar
@@ -29,6 +29,7 @@ from pierhead_operator.resources import (
     serving_kinds,
     unknown_machine,
 )
+from pierhead_operator.routing import Split
 from pierhead_operator.schema import Resource
 from pierhead_operator.settings import OperatorSettings
 from pierhead_operator.status import (
@@ -39,6 +40,7 @@ from pierhead_operator.status import (
     REASON_MODEL_NOT_FOUND,
     REASON_MODEL_VERSION_NOT_FOUND,
     REASON_TOO_MANY_DEPLOYED_MODELS,
+    Carried,
     Finding,
     Outcome,
     Traffic,
@@ -46,6 +48,7 @@ from pierhead_operator.status import (
     compute_deployed_model_status,
     compute_endpoint_status,
     compute_model_status,
+    explain_mirror,
     explain_route,
     find_cause,
 )
@@ -75,7 +78,7 @@ class Reconciler:
     prober: ProberAccess
     settings: OperatorSettings
     clock: Callable[[], datetime]
-    # Since when no route leads to a DeployedModel that is gone. Lost in a restart, it is waited for once more.
+    # Since when nobody sends requests to a DeployedModel that is gone. Lost in a restart, it is waited for once more.
     _drained_since: dict[Key, datetime] = field(default_factory=dict, init=False)
     _settled: Settled = field(default_factory=Settled, init=False)
 
@@ -97,9 +100,13 @@ class Reconciler:
 
     async def reconcile_model(self, key: Key) -> None:
         model = await self.cluster.get_resource(Model, key.namespace, key.name)
-        if model is None or model.metadata.deletion_timestamp:
+        if model is None:
             return
-        serving = group_by_version(model, await self._list_public(model))
+        if model.metadata.deletion_timestamp:
+            # Somebody's finalizer may hold it for long, and nobody looks any more who may be reached by its paths.
+            await self._delete_surplus_routes(model, [])
+            return
+        serving = await self._find_serving(model)
         routes = routing.make_model_routes(model, serving, self.settings)
         problem = await apply_all(self.cluster, model, routes, self._settled)
         await self._delete_surplus_routes(model, routes)
@@ -132,31 +139,45 @@ class Reconciler:
 
     async def reconcile_endpoint(self, key: Key) -> None:
         endpoint = await self.cluster.get_resource(Endpoint, key.namespace, key.name)
-        if endpoint is None or endpoint.metadata.deletion_timestamp:
+        if endpoint is None:
+            return
+        if endpoint.metadata.deletion_timestamp:
+            # Somebody's finalizer may hold it for long, and no change of its access would move its route any more.
+            await self._delete_surplus_routes(endpoint, [])
             return
         traffic = await self._observe_traffic(endpoint)
         routes = await self._desired_routes(endpoint, traffic)
         refused = await apply_all(self.cluster, endpoint, routes, self._settled)
         await self._delete_surplus_routes(endpoint, routes)
-        untaken = await self._judge_route(endpoint)
-        if not (refused or untaken):
+        untaken = refused or await self._judge_route(endpoint, routes)
+        if not untaken:
             await self._delete_idle_service(endpoint, routes)
+        live = await self._observe_route(endpoint) if refused else None
+        split = find_carried(endpoint, traffic, live) if untaken else traffic.effective
         problem = refused or explain_endpoint(endpoint, traffic, self.settings) or untaken
+        # The API, which goes by the status, sends no copies.
+        uncopied = explain_mirror(endpoint, traffic) if routing.split_kind(self.settings) else None
+        carried = Carried(split, problem, uncopied)
         path = routing.predict_path(endpoint, self.settings)
-        status = compute_endpoint_status(endpoint, traffic, path, problem, self.clock())
+        status = compute_endpoint_status(endpoint, traffic, carried, path, self.clock())
         await write_status(self.cluster, endpoint, endpoint.status, status)
         retry_if_rejected(problem)
 
-    async def _list_public(self, model: Model) -> list[DeployedModel]:
-        """The DeployedModels of a Model that clients outside the cluster may reach."""
+    async def _find_serving(self, model: Model) -> Mapping[str, Split]:
+        """Who serves each version of a Model to clients outside the cluster."""
         found = await self.cluster.list_deployed_models(model.namespace, names.LABEL_MODEL, model.name)
-        private = {
-            name
-            for name in {dm.spec.endpoint for dm in found}
-            if (endpoint := await self.cluster.get_resource(Endpoint, model.namespace, name))
-            and endpoint.spec.access == "Private"
-        }
-        return [dm for dm in found if dm.spec.endpoint not in private]
+        servers = {dm.name: routing.describe_server(dm) for dm in found}
+        endpoints = {server.endpoint for server in servers.values()}
+        public = {name for name in endpoints if await self._is_public(model.namespace, name)}
+        return routing.find_serving(model.name, [version.name for version in model.spec.versions], servers, public)
+
+    async def _is_public(self, namespace: str, name: str) -> bool:
+        """Whether an Endpoint is there, and for clients outside the cluster."""
+        try:
+            endpoint = await self.cluster.get_resource(Endpoint, namespace, name)
+        except UnreadableError:
+            return False  # of a later release, perhaps, with an access that this one does not know
+        return endpoint is not None and routing.is_offered(endpoint, offers_private=False)
 
     def _desired(self, serving: Serving, before: Workload) -> list[Manifest]:
         """What should exist for a DeployedModel, as it is applied."""
@@ -196,9 +217,9 @@ class Reconciler:
             if not dm.metadata.deletion_timestamp
         }
         wanted = routing.wanted_split(endpoint, there)
-        serving = {name for name, dm in there.items() if dm.status.is_true(AVAILABLE)}
-        effective = routing.compute_effective_split(wanted, serving, endpoint.status.traffic_split)
-        kept = routing.compute_effective_split(None, serving, endpoint.status.traffic_split)
+        replicas = {name: routing.count_replicas(dm) for name, dm in there.items()}
+        effective = routing.compute_effective_split(wanted, replicas, endpoint.status.traffic_split)
+        kept = routing.compute_effective_split(None, replicas, endpoint.status.traffic_split)
         effective = routing.fit_split(effective, kept, wanted, self.settings)
         return Traffic(wanted, effective, there)
 
@@ -221,10 +242,16 @@ class Reconciler:
         if live and is_owned(live, endpoint):
             await self.cluster.delete(live)
 
-    async def _judge_route(self, endpoint: Endpoint) -> Finding | None:
-        """What the gateway says of the route; nothing where nobody judges it."""
+    async def _observe_route(self, endpoint: Endpoint) -> Manifest | None:
+        """The route that carries an endpoint's split; None where there is none of ours."""
+        kind = routing.split_kind(self.settings)
+        live = await self.cluster.get(kind, endpoint.namespace, names.route(endpoint.name)) if kind else None
+        return live if live and is_owned(live, endpoint) else None
+
+    async def _judge_route(self, endpoint: Endpoint, routes: Sequence[Manifest]) -> Finding | None:
+        """What the gateway says of the route; nothing where nobody judges it, or there is to be none."""
         gateway = routing.gateway_of(endpoint, self.settings)
-        if gateway is None:
+        if gateway is None or not routes:
             return None
         route = await self.cluster.get("HTTPRoute", endpoint.namespace, names.route(endpoint.name))
         return explain_route(route, [(gateway.namespace, gateway.name)])
@@ -237,6 +264,7 @@ class Reconciler:
             return None
         now = self.clock()
         routed = self.cluster.is_routed(routing.route_kinds(self.settings), key.namespace, names.server(key.name))
+        routed = routed or await self._is_forwarded(key, left)
         since = now if routed else self._drained_since.setdefault(key, now)
         if routed:
             self._drained_since.pop(key, None)
@@ -251,6 +279,13 @@ class Reconciler:
         kinds = sorted(serving_kinds(self.settings))
         found = [await self.cluster.get(kind, key.namespace, names.server(key.name)) for kind in kinds]
         return [live for live in found if live and removal.is_left(live, key.name)]
+
+    async def _is_forwarded(self, key: Key, left: Sequence[Manifest]) -> bool:
+        """Whether the API forwards to a DeployedModel of which this is left."""
+        endpoints = [
+            await self.cluster.get(Endpoint.KIND, key.namespace, name) for name in removal.find_endpoints(left)
+        ]
+        return any(removal.is_forwarded(endpoint, key.name) for endpoint in endpoints)
 
     async def _delete_surplus(self, dm: DeployedModel, desired: list[Manifest]) -> None:
         """Deletes what a DeployedModel had and is no longer to have."""
@@ -302,21 +337,21 @@ def resolve_version(dm: DeployedModel, model: Model | None) -> str:
     return dm.status.model_version or (model.spec.default_version if model else "")
 
 
-def group_by_version(model: Model, deployed_models: Collection[DeployedModel]) -> Mapping[str, list[str]]:
-    """Who serves each version of a Model, by name."""
-    serving: dict[str, list[str]] = {}
-    for dm in deployed_models:
-        stays = not dm.metadata.deletion_timestamp
-        if dm.spec.model == model.name and stays and dm.status.is_true(AVAILABLE):
-            serving.setdefault(dm.status.model_version, []).append(dm.name)
-    return {version: sorted(names_) for version, names_ in serving.items()}
-
-
 def mirror_target(endpoint: Endpoint, traffic: Traffic) -> str | None:
     """Who gets copies of an endpoint's requests, if it is there and answers."""
     mirror = endpoint.spec.mirror
     dm = traffic.deployed_models.get(mirror.deployed_model) if mirror else None
     return dm.name if dm and dm.status.is_true(AVAILABLE) else None
+
+
+def find_carried(endpoint: Endpoint, traffic: Traffic, live: Manifest | None) -> Split:
+    """The split by which predictions go while the gateway has not taken the effective one.
+
+    `live` is the route that is there, where the API server refused ours. It is what the next split is computed from:
+    weight that has not moved must not be forgotten where it is, or a DeployedModel that serves is left without any.
+    """
+    before, there = endpoint.status.traffic_split, traffic.deployed_models
+    return routing.read_split(live, {*before, *there}) if live else routing.keep_split(before, there)
 
 
 def explain_references(

@@ -4,14 +4,17 @@ Its Deployment, its Service and its NetworkPolicy belong to the Endpoint, too. S
 gateway needs, and go with the Endpoint, whether the operator is there or not.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 
 from pierhead_operator import names
 from pierhead_operator.resources import NETWORK_POLICY, Manifest, make_owner_reference
 from pierhead_operator.schema import Resource
+from pierhead_operator.types import Endpoint
 
-# Longer than a gateway takes from a change of its route until no request goes by the old one.
+# Longer than a gateway takes from a change of its route until no request goes by the old one, or the API from a change
+# of an Endpoint's status.
 DRAIN_SECONDS = 10.0
 _SHARED_KINDS = frozenset({"Deployment", "Service", NETWORK_POLICY})
 
@@ -34,6 +37,24 @@ def is_left(live: Manifest, deployed_model: str) -> bool:
     return ours and labels.get(names.LABEL_DEPLOYED_MODEL) == deployed_model and not controlled
 
 
+def find_endpoints(left: Iterable[Manifest]) -> set[str]:
+    """The Endpoints that what is left of a DeployedModel belongs to: nobody else could send requests to it."""
+    owners = (owner for live in left for owner in live["metadata"].get("ownerReferences", []))
+    return {owner["name"] for owner in owners if owner["kind"] == Endpoint.KIND}
+
+
+def is_forwarded(endpoint: Manifest | None, deployed_model: str) -> bool:
+    """Whether the REST API, which goes by an Endpoint's status, sends requests to a DeployedModel.
+
+    It does so where no gateway carries predictions, and for some paths where one does. The Endpoint is taken as it is,
+    since one that cannot be read by this release may be by the API's.
+    """
+    if endpoint is None or endpoint["metadata"].get("deletionTimestamp"):
+        return False
+    split = endpoint.get("status", {}).get("trafficSplit") or {}
+    return bool(split.get(deployed_model))
+
+
 class Step(Enum):
     """What comes next for a DeployedModel that is gone."""
 
@@ -46,8 +67,8 @@ class Step(Enum):
 class Leaving:
     """What is left of a DeployedModel, as observed."""
 
-    routed: bool  # whether a route leads to it
-    drained_for: float  # seconds since it was seen that none does
+    routed: bool  # whether a route leads to it, or the API forwards to it
+    drained_for: float  # seconds since it was seen that nobody sends requests
     pods: int
 
 

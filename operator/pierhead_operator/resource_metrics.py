@@ -44,6 +44,7 @@ class ResourceMetrics(Collector):
         yield self._make_unreadable_metric()
         yield from self._make_deployed_model_metrics()
         yield from self._make_endpoint_metrics()
+        yield self._make_mirror_metric()
         yield from self._make_batch_metrics()
 
     def _make_unreadable_metric(self) -> Metric:
@@ -84,6 +85,17 @@ class ResourceMetrics(Collector):
                 if split is not None:
                     wanted.add_metric([namespace, name, one], split.get(one, 0))
         return iter((ready, wanted, effective))
+
+    def _make_mirror_metric(self) -> Metric:
+        family = GaugeMetricFamily(
+            "pierhead_operator_endpoint_mirror_not_serving",
+            "1 where nothing but its mirror keeps an Endpoint, which has one, from being Ready.",
+            labels=_ENDPOINT,
+        )
+        for namespace, name, facts in self._store.facts(Endpoint.KIND):
+            if isinstance(facts, EndpointFacts) and facts.waits_for_mirror is not None:
+                family.add_metric([namespace, name], facts.waits_for_mirror)
+        return family
 
     def _make_deployed_model_metrics(self) -> Iterator[Metric]:
         """Whether each DeployedModel is Ready, and how far its Deployment is, which may not be there."""

@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError
 
 from pierhead_operator import names
 from pierhead_operator.resources import Manifest, is_autoscaled
-from pierhead_operator.routing import Split
+from pierhead_operator.routing import Split, count_needed, count_replicas
 from pierhead_operator.schema import Condition, Resource, Status
 from pierhead_operator.types import DeployedModel, DeployedModelStatus, Endpoint, EndpointStatus, Model, ModelStatus
 
@@ -30,7 +30,8 @@ REASON_SUCCEEDED = "Succeeded"  # BatchPredictionJob: every instance has its pre
 
 # Ready=False, on its way: nobody must act
 REASON_PROGRESSING = "Progressing"  # pods start, load the model or are replaced
-REASON_WAITING_FOR_MODELS = "WaitingForDeployedModels"  # part of the wanted split does not serve yet; see those
+REASON_WAITING_FOR_MODELS = "WaitingForDeployedModels"  # too few replicas of part of the wanted split answer; see those
+REASON_MIRROR_NOT_SERVING = "MirrorNotServing"  # predictions go as wanted, but nobody gets the copies
 REASON_ROUTE_PENDING = "RoutePending"  # the gateway's controller has not judged the route yet
 REASON_WAITING_FOR_CAPACITY = "WaitingForCapacity"  # a new pod waits for room beside the old one, or takes its place
 REASON_NOT_READY = "NotReady"  # a server that had started fails its readiness probe
@@ -91,6 +92,7 @@ SERVER_REASONS = (
 _PROGRESS_REASONS = (
     REASON_PROGRESSING,
     REASON_WAITING_FOR_MODELS,
+    REASON_MIRROR_NOT_SERVING,
     REASON_ROUTE_PENDING,
     REASON_WAITING_FOR_CAPACITY,
     REASON_PROBE_FAILED,
@@ -442,16 +444,32 @@ class Traffic:
         wanted = self.wanted or {}
         return sorted(name for name, weight in wanted.items() if self.effective.get(name, 0) < weight)
 
+    def count_needed(self, name: str) -> int:
+        """How many replicas of a DeployedModel that waits have to answer."""
+        replicas = {there: count_replicas(dm) for there, dm in self.deployed_models.items()}
+        return count_needed(name, self.wanted or {}, replicas, self.effective)
+
+
+@dataclass(frozen=True)
+class Carried:
+    """What became of an endpoint's traffic, whatever was to become of it."""
+
+    split: Split  # by which predictions go now
+    problem: Finding | None  # what keeps the gateway from taking the effective split, if anything
+    uncopied: Finding | None = None  # why nobody gets the copies that the spec asks for, if it does
+
 
 def compute_endpoint_status(
-    endpoint: Endpoint, traffic: Traffic, predict_path: str, problem: Finding | None, now: datetime
+    endpoint: Endpoint, traffic: Traffic, carried: Carried, predict_path: str, now: datetime
 ) -> EndpointStatus:
-    """The status of an Endpoint. `problem`: what keeps the gateway from taking the effective split, if anything."""
-    failure = _explain_traffic(endpoint, traffic)
+    """The status of an Endpoint."""
+    problem = carried.problem
+    failure = _explain_traffic(endpoint, traffic, carried.split)
     # What waits for DeployedModels comes by itself: it must not hide what somebody has to mend.
     if failure is None or (problem and problem.reason in _STALLING_REASONS):
         failure = problem
-    applied = Finding(REASON_TRAFFIC_APPLIED, _render_split(traffic.effective) or "nobody serves")
+    failure = failure or carried.uncopied
+    applied = Finding(REASON_TRAFFIC_APPLIED, _render_split(carried.split) or "nobody serves")
     return EndpointStatus(
         observed_generation=endpoint.metadata.generation,
         conditions=[
@@ -460,7 +478,7 @@ def compute_endpoint_status(
             *judge_progress(failure, endpoint, now),
         ],
         predict_path=predict_path,
-        traffic_split=traffic.effective,
+        traffic_split=carried.split,
     )
 
 
@@ -468,7 +486,7 @@ def _render_split(split: Split) -> str:
     return ", ".join(f"{name} {weight} %" for name, weight in sorted(split.items()))
 
 
-def _explain_traffic(endpoint: Endpoint, traffic: Traffic) -> Finding | None:
+def _explain_traffic(endpoint: Endpoint, traffic: Traffic, carried: Split) -> Finding | None:
     if not traffic.deployed_models:
         return Finding(REASON_NO_DEPLOYED_MODEL, f"no DeployedModel has spec.endpoint {endpoint.name}")
     if traffic.wanted is None:
@@ -480,8 +498,8 @@ def _explain_traffic(endpoint: Endpoint, traffic: Traffic) -> Finding | None:
             f"spec.trafficSplit names {', '.join(traffic.missing)}, which is no DeployedModel of this endpoint",
         )
     if traffic.waiting:
-        causes = "; ".join(_explain_waiting(traffic.deployed_models[name]) for name in traffic.waiting)
-        now = _render_split(traffic.effective)
+        causes = "; ".join(_explain_waiting(name, traffic) for name in traffic.waiting)
+        now = _render_split(carried)
         meanwhile = f"traffic now goes to {now}" if now else "nobody answers yet"
         return Finding(REASON_WAITING_FOR_MODELS, f"{causes}; {meanwhile}")
     return None
@@ -489,16 +507,38 @@ def _explain_traffic(endpoint: Endpoint, traffic: Traffic) -> Finding | None:
 
 def find_cause(dm: DeployedModel) -> str:
     """The reason why a DeployedModel does not serve; empty where it does."""
-    if dm.status.is_true(AVAILABLE):
+    if count_replicas(dm).answering:
         return ""
     ready = dm.status.condition(READY)
     return ready.reason if ready else REASON_PROGRESSING
 
 
-def _explain_waiting(dm: DeployedModel) -> str:
+def explain_mirror(endpoint: Endpoint, traffic: Traffic) -> Finding | None:
+    """Why nobody gets the copies that an Endpoint's spec asks for; None where somebody does, or it asks for none."""
+    if endpoint.spec.mirror is None:
+        return None
+    name = endpoint.spec.mirror.deployed_model
+    dm = traffic.deployed_models.get(name)
+    if dm is None:
+        cause = f"spec.mirror names {name}, which is no DeployedModel of this endpoint"
+    elif not count_replicas(dm).answering:
+        cause = f"{name} does not serve yet{_explain_cause(dm)}"
+    else:
+        return None
+    return Finding(REASON_MIRROR_NOT_SERVING, f"predictions are answered as ever, and nobody gets the copies: {cause}")
+
+
+def _explain_waiting(name: str, traffic: Traffic) -> str:
+    dm = traffic.deployed_models[name]
+    answering = count_replicas(dm).answering
+    if not answering:
+        return f"{name} does not serve yet{_explain_cause(dm)}"
+    return f"{name}: {answering} of {traffic.count_needed(name)} needed replicas answer{_explain_cause(dm)}"
+
+
+def _explain_cause(dm: DeployedModel) -> str:
     ready = dm.status.condition(READY)
-    cause = f" ({ready.reason}: {ready.message})" if ready and ready.status != "True" else ""
-    return f"{dm.name} does not serve yet{cause}"
+    return f" ({ready.reason}: {ready.message})" if ready and ready.status != "True" else ""
 
 
 def explain_route(route: Manifest | None, gateways: Iterable[tuple[str, str]]) -> Finding | None:

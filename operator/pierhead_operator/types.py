@@ -191,7 +191,7 @@ class EndpointStatus(Status):
     predict_path: str = Field("", description="Where predictions are posted to, below the gateway's address.")
     traffic_split: dict[str, Percent] = Field(
         default_factory=dict,
-        description="The effective split: what the gateway is told, which is the wanted one once every part serves.",
+        description="The effective split: what the gateway has taken, which is the wanted one once every part serves.",
     )
 
 

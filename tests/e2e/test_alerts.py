@@ -54,6 +54,7 @@ def _worker(name, **labels):
 
 AVAILABLE, WANTED = _told("deployed_model_replicas_available"), _told("deployed_model_replicas_wanted")
 ENDPOINT = {"namespace": "team-a", "endpoint": "photos"}
+SHADOWED = {"namespace": "team-a", "endpoint": "shadowed"}
 FAST = _server("predict_request_duration_seconds_bucket", dialect="vertex", le="1.0")
 SLOW = _server("predict_request_duration_seconds_bucket", dialect="vertex", le="5.0")
 ALL = _server("predict_request_duration_seconds_bucket", dialect="vertex", le="+Inf")
@@ -147,7 +148,14 @@ CASES = (
         ENDPOINT,
         "The traffic of Endpoint team-a/photos does not go where its spec wants it.",
         bad={_told("endpoint_ready", ENDPOINT): "0x20", _told("traffic_split_wanted_percent"): "100x20"},
-        good={_told("endpoint_ready", ENDPOINT): "0x20"},
+        good={
+            _told("endpoint_ready", ENDPOINT): "0x20",
+            # Another one, whose mirror does not serve.
+            _told("endpoint_ready", SHADOWED): "0x20",
+            _told("traffic_split_wanted_percent", SHADOWED): "100x20",
+            _told("endpoint_mirror_not_serving", SHADOWED): "1x20",
+        },
+        common={_told("endpoint_mirror_not_serving", ENDPOINT): "0x20"},
     ),
     Case(
         "PierheadModelErrors",

@@ -102,6 +102,26 @@ def test_change_of_access_moves_the_models_own_paths(photos):
     _wait_gone(_model_url(photos))
 
 
+def test_model_whose_endpoint_is_missing_is_on_no_public_path(kubectl):
+    """It may be a Private one that comes later, or that was deleted."""
+    kubectl.apply(make_echo_model(), make_deployed_model("orphan", endpoint="secret"))
+    wait_until("it answers", lambda: kubectl.condition("deployedmodel", "orphan", "Available").get("status") == "True")
+    assert kubectl.condition("deployedmodel", "orphan")["reason"] == "EndpointNotFound"
+    # Once another one is routed, the Model was looked after.
+    kubectl.apply(make_endpoint(), make_deployed_model("photos"))
+    kubectl.wait_ready("endpoint", "photos")
+    wait_until("the Model's path answers", lambda: {*_ask(_model_url(kubectl))} == {200}, seconds=30)
+    assert _find_backends(kubectl) == {"dm-photos"}
+    kubectl("delete", "endpoint.pierhead.dev", "photos")
+    _wait_gone(_model_url(kubectl))
+
+
+def _find_backends(kubectl):
+    """Where the Model's own paths lead."""
+    rules = kubectl.get("httproute", "mdl-photos")["spec"]["rules"]
+    return {backend["name"] for rule in rules for backend in rule["backendRefs"]}
+
+
 def _set_access(kubectl, access):
     kubectl.patch("endpoint", "photos", {"spec": {"access": access}})
     kubectl.wait_ready("endpoint", "photos")

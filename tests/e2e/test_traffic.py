@@ -5,7 +5,7 @@ from collections import Counter
 
 import httpx
 
-from tests.e2e.conftest import make_deployed_model, make_endpoint, make_model
+from tests.e2e.conftest import ECHO_BODY, make_deployed_model, make_echo_model, make_endpoint, make_model
 from tests.kube import predict, predict_many, predict_url, wait_answered, wait_until
 from tests.prober import small_picture
 
@@ -82,6 +82,42 @@ def test_changed_version_rolls_out_and_no_request_fails(kubectl, coffee):
         kubectl.wait_ready("deployedmodel", "photos")
     assert not load.failures
     assert kubectl.get("deployedmodel", "photos")["status"]["modelVersion"] == "v2"
+
+
+def _make_quota(pods):
+    return {
+        "apiVersion": "v1",
+        "kind": "ResourceQuota",
+        "metadata": {"name": "pods"},
+        "spec": {"hard": {"pods": str(pods)}},
+    }
+
+
+def test_weight_comes_with_the_replicas_that_answer(kubectl):
+    """Of two wanted replicas a quota lets one in: it gets its part of three, and all once both answer."""
+    two, url = {"minReplicaCount": 2}, predict_url(kubectl.namespace, "photos")
+    old, new = (make_deployed_model(name, automaticResources=two) for name in ("old", "new"))
+    kubectl.apply(_make_quota(3), make_echo_model(), make_endpoint({"old": 100}), old)
+    kubectl.wait_ready("deployedmodel", "old")
+    kubectl.wait_ready("endpoint", "photos")
+    wait_answered(url, ECHO_BODY, "old")
+    kubectl.apply(new)
+    with Load(url, ECHO_BODY, clients=1) as load:
+        kubectl.patch("endpoint", "photos", {"spec": {"trafficSplit": {"old": 0, "new": 100}}})
+        wait_until(
+            "one replica has its part",
+            lambda: kubectl.get("endpoint", "photos")["status"]["trafficSplit"] == {"old": 67, "new": 33},
+        )
+        told = kubectl.condition("endpoint", "photos")
+        assert told["reason"] == "WaitingForDeployedModels"
+        assert "new: 1 of 2 needed replicas answer" in told["message"]
+        wait_until("both answer", lambda: set(load.answers) == {"old", "new"})
+        kubectl.apply(_make_quota(4))
+        # Kubernetes would try again by itself, after a back-off.
+        kubectl("annotate", "replicasets", "--all", "example.com/look=again")
+        kubectl.wait_ready("endpoint", "photos")
+        assert kubectl.get("endpoint", "photos")["status"]["trafficSplit"] == {"new": 100}
+    assert not load.failures
 
 
 def test_missing_artifact_is_told_in_time_and_gets_no_traffic(kubectl, coffee):

@@ -1,36 +1,57 @@
 """Where traffic goes: the effective split, and the objects that tell whoever carries it. Pure."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
 from pierhead_operator import names
 from pierhead_operator.resources import Manifest, make_metadata
 from pierhead_operator.routing import gateway_api, istio
+from pierhead_operator.routing.backends import read_split
 from pierhead_operator.routing.limits import explain_model_limit, explain_split, fit_split
 from pierhead_operator.routing.refusals import explain_refusal
 from pierhead_operator.routing.rules import SERVICE_PORT, Refusal, Rule, make_endpoint_rule, make_model_rules
-from pierhead_operator.routing.split import Split, compute_effective_split, compute_wanted_split, wanted_split
+from pierhead_operator.routing.serving import Server, describe_server, find_serving, is_offered
+from pierhead_operator.routing.split import (
+    Replicas,
+    Split,
+    compute_effective_split,
+    compute_wanted_split,
+    count_needed,
+    count_replicas,
+    keep_split,
+    wanted_split,
+)
 from pierhead_operator.settings import GatewayReference, IstioSettings, OperatorSettings
 from pierhead_operator.types import Endpoint, Model
 
 __all__ = [
     "ROUTE_KINDS",
     "Refusal",
+    "Replicas",
+    "Server",
     "Split",
     "compute_effective_split",
     "compute_wanted_split",
+    "count_needed",
+    "count_replicas",
+    "describe_server",
     "explain_access",
     "explain_model_limit",
     "explain_refusal",
     "explain_split",
+    "find_serving",
     "fit_split",
     "gateway_of",
+    "is_offered",
     "keep_address",
+    "keep_split",
     "make_endpoint_routes",
     "make_idle_service",
     "make_model_routes",
     "predict_path",
+    "read_split",
     "route_kinds",
+    "split_kind",
     "wanted_split",
 ]
 
@@ -48,6 +69,11 @@ def route_kinds(settings: OperatorSettings) -> frozenset[str]:
     """What this installation may make, apart from the idle Service; no other kind needs to be known to its cluster."""
     kinds = ROUTE_KINDS[settings.routing.provider]
     return kinds if settings.routing.envoy_gateway else kinds - {_POLICY}
+
+
+def split_kind(settings: OperatorSettings) -> str | None:
+    """The kind of the route that carries an endpoint's split; None where the API forwards by the status."""
+    return {"gateway-api": "HTTPRoute", "istio": "VirtualService"}.get(settings.routing.provider)
 
 
 def predict_path(endpoint: Endpoint, settings: OperatorSettings) -> str:
@@ -138,11 +164,11 @@ def _make_gateway_routes(
     return made
 
 
-def make_model_routes(model: Model, serving: Mapping[str, Sequence[str]], settings: OperatorSettings) -> list[Manifest]:
+def make_model_routes(model: Model, serving: Mapping[str, Split], settings: OperatorSettings) -> list[Manifest]:
     """All that carries predictions by AI Platform's paths, which name a Model instead of an Endpoint.
 
-    `serving` has, by version, the DeployedModels that serve it and that everybody may reach: the routes attach to the
-    public gateway. Nothing where nobody serves any version, or the provider makes no routes.
+    `serving` is what `find_serving` says of those whom everybody may reach: the routes attach to the public gateway.
+    Nothing where nobody serves any version, or the provider makes no routes.
     """
     routing = settings.routing
     rules = make_model_rules(model, serving)

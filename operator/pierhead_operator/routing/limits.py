@@ -1,6 +1,6 @@
 """To how many DeployedModels a provider's rule can lead. Pure."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from pierhead_operator.routing.gateway_api import MAX_BACKENDS
 from pierhead_operator.routing.split import Split
@@ -33,7 +33,7 @@ def fit_split(effective: Split, kept: Split, wanted: Split | None, settings: Ope
     return kept if len(kept) <= limit else {}
 
 
-def explain_model_limit(model: Model, serving: Mapping[str, Sequence[str]], settings: OperatorSettings) -> str:
+def explain_model_limit(model: Model, serving: Mapping[str, Split], settings: OperatorSettings) -> str:
     """What a Model's own paths do not lead to, of more DeployedModels of a version than a rule takes; else empty."""
     limit = _find_limit(settings)
     over = [

@@ -59,11 +59,11 @@ def make_endpoint_rule(endpoint: Endpoint, effective: Split, mirror_to: str | No
     )
 
 
-def make_model_rules(model: Model, serving: Mapping[str, Sequence[str]]) -> list[Rule]:
+def make_model_rules(model: Model, serving: Mapping[str, Split]) -> list[Rule]:
     """AI Platform's predictions of a Model: a rule for each version that somebody serves.
 
-    `serving` has the DeployedModels by version. A version is found by its aliases, too, and the default version also
-    where none is named. AI Platform knows no location.
+    `serving` has the weights of DeployedModels by version. A version is found by its aliases, too, and the default
+    version also where none is named. AI Platform knows no location.
     """
     resource = f"projects/{model.namespace}/models/{model.name}"
     rules = []
@@ -71,11 +71,11 @@ def make_model_rules(model: Model, serving: Mapping[str, Sequence[str]]) -> list
         resources = [f"{resource}/versions/{name}" for name in (version.name, *version.aliases)]
         if version.name == model.spec.default_version:
             resources.insert(0, resource)
-        if deployed_models := sorted(serving.get(version.name, ())):
+        if weights := serving.get(version.name):
             rules.append(
                 Rule(
                     paths=[path for one in resources for path in _spellings(one, "predict")],
-                    services={names.server(deployed_model): 1 for deployed_model in deployed_models},
+                    services={names.server(deployed_model): weight for deployed_model, weight in weights.items()},
                     # There is no endpoint that could ask for another one.
                     timeout=ClientConnectionConfig().inference_timeout,
                 )

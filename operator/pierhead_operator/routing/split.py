@@ -1,10 +1,24 @@
 """How an endpoint's traffic is split: what is wanted, and what can be had now. Pure."""
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 
-from pierhead_operator.types import Endpoint
+from pierhead_operator.types import DeployedModel, Endpoint
 
 Split = dict[str, int]
+
+
+@dataclass(frozen=True)
+class Replicas:
+    """Of a DeployedModel those that answer, and how many it always runs."""
+
+    answering: int
+    minimum: int
+
+
+def count_replicas(dm: DeployedModel) -> Replicas:
+    """The replicas of a DeployedModel, as its status and its spec say."""
+    return Replicas(dm.status.available_replica_count, dm.spec.resources.min_replica_count)
 
 
 def wanted_split(endpoint: Endpoint, deployed_models: Collection[str]) -> Split | None:
@@ -24,28 +38,73 @@ def compute_wanted_split(given: Mapping[str, int] | None, deployed_models: Colle
     return None
 
 
-def compute_effective_split(wanted: Mapping[str, int] | None, serving: Collection[str], previous: Split) -> Split:
-    """The split that can be had now: weight only on DeployedModels in `serving`, summing to 100, or empty.
+def compute_effective_split(
+    wanted: Mapping[str, int] | None, replicas: Mapping[str, Replicas], previous: Split
+) -> Split:
+    """The split that can be had now: weight only on DeployedModels that answer, summing to 100, or empty.
 
-    A serving DeployedModel gets at least what it is wanted to get. The weight of the others stays where it was: on
-    those that had more than they are wanted to get; where there are none (a DeployedModel broke down), it goes to the
-    serving ones by their wanted weights. A DeployedModel of wanted weight 0 gets nothing that it did not have before.
-    Applying it again to its own result changes nothing. Without a wanted split the previous one is kept.
+    Weight is gained once as many replicas answer as `count_needed` says. Until then a DeployedModel has what it had,
+    or as much as its part of all replicas that carry traffic or are to, whichever is more: no replica, old or new, gets
+    more than it had. What was gained is kept while one replica answers.
+
+    The weight that is not gained yet stays where it was: on those that had more than they are wanted to get; where
+    there are none (a DeployedModel broke down), it goes to those that answer by their wanted weights. A DeployedModel
+    of wanted weight 0 gets nothing that it did not have before. Applying it again to its own result changes nothing.
+    Without a wanted split the previous one is kept.
     """
+    serving = {name: one for name, one in replicas.items() if one.answering}
     if wanted is None:
-        return _shares(100, {name: weight for name, weight in previous.items() if name in serving})
-    effective = {name: weight for name, weight in wanted.items() if name in serving}
+        return keep_split(previous, serving)
+    split = _move(wanted, serving, previous)
+    # Where one has given away all that it had to give, the others may need fewer replicas. Weight only ever goes from
+    # who has too much to who has too little, so that this ends.
+    while (after := _move(wanted, serving, split)) != split:
+        split = after
+    return split
+
+
+def count_needed(name: str, wanted: Mapping[str, int], replicas: Mapping[str, Replicas], previous: Split) -> int:
+    """How many replicas have to answer for a DeployedModel to gain the whole weight that it is wanted to get.
+
+    Its minimum, or as many as those have answering that it takes over from, whichever is smaller; one where there is
+    nobody to take over from, for then any answer is better than none.
+    """
+    others = sum(replicas[giver].answering for giver in _surplus(wanted, replicas, previous))
+    return max(1, min(replicas[name].minimum, others))
+
+
+def keep_split(previous: Split, names: Collection[str]) -> Split:
+    """What the previous split leaves for these DeployedModels, summing to 100, or empty."""
+    return _shares(100, {name: weight for name, weight in previous.items() if name in names})
+
+
+def _move(wanted: Mapping[str, int], serving: Mapping[str, Replicas], previous: Split) -> Split:
+    """The split to which weight can move from the previous one."""
+    surplus = _surplus(wanted, serving, previous)
+    effective = {name: _gain(name, wanted, serving, previous) for name in wanted if name in serving}
     waiting = 100 - sum(effective.values())
-    if not waiting:
-        return {name: weight for name, weight in wanted.items() if weight}
-    surplus = {
-        name: weight - wanted.get(name, 0)
-        for name, weight in previous.items()
-        if name in serving and weight > wanted.get(name, 0)
-    }
     for name, share in _shares(waiting, surplus or effective).items():
         effective[name] = effective.get(name, 0) + share
     return {name: weight for name, weight in effective.items() if weight} if sum(effective.values()) == 100 else {}
+
+
+def _gain(name: str, wanted: Mapping[str, int], serving: Mapping[str, Replicas], previous: Split) -> int:
+    """What of its wanted weight a DeployedModel that answers can have."""
+    weight, before = wanted[name], previous.get(name, 0)
+    answering = serving[name].answering
+    if before >= weight or answering >= count_needed(name, wanted, serving, previous):
+        return weight
+    together = sum(one.answering for other, one in serving.items() if wanted.get(other) or previous.get(other))
+    return min(weight, max(before, 100 * answering // together))
+
+
+def _surplus(wanted: Mapping[str, int], replicas: Mapping[str, Replicas], previous: Split) -> Split:
+    """Those that answer and had more than they are wanted to get, and how much more."""
+    return {
+        name: weight - wanted.get(name, 0)
+        for name, weight in previous.items()
+        if name in replicas and replicas[name].answering and weight > wanted.get(name, 0)
+    }
 
 
 def _shares(total: int, weights: Mapping[str, int]) -> Split:

@@ -189,6 +189,7 @@ WAITING = {
     "serves, without its traffic": (SERVES, _endpoint({"10": 100}), None),
     "serves, with a part of its traffic": (SERVES, _endpoint({"11": 10, "10": 90}), None),
     "serves, the gateway has not heard": (SERVES, _endpoint(SPLIT, ready=False, reason="RoutePending"), None),
+    "serves, its route is refused": (SERVES, _endpoint({"10": 100}, ready=False, reason="Rejected"), 9),
     "serves, an earlier split was judged": (SERVES, _endpoint(SPLIT, generation=0), None),
 }
 

@@ -88,7 +88,7 @@ STRING = re.compile(r'"[^"]*"')
 RANGE = re.compile(r"\[[^\]]*\]")
 # A name and what is in braces behind it; one before a parenthesis is a function's.
 SELECTOR = re.compile(r"([a-zA-Z_:][\w:]*)(?:\{([^}]*)\}|(?!\w|\s*\())")
-WORDS = {"and", "or", "group_left"}
+WORDS = {"and", "or", "unless", "group_left"}
 
 
 def find_selectors(query):

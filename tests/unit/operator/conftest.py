@@ -63,6 +63,7 @@ def make_deployed_model(name: str = "photos-1", available: bool | None = None, *
     if available is not None:
         value = "True" if available else "False"
         since = "2026-11-22T11:00:00Z"
+        status["availableReplicaCount"] = int(available)
         status["conditions"] = [
             {"type": "Ready", "status": value, "reason": "Progressing", "message": "m", "lastTransitionTime": since},
             {"type": "Available", "status": value, "reason": "PodsAnswer", "message": "", "lastTransitionTime": since},

@@ -63,11 +63,11 @@ class FakeCluster:
 
     def watched(self):
         """As the operator knows the cluster."""
-        store = Store(WATCHED)
+        store = Store(WATCHED)  # it keeps copies
         for (kind, _), live in self.objects.items():
             if kind in OWN_KINDS or OURS.items() <= live["metadata"].get("labels", {}).items():
-                metadata = {"namespace": "default", "resourceVersion": "1", **deepcopy(live["metadata"])}
-                store.put(kind, {"apiVersion": "v1", **deepcopy(live), "metadata": metadata})
+                metadata = {"namespace": "default", "resourceVersion": "1", **live["metadata"]}
+                store.put(kind, {"apiVersion": "v1", **live, "metadata": metadata})
         return Cluster(None, store=store)
 
     async def get(self, kind, namespace, name):

@@ -17,7 +17,9 @@ def make_empty_store() -> Store:
 def make_store() -> Store:
     """One of which everything is told that can be told."""
     store = make_empty_store()
-    for live in (make_endpoint({"photos-1": 100}), make_deployed_model(), make_ended("JOB_STATE_FAILED")):
+    endpoint = make_endpoint({"photos-1": 100})
+    endpoint["spec"]["mirror"] = {"deployedModel": "photos-1"}
+    for live in (endpoint, make_deployed_model(), make_ended("JOB_STATE_FAILED")):
         put(store, live)
     return store
 

@@ -2,6 +2,7 @@
 
 from copy import deepcopy
 from datetime import timedelta
+from unittest.mock import AsyncMock
 
 import pytest
 from pierhead_operator.cluster import ClusterError, Invalid, Key
@@ -250,11 +251,13 @@ async def test_what_names_something_unreadable_says_so(make_reconciler, neighbou
 async def test_endpoint_that_cannot_be_read_keeps_its_split(make_reconciler):
     cluster, reconciler = make_reconciler(make_model(), make_endpoint(), make_deployed_model(available=True))
     await reconciler.reconcile(ENDPOINT)
-    split = cluster.objects["Endpoint", "photos"]["status"]["trafficSplit"]
+    _judge_route(cluster)
+    await reconciler.reconcile(ENDPOINT)
+    split = _split(cluster)
     _of_tomorrow(cluster.objects["Endpoint", "photos"], access="OfTomorrow")
     await reconciler.reconcile(ENDPOINT)
     assert cluster.ready(ENDPOINT) == ("False", "Unreadable")
-    assert cluster.objects["Endpoint", "photos"]["status"]["trafficSplit"] == split == {"photos-1": 100}
+    assert _split(cluster) == split == {"photos-1": 100}
 
 
 async def test_endpoint_waits_for_what_does_not_serve(make_reconciler):
@@ -267,6 +270,118 @@ async def test_endpoint_waits_for_what_does_not_serve(make_reconciler):
     await reconciler.reconcile(ENDPOINT)
     assert _weights(cluster) == {"dm-photos-1": 80, "dm-photos-2": 20}
     assert cluster.ready(ENDPOINT) == ("False", "RoutePending")
+
+
+async def test_weight_comes_with_the_replicas_that_answer(make_reconciler):
+    """One of twenty must not get what twenty carried; a cluster in which nothing changes sees no write."""
+    resources = {"dedicatedResources": {"minReplicaCount": 20}}
+    there = [make_deployed_model(name, available=True, **resources) for name in ("photos-1", "photos-2")]
+    there[0]["status"]["availableReplicaCount"] = 20
+    cluster, reconciler = make_reconciler(make_endpoint({"photos-2": 100}, trafficSplit={"photos-1": 100}), *there)
+    for answering, weights in ((1, {"dm-photos-1": 96, "dm-photos-2": 4}), (20, {"dm-photos-2": 100})):
+        cluster.objects["DeployedModel", "photos-2"]["status"]["availableReplicaCount"] = answering
+        await reconciler.reconcile(ENDPOINT)
+        assert _weights(cluster) == weights
+        _judge_route(cluster)
+        await reconciler.reconcile(ENDPOINT)
+        cluster.calls.clear()
+        await reconciler.reconcile(ENDPOINT)
+        assert cluster.calls == []
+    cluster.objects["DeployedModel", "photos-2"]["status"]["availableReplicaCount"] = 1
+    await reconciler.reconcile(ENDPOINT)
+    assert _weights(cluster) == {"dm-photos-2": 100}, "kept while one answers"
+
+
+async def _replace(make_reconciler, spoil):
+    """photos-1 has all traffic, photos-2 is to take over and answers, and `spoil` keeps the gateway from taking that."""
+    there = [make_deployed_model(name, available=True) for name in ("photos-1", "photos-2")]
+    cluster, reconciler = make_reconciler(make_endpoint({"photos-1": 100}), *there)
+    await reconciler.reconcile(ENDPOINT)
+    _judge_route(cluster)
+    await reconciler.reconcile(ENDPOINT)
+    assert _split(cluster) == {"photos-1": 100}
+    cluster.objects["Endpoint", "photos"]["spec"]["trafficSplit"] = {"photos-2": 100}
+    spoil(cluster)
+    return cluster, reconciler
+
+
+async def test_split_of_a_route_that_is_refused_is_not_told(make_reconciler):
+    cluster, reconciler = await _replace(make_reconciler, lambda cluster: cluster.refuse("HTTPRoute"))
+    with pytest.raises(ClusterError):
+        await reconciler.reconcile(ENDPOINT)
+    assert _split(cluster) == {"photos-1": 100}
+    assert cluster.ready(ENDPOINT) == ("False", "Rejected")
+    # Its pods break: photos-1, which serves and never lost anything, must go on.
+    cluster.objects["DeployedModel", "photos-2"] = make_deployed_model("photos-2", available=False)
+    cluster.rejects.clear()
+    await reconciler.reconcile(ENDPOINT)
+    assert _weights(cluster) == {"dm-photos-1": 100}
+
+
+@pytest.mark.parametrize("judged", [{"judged": False}, {"accepted": False}], ids=["not judged", "not accepted"])
+async def test_split_that_the_gateway_does_not_take_is_not_told(make_reconciler, judged):
+    cluster, reconciler = await _replace(make_reconciler, lambda cluster: _judge_route(cluster, **judged))
+    for _ in range(2):
+        await reconciler.reconcile(ENDPOINT)
+        assert _weights(cluster) == {"dm-photos-2": 100}
+        assert _split(cluster) == {"photos-1": 100}
+    cluster.objects["DeployedModel", "photos-2"] = make_deployed_model("photos-2", available=False)
+    await reconciler.reconcile(ENDPOINT)
+    assert _weights(cluster) == {"dm-photos-1": 100}
+    cluster.objects["DeployedModel", "photos-2"] = make_deployed_model("photos-2", available=True)
+    _judge_route(cluster)
+    await reconciler.reconcile(ENDPOINT)
+    assert _split(cluster) == {"photos-2": 100}
+
+
+async def test_split_that_was_told_wrong_is_put_right_by_the_route_that_is_there(make_reconciler):
+    """Release 0.1.0 told what it wanted to apply."""
+    cluster, reconciler = await _replace(make_reconciler, lambda cluster: cluster.refuse("HTTPRoute"))
+    cluster.objects["Endpoint", "photos"]["status"]["trafficSplit"] = {"photos-2": 100}
+    with pytest.raises(ClusterError):
+        await reconciler.reconcile(ENDPOINT)
+    assert _split(cluster) == {"photos-1": 100}
+
+
+async def test_split_stays_where_the_route_of_that_name_is_somebody_elses(make_reconciler):
+    theirs = {"kind": "HTTPRoute", "metadata": {"name": "ep-photos", "uid": "x"}, "spec": {}}
+    endpoint = make_endpoint({"photos-2": 100}, trafficSplit={"photos-1": 100})
+    there = [make_deployed_model(name, available=True) for name in ("photos-1", "photos-2")]
+    cluster, reconciler = make_reconciler(endpoint, *there, theirs)
+    await reconciler.reconcile(ENDPOINT)
+    assert cluster.ready(ENDPOINT) == ("False", "NotOwned")
+    assert _split(cluster) == {"photos-1": 100}
+
+
+async def test_gone_deployed_model_is_not_kept_by_a_gateway_that_takes_nothing(make_reconciler):
+    cluster, reconciler = await _replace(make_reconciler, lambda cluster: _judge_route(cluster, accepted=False))
+    del cluster.objects["DeployedModel", "photos-1"]
+    await reconciler.reconcile(ENDPOINT)
+    assert _split(cluster) == {}
+
+
+async def test_mirror_that_does_not_serve_is_told(make_reconciler):
+    endpoint = make_endpoint({"photos-1": 100})
+    endpoint["spec"]["mirror"] = {"deployedModel": "photos-2"}
+    cluster, reconciler = make_reconciler(endpoint, make_deployed_model(available=True))
+    await reconciler.reconcile(ENDPOINT)
+    _judge_route(cluster)
+    await reconciler.reconcile(ENDPOINT)
+    assert cluster.ready(ENDPOINT) == ("False", "MirrorNotServing")
+    assert cluster.is_true(ENDPOINT, "TrafficApplied")
+    cluster.objects["DeployedModel", "photos-2"] = make_deployed_model("photos-2", available=True)
+    await reconciler.reconcile(ENDPOINT)
+    assert cluster.ready(ENDPOINT) == ("True", "TrafficApplied")
+    assert "requestMirror" in str(cluster.objects["HTTPRoute", "ep-photos"])
+
+
+async def test_mirror_means_nothing_where_the_api_forwards(settings):
+    endpoint = make_endpoint({"photos-1": 100})
+    endpoint["spec"]["mirror"] = {"deployedModel": "photos-2"}
+    bare = settings.model_copy(update={"routing": settings.routing.model_copy(update={"provider": "none"})})
+    cluster = FakeCluster(endpoint, make_deployed_model(available=True))
+    await Reconciler(cluster, FakeProber(), bare, Clock()).reconcile(ENDPOINT)
+    assert cluster.ready(ENDPOINT) == ("True", "TrafficApplied")
 
 
 @pytest.fixture
@@ -295,14 +410,21 @@ async def test_while_nobody_serves_the_api_has_its_paths(with_api, there):
     assert cluster.calls == [], "stable: no writes"
 
 
-def _take_route(cluster, generation):
-    """As the gateway's controller does, with a route of this generation."""
-    conditions = [
-        {"type": type_, "status": "True", "reason": type_, "observedGeneration": generation}
-        for type_ in ("Accepted", "ResolvedRefs")
-    ]
-    parent = {"parentRef": {"namespace": "gateways", "name": "public"}, "conditions": conditions}
-    cluster.objects["HTTPRoute", "ep-photos"]["status"] = {"parents": [parent]}
+async def test_split_is_empty_before_the_watch_has_told_that_the_route_is_gone(with_api, monkeypatch):
+    """Whatever the gateway last said of that route, or did not say yet."""
+    endpoint = make_endpoint(trafficSplit={"photos-1": 100})
+    cluster = FakeCluster(endpoint, make_deployed_model(available=True))
+    reconciler = Reconciler(cluster, FakeProber(), with_api, Clock())
+    await reconciler.reconcile(ENDPOINT)
+    assert cluster.ready(ENDPOINT) == ("False", "RoutePending")
+    assert _split(cluster) == {"photos-1": 100}
+    cluster.objects["DeployedModel", "photos-1"] = make_deployed_model(available=False)
+    deleted = []
+    monkeypatch.setattr(cluster, "delete", AsyncMock(side_effect=deleted.append))
+    await reconciler.reconcile(ENDPOINT)
+    assert [live["kind"] for live in deleted] == ["HTTPRoute"]
+    assert _split(cluster) == {}
+    assert cluster.ready(ENDPOINT) == ("False", "WaitingForDeployedModels")
 
 
 async def _install_former_release(settings, *there):
@@ -310,7 +432,7 @@ async def _install_former_release(settings, *there):
     cluster = FakeCluster(make_endpoint(), *there)
     await Reconciler(cluster, FakeProber(), settings, Clock()).reconcile(ENDPOINT)
     cluster.objects["Service", "ep-photos"]["spec"]["clusterIP"] = "10.96.0.7"
-    _take_route(cluster, generation=1)
+    _judge_route(cluster)
     return cluster
 
 
@@ -319,11 +441,11 @@ async def test_idle_service_goes_once_the_gateway_leads_elsewhere(settings, with
         cluster = await _install_former_release(settings)
         cluster.objects["DeployedModel", "photos-1"] = make_deployed_model(available=True)
         reconciler = Reconciler(cluster, FakeProber(), changed, Clock())
-        _take_route(cluster, generation=0)
+        _judge_route(cluster, judged=False)
         await reconciler.reconcile(ENDPOINT)
         assert _weights(cluster) == {"dm-photos-1": 100}
         assert ("Service", "ep-photos") in cluster.objects, "the gateway may not know yet"
-        _take_route(cluster, generation=1)
+        _judge_route(cluster)
         await reconciler.reconcile(ENDPOINT)
         assert ("Service", "ep-photos") not in cluster.objects
         assert cluster.ready(ENDPOINT) == ("True", "TrafficApplied")
@@ -359,13 +481,15 @@ async def test_split_over_too_many_is_refused_and_the_route_stays(make_reconcile
     there = [make_deployed_model(f"photos-{number}", available=True) for number in range(1, 18)]
     cluster, reconciler = make_reconciler(make_endpoint({"photos-1": 80, "photos-2": 20}), *there)
     await reconciler.reconcile(ENDPOINT)
+    _judge_route(cluster)
+    await reconciler.reconcile(ENDPOINT)
     cluster.objects["Endpoint", "photos"]["spec"]["trafficSplit"] = {
         dm["metadata"]["name"]: 84 if number == 0 else 1 for number, dm in enumerate(there)
     }
     await reconciler.reconcile(ENDPOINT)
     assert _weights(cluster) == {"dm-photos-1": 80, "dm-photos-2": 20}
     assert cluster.ready(ENDPOINT) == ("False", "TooManyDeployedModels")
-    assert cluster.objects["Endpoint", "photos"]["status"]["trafficSplit"] == {"photos-1": 80, "photos-2": 20}
+    assert _split(cluster) == {"photos-1": 80, "photos-2": 20}
     assert cluster.is_true(ENDPOINT, "Stalled")
     cluster.calls.clear()
     await reconciler.reconcile(ENDPOINT)
@@ -479,6 +603,31 @@ async def test_weight_leaves_before_the_pods_and_they_before_their_address(make_
     assert await reconciler.reconcile(gone) is None
 
 
+async def test_pods_wait_until_the_api_forwards_to_them_no_more(settings):
+    """Nobody makes a route: the API goes by the Endpoint's status."""
+    routing = settings.routing.model_copy(update={"provider": "none"})
+    bare = settings.model_copy(update={"routing": routing})
+    cluster = FakeCluster(make_model(), make_endpoint(), make_deployed_model("photos-2", available=True))
+    reconciler, gone = Reconciler(cluster, FakeProber(), bare, Clock()), Key("DeployedModel", "default", "photos-2")
+    await reconciler.reconcile(gone)
+    cluster.objects["DeployedModel", "photos-2"]["status"] = make_deployed_model(available=True)["status"]
+    await reconciler.reconcile(ENDPOINT)
+    assert _split(cluster) == {"photos-2": 100}
+    del cluster.objects["DeployedModel", "photos-2"]
+    cluster.collect_garbage("uid-photos-2")
+    for _ in range(2):
+        assert await reconciler.reconcile(gone)
+        reconciler.clock.now += timedelta(seconds=30)
+    assert _left(cluster) == ["Deployment", "Service"], "the Endpoint was not looked after yet"
+    await reconciler.reconcile(ENDPOINT)
+    assert _split(cluster) == {}
+    assert await reconciler.reconcile(gone)
+    assert _left(cluster) == ["Deployment", "Service"], "the API may not know yet"
+    reconciler.clock.now += timedelta(seconds=30)
+    assert await reconciler.reconcile(gone)
+    assert _left(cluster) == []
+
+
 async def test_deployed_model_that_comes_back_finds_its_pods(make_reconciler):
     cluster, reconciler, gone = await _deploy_two(make_reconciler)
     del cluster.objects["DeployedModel", "photos-2"]
@@ -551,7 +700,8 @@ async def test_private_endpoint_without_a_gateway_for_it_is_told(make_reconciler
 async def test_model_is_routed_to_who_serves_its_versions(make_reconciler):
     serving, other = make_deployed_model("photos-1", available=True), make_deployed_model("photos-2", available=True)
     serving["status"]["modelVersion"], other["status"]["modelVersion"] = "1", "2"
-    cluster, reconciler = make_reconciler(make_model(), serving, other)
+    serving["status"]["availableReplicaCount"] = 4
+    cluster, reconciler = make_reconciler(make_model(), make_endpoint(), serving, other)
     await reconciler.reconcile(MODEL)
     rules = cluster.objects["HTTPRoute", "mdl-photos"]["spec"]["rules"]
     backends = {
@@ -584,6 +734,45 @@ async def test_model_on_a_private_endpoint_has_no_public_path(make_reconciler):
     cluster, reconciler = make_reconciler(make_model(), endpoint, serving)
     await reconciler.reconcile(MODEL)
     assert ("HTTPRoute", "mdl-photos") not in cluster.objects
+
+
+async def test_models_own_path_leads_to_each_by_its_replicas(make_reconciler):
+    there = [make_deployed_model(name, available=True) for name in ("photos-1", "photos-2")]
+    for live, replicas in zip(there, (6, 2), strict=True):
+        live["status"] |= {"modelVersion": "1", "availableReplicaCount": replicas}
+    cluster, reconciler = make_reconciler(make_model(), make_endpoint(), *there)
+    await reconciler.reconcile(MODEL)
+    [rule] = cluster.objects["HTTPRoute", "mdl-photos"]["spec"]["rules"]
+    weights = {backend["name"]: backend["weight"] for backend in rule["backendRefs"]}
+    assert weights == {"dm-photos-1": 3, "dm-photos-2": 1}
+
+
+@pytest.mark.parametrize("key", [ENDPOINT, MODEL], ids=lambda key: key.kind)
+async def test_what_leaves_is_no_longer_routed(make_reconciler, key):
+    """Somebody's finalizer may hold it for long, and a change of its access would go unseen."""
+    serving = make_deployed_model(available=True)
+    serving["status"]["modelVersion"] = "1"
+    cluster, reconciler = make_reconciler(make_model(), make_endpoint(), serving)
+    await reconciler.reconcile(key)
+    assert [kind for kind, _ in cluster.objects if kind == "HTTPRoute"]
+    cluster.objects[key.kind, key.name]["metadata"]["deletionTimestamp"] = "2026-11-22T00:00:00Z"
+    await reconciler.reconcile(key)
+    assert not [kind for kind, _ in cluster.objects if kind == "HTTPRoute"]
+    cluster.calls.clear()
+    await reconciler.reconcile(key)
+    assert cluster.calls == []
+
+
+async def test_neither_traffic_nor_copies_go_to_another_endpoints_deployed_model(make_reconciler):
+    """Whatever its labels say."""
+    private = make_deployed_model("secret", available=True, endpoint="private")
+    private["metadata"]["labels"] = {"pierhead.dev/endpoint": "photos"}
+    endpoint = make_endpoint()
+    endpoint["spec"]["mirror"] = {"deployedModel": "secret"}
+    cluster, reconciler = make_reconciler(endpoint, make_deployed_model(available=True), private)
+    await reconciler.reconcile(ENDPOINT)
+    assert _weights(cluster) == {"dm-photos-1": 100}
+    assert "secret" not in str(cluster.objects["HTTPRoute", "ep-photos"])
 
 
 async def test_routes_of_another_provider_are_taken_away(make_reconciler, settings):
@@ -643,6 +832,21 @@ async def test_pods_that_leave_keep_their_network_policy(restricting):
     del cluster.objects["Pod", "p"]
     await reconciler.reconcile(gone)
     assert _left(cluster) == []
+
+
+def _judge_route(cluster, *, judged=True, accepted=True):
+    """The gateway's word on the Endpoint's route, as it is and as it will be."""
+    of_route = {"Accepted": accepted, "ResolvedRefs": True}
+    conditions = [
+        {"type": type_, "status": str(good), "observedGeneration": 1, "reason": "R", "message": "m"}
+        for type_, good in of_route.items()
+    ]
+    parent = {"parentRef": {"namespace": "gateways", "name": "public"}, "conditions": conditions}
+    cluster.objects["HTTPRoute", "ep-photos"]["status"] = {"parents": [parent] if judged else []}
+
+
+def _split(cluster):
+    return cluster.objects["Endpoint", "photos"]["status"]["trafficSplit"]
 
 
 def _weights(cluster):

@@ -1,7 +1,16 @@
 """Tables: what is left of a DeployedModel that is gone -> what comes next."""
 
 import pytest
-from pierhead_operator.removal import DRAIN_SECONDS, Leaving, Step, decide_removal, is_left, share
+from pierhead_operator.removal import (
+    DRAIN_SECONDS,
+    Leaving,
+    Step,
+    decide_removal,
+    find_endpoints,
+    is_forwarded,
+    is_left,
+    share,
+)
 from pierhead_operator.types import Endpoint
 
 from tests.unit.operator.conftest import make_endpoint
@@ -40,6 +49,33 @@ LEFT = {
 @pytest.mark.parametrize(("live", "expected"), LEFT.values(), ids=LEFT.keys())
 def test_is_left(live, expected):
     assert is_left(live, "photos-1") is expected
+
+
+def _leaving(endpoint):
+    return {**endpoint, "metadata": {**endpoint["metadata"], "deletionTimestamp": "2026-11-22T12:00:00Z"}}
+
+
+ENDPOINTS = {
+    "has weight": (make_endpoint(trafficSplit={"photos-1": 20, "photos-2": 80}), True),
+    "is in the split without weight": (make_endpoint(trafficSplit={"photos-1": 0, "photos-2": 100}), False),
+    "is not in the split": (make_endpoint(trafficSplit={"photos-2": 100}), False),
+    "is wanted, but not carried": (make_endpoint({"photos-1": 100}), False),
+    "the Endpoint leaves": (_leaving(make_endpoint(trafficSplit={"photos-1": 100})), False),
+    "the Endpoint is gone": (None, False),
+    "the Endpoint was never looked at": ({**make_endpoint(), "status": {"conditions": None}}, False),
+    "the Endpoint cannot be read": ({**make_endpoint(trafficSplit={"photos-1": 100}), "spec": {"access": "Lunar"}}, True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("endpoint", "expected"), ENDPOINTS.values(), ids=ENDPOINTS.keys())
+def test_is_forwarded(endpoint, expected):
+    assert is_forwarded(endpoint, "photos-1") is expected
+
+
+def test_endpoint_is_found_by_what_is_left():
+    left = [_child(owners=[ENDPOINT_OWNS]), _child("Service", owners=[ENDPOINT_OWNS]), _child("NetworkPolicy")]
+    assert find_endpoints(left) == {"photos"}
+    assert find_endpoints([_child()]) == set()
 
 
 @pytest.mark.parametrize("kind", ["Deployment", "Service", "NetworkPolicy"])

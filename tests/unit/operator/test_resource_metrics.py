@@ -87,6 +87,23 @@ def test_readiness_is_the_conditions(store, conditions, value):
 
 
 @pytest.mark.parametrize(
+    ("mirror", "reason", "told"),
+    [
+        ({"deployedModel": "a"}, "MirrorNotServing", 1),
+        ({"deployedModel": "a"}, "WaitingForDeployedModels", 0),
+        (None, "WaitingForDeployedModels", None),
+    ],
+    ids=["the mirror alone", "more than that", "no mirror"],
+)
+def test_endpoint_that_waits_for_its_mirror_alone_is_told(store, mirror, reason, told):
+    live = make_endpoint(conditions=[{**READY, "status": "False", "reason": reason}])
+    put(store, {**live, "spec": {"mirror": mirror}})
+    found = read(store)
+    assert found["endpoint_ready"] == {"default/photos": 0}
+    assert found.get("endpoint_mirror_not_serving", {}).get("default/photos") == told
+
+
+@pytest.mark.parametrize(
     ("deployment", "wanted", "updated"),
     [
         (make_deployment("a", replicas=4, updated=1), 4, 1),

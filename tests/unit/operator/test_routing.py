@@ -1,6 +1,7 @@
 """The split in tables; what carries it against golden manifests."""
 
 import json
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,9 @@ from pierhead_operator import names
 from pierhead_operator.routing import (
     ROUTE_KINDS,
     Refusal,
+    Replicas,
     compute_effective_split,
+    count_needed,
     explain_access,
     explain_model_limit,
     explain_refusal,
@@ -21,7 +24,9 @@ from pierhead_operator.routing import (
     make_endpoint_routes,
     make_model_routes,
     predict_path,
+    read_split,
     route_kinds,
+    split_kind,
     wanted_split,
 )
 from pierhead_operator.routing.rules import Rule, make_endpoint_rule
@@ -56,7 +61,73 @@ SPLITS = {
 
 @pytest.mark.parametrize(("wanted", "serving", "previous", "expected"), SPLITS.values(), ids=SPLITS.keys())
 def test_effective_split(wanted, serving, previous, expected):
-    assert compute_effective_split(wanted, set(serving), previous) == expected
+    assert compute_effective_split(wanted, _one_each(serving), previous) == expected
+
+
+def _one_each(serving):
+    return dict.fromkeys(serving, Replicas(answering=1, minimum=1))
+
+
+# wanted, (replicas that answer, minReplicaCount), previous -> effective
+TAKEN_OVER = {
+    "nobody to take over from: the first replica serves": ({"b": 100}, {"b": (1, 3)}, {}, {"b": 100}),
+    "both are new": ({"a": 80, "b": 20}, {"a": (1, 20), "b": (1, 4)}, {}, {"a": 80, "b": 20}),
+    "who served broke down: the first replica serves": ({"b": 100}, {"a": (0, 20), "b": (1, 20)}, {"a": 100}, {"b": 100}),
+    "no replica yet": ({"b": 100}, {"a": (20, 20), "b": (0, 20)}, {"a": 100}, {"a": 100}),
+    "one of twenty: a 21st part": ({"b": 100}, {"a": (20, 20), "b": (1, 20)}, {"a": 100}, {"a": 96, "b": 4}),
+    "five of twenty: a fifth of all": ({"b": 100}, {"a": (20, 20), "b": (5, 20)}, {"a": 100}, {"a": 80, "b": 20}),
+    "one before the last": ({"b": 100}, {"a": (20, 20), "b": (19, 20)}, {"a": 80, "b": 20}, {"a": 52, "b": 48}),
+    "all of them": ({"b": 100}, {"a": (20, 20), "b": (20, 20)}, {"a": 52, "b": 48}, {"b": 100}),
+    "as many as there are to take over from": ({"b": 100}, {"a": (2, 2), "b": (2, 20)}, {"a": 100}, {"b": 100}),
+    "fewer than that": ({"b": 100}, {"a": (2, 2), "b": (1, 20)}, {"a": 100}, {"a": 67, "b": 33}),
+    "autoscaled to twenty, the next begins with one": ({"b": 100}, {"a": (20, 1), "b": (1, 1)}, {"a": 100}, {"b": 100}),
+    "a canary needs no more than its part": ({"a": 90, "b": 10}, {"a": (9, 9), "b": (1, 5)}, {"a": 100}, {"a": 90, "b": 10}),
+    "a canary of one replica beside twenty": ({"a": 90, "b": 10}, {"a": (20, 20), "b": (1, 5)}, {"a": 100}, {"a": 96, "b": 4}),
+    "one that serves on counts, too": ({"a": 50, "c": 50}, {"a": (9, 9), "b": (9, 9), "c": (2, 9)}, {"a": 50, "b": 50}, {"a": 50, "b": 40, "c": 10}),
+    "two candidates": ({"b": 80, "c": 20}, {"a": (10, 10), "b": (2, 8), "c": (2, 2)}, {"a": 100}, {"a": 66, "b": 14, "c": 20}),
+    "gained, then a replica leaves": ({"b": 100}, {"a": (20, 20), "b": (4, 20)}, {"a": 80, "b": 20}, {"a": 80, "b": 20}),
+    "all gained, then but one leaves": ({"b": 100}, {"a": (20, 20), "b": (1, 20)}, {"b": 100}, {"b": 100}),
+    "gained, then all leave": ({"b": 100}, {"a": (20, 20), "b": (0, 20)}, {"a": 80, "b": 20}, {"a": 100}),
+    "back from a breakdown, slowly": ({"a": 80, "b": 20}, {"a": (1, 20), "b": (5, 5)}, {"b": 100}, {"a": 16, "b": 84}),
+    "back from a breakdown, as many as carry it": ({"a": 80, "b": 20}, {"a": (5, 20), "b": (5, 5)}, {"b": 100}, {"a": 80, "b": 20}),
+    "those without weight and without a wish for it do not count": ({"b": 100}, {"a": (2, 2), "b": (1, 3), "x": (50, 50)}, {"a": 100}, {"a": 67, "b": 33}),
+    "who takes over shrinks": ({"b": 100}, {"a": (3, 20), "b": (3, 20)}, {"a": 87, "b": 13}, {"b": 100}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("wanted", "replicas", "previous", "expected"), TAKEN_OVER.values(), ids=TAKEN_OVER.keys())
+def test_weight_is_gained_with_the_replicas_that_answer(wanted, replicas, previous, expected):
+    there = {name: Replicas(*counts) for name, counts in replicas.items()}
+    assert compute_effective_split(wanted, there, previous) == expected
+    assert compute_effective_split(wanted, there, expected) == expected, "stable: no writes"
+
+
+@pytest.mark.parametrize(
+    ("replicas", "previous", "needed"),
+    [
+        ({"a": (20, 20), "b": (3, 20)}, {"a": 87, "b": 13}, 20),
+        ({"a": (5, 20), "b": (3, 20)}, {"a": 87, "b": 13}, 5),
+        ({"a": (20, 1), "b": (0, 2)}, {"a": 100}, 2),
+        ({"a": (0, 20), "b": (0, 20)}, {"a": 100}, 1),
+        ({"b": (0, 20)}, {}, 1),
+    ],
+    ids=["its own", "those of the other", "its own, of an autoscaled one", "the other broke", "nobody else"],
+)
+def test_count_needed(replicas, previous, needed):
+    there = {name: Replicas(*counts) for name, counts in replicas.items()}
+    assert count_needed("b", {"b": 100}, there, previous) == needed
+
+
+def test_weight_grows_with_each_replica_and_never_falls_while_one_answers():
+    """Over a rollout of twenty replicas in which each comes, goes and comes again."""
+    split, seen = {"a": 100}, []
+    for answering in (*range(1, 15), *range(14, 0, -1), *range(1, 21), *range(20, 0, -1)):
+        there = {"a": Replicas(20, 20), "b": Replicas(answering, 20)}
+        split = compute_effective_split({"b": 100}, there, split)
+        seen.append(split["b"])
+    assert seen == sorted(seen)
+    assert (seen[0], seen[-1]) == (4, 100)
+    assert len(set(seen)) == 20
 
 
 def _compositions(total_steps, names):
@@ -74,22 +145,38 @@ def test_effective_split_is_stable_complete_and_only_on_what_serves():
     for wanted in splits:
         for previous in [{}, *splits]:
             for serving in ("", "a", "b", "c", "ab", "ac", "bc", "abc"):
-                effective = compute_effective_split(wanted, set(serving), previous)
+                effective = compute_effective_split(wanted, _one_each(serving), previous)
                 assert set(effective) <= set(serving)
                 assert sum(effective.values()) in (0, 100)
                 assert all(effective.values())
-                assert compute_effective_split(wanted, set(serving), effective) == effective or not effective
+                assert compute_effective_split(wanted, _one_each(serving), effective) == effective
                 if any(wanted[name] for name in serving) or any(previous.get(name) for name in serving):
                     assert effective, (wanted, previous, serving)
                 for name in effective:
                     assert effective[name] >= wanted[name]
 
 
+def test_effective_split_of_few_replicas_is_stable_complete_and_takes_nothing_away():
+    """Over every split in steps of 50 % of three, every previous one and up to two of three replicas each."""
+    splits = [{name: 50 * part for name, part in split.items()} for split in _compositions(2, "abc")]
+    uneven = [{"a": 99, "b": 1}, {"a": 34, "b": 33, "c": 33}]
+    for wanted, previous in product([*splits, *uneven], [{}, *splits, *uneven]):
+        for counts in product((0, 1, 3), (1, 2), (0, 2)):
+            there = {name: Replicas(count, 3) for name, count in zip("abc", counts, strict=True)}
+            effective = compute_effective_split(wanted, there, previous)
+            case = (wanted, previous, counts)
+            assert sum(effective.values()) in (0, 100), case
+            assert compute_effective_split(wanted, there, effective) == effective, case
+            for name, weight in wanted.items():
+                if there[name].answering:
+                    assert effective.get(name, 0) >= min(weight, previous.get(name, 0)), case
+
+
 def test_uneven_shares_sum_to_100():
     wanted = {"a": 33, "b": 33, "c": 33, "d": 1}
-    effective = compute_effective_split(wanted, {"a", "b", "c"}, {})
+    effective = compute_effective_split(wanted, _one_each("abc"), {})
     assert sum(effective.values()) == 100
-    assert compute_effective_split(wanted, {"a", "b", "c"}, effective) == effective
+    assert compute_effective_split(wanted, _one_each("abc"), effective) == effective
 
 
 @pytest.mark.parametrize(
@@ -213,14 +300,14 @@ def test_model_routes(case, settings):
         {"name": "2", "artifactUri": "gs://models/photos/2"},
     ]
     model = Model.model_validate(make_model(versions=versions))
-    serving = {"2": ["photos-2b", "photos-2"], "1": ["photos-1"]}
+    serving = {"2": {"photos-2b": 1, "photos-2": 1}, "1": {"photos-1": 1}}
     assert make_model_routes(model, serving, _routed_by(settings, MODEL_CASES[case])) == _golden(case)
 
 
 def test_provider_none_makes_nothing(endpoint, model, settings):
     bare = _routed_by(settings, {})
     assert make_endpoint_routes(endpoint, {"photos-1": 100}, None, NOBODY, bare) == []
-    assert make_model_routes(model, {"1": ["photos-1"]}, bare) == []
+    assert make_model_routes(model, {"1": {"photos-1": 1}}, bare) == []
 
 
 def test_while_nobody_serves_the_api_answers_what_has_no_route(settings):
@@ -337,10 +424,10 @@ def _paths(route):
 
 # who serves which version -> the names that are routed, with an unescaped colon
 SERVED = {
-    "both": ({"1": ["a"], "2": ["b"]}, ["", "/versions/1", "/versions/2"]),
-    "only the default": ({"1": ["a"]}, ["", "/versions/1"]),
-    "not the default: no path without a version": ({"2": ["b"]}, ["/versions/2"]),
-    "a version that the Model no longer has": ({"1": ["a"], "0": ["old"]}, ["", "/versions/1"]),
+    "both": ({"1": {"a": 1}, "2": {"b": 1}}, ["", "/versions/1", "/versions/2"]),
+    "only the default": ({"1": {"a": 1}}, ["", "/versions/1"]),
+    "not the default: no path without a version": ({"2": {"b": 1}}, ["/versions/2"]),
+    "a version that the Model no longer has": ({"1": {"a": 1}, "0": {"old": 1}}, ["", "/versions/1"]),
 }
 
 
@@ -351,7 +438,7 @@ def test_model_routes_are_for_the_versions_that_are_served(serving, named, model
     assert plain == [f"/v1/projects/default/models/photos{name}:predict" for name in named]
 
 
-@pytest.mark.parametrize("serving", [{}, {"1": []}, {"0": ["old"]}])
+@pytest.mark.parametrize("serving", [{}, {"1": {}}, {"0": {"old": 1}}])
 @pytest.mark.parametrize("routing", [GATEWAY_API, ISTIO], ids=["gateway-api", "istio"])
 def test_model_that_nobody_serves_has_no_route(routing, serving, model, settings):
     assert make_model_routes(model, serving, _routed_by(settings, routing)) == []
@@ -378,7 +465,7 @@ def _big_model(versions, aliases):
 )
 def test_model_of_many_versions_gets_as_many_routes_as_they_take(versions, aliases, routes, settings):
     model = _big_model(versions, aliases)
-    serving = {version.name: [f"dm-{version.name}"] for version in model.spec.versions}
+    serving = {version.name: {f"dm-{version.name}": 1} for version in model.spec.versions}
     made = make_model_routes(model, serving, settings)
     assert len(made) == routes
     assert [route["metadata"]["name"] for route in made[:2]] == ["mdl-photos", "mdl2-photos"][:routes]
@@ -394,13 +481,13 @@ def test_model_of_many_versions_gets_as_many_routes_as_they_take(versions, alias
 
 def test_istio_takes_all_versions_in_one_object(settings):
     model = _big_model(64, 8)
-    serving = {version.name: [f"dm-{version.name}"] for version in model.spec.versions}
+    serving = {version.name: {f"dm-{version.name}": 1} for version in model.spec.versions}
     [service] = make_model_routes(model, serving, _routed_by(settings, ISTIO))
     assert len(service["spec"]["http"]) == 64
 
 
 def test_version_that_many_serve_leads_to_as_many_as_a_rule_takes(model, settings):
-    serving = {"1": [f"photos-{number:02}" for number in range(20)]}
+    serving = {"1": {f"photos-{number:02}": 1 for number in range(20)}}
     [route] = make_model_routes(model, serving, settings)
     [rule] = route["spec"]["rules"]
     assert [(backend["name"], backend["weight"]) for backend in rule["backendRefs"]] == [
@@ -425,7 +512,7 @@ def test_of_too_many_those_with_the_most_weight_are_led_to(model, settings):
     ],
 )
 def test_whom_a_models_paths_do_not_lead_to_is_told(routing, count, told, model, settings):
-    serving = {"1": [f"photos-{number}" for number in range(count)], "2": ["other"]}
+    serving = {"1": {f"photos-{number}": 1 for number in range(count)}, "2": {"other": 1}}
     assert explain_model_limit(model, serving, _routed_by(settings, routing)) == told
 
 
@@ -478,6 +565,33 @@ def test_route_kinds_are_what_is_made():
         cases = [case for case in (*ENDPOINT_CASES, *MODEL_CASES) if case.split("-")[0] == prefix]
         made = {manifest["kind"] for case in cases for manifest in _golden(case)}
         assert made - {"Service"} == ROUTE_KINDS[provider]
+
+
+LONG = "x" * 63
+SPLITS_OF_ROUTES = {
+    "both": {"photos-1": 80, "photos-2": 20},
+    "one": {"photos-1": 100},
+    "nobody": {},
+    "a name that is shortened": {LONG: 60, f"{LONG[:-1]}y": 40},
+}
+
+
+@pytest.mark.parametrize("split", SPLITS_OF_ROUTES.values(), ids=SPLITS_OF_ROUTES.keys())
+@pytest.mark.parametrize("routing", [GATEWAY_API, ISTIO], ids=["gateway-api", "istio"])
+def test_split_is_read_back_from_its_route(routing, split, endpoint, settings):
+    chosen = _routed_by(settings, routing)
+    made = make_endpoint_routes(_endpoint({"mirror": {"deployedModel": "photos-3"}}), split, "photos-3", NOBODY, chosen)
+    [route] = [one for one in made if one["kind"] == split_kind(chosen)]
+    assert read_split(route, {"photos-1", "photos-2", "photos-3", *split}) == split
+    assert read_split(route, set()) == {}
+
+
+def test_split_of_a_route_without_rules_is_empty():
+    assert read_split({"kind": "HTTPRoute", "metadata": {}}, {"photos-1"}) == {}
+
+
+def test_api_forwards_by_the_status_where_nothing_is_made(settings):
+    assert split_kind(_routed_by(settings, {})) is None
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from pierhead_operator.status import (
     SERVER_REASONS,
     STALLED,
     TRAFFIC_APPLIED,
+    Carried,
     Finding,
     Outcome,
     Traffic,
@@ -18,6 +19,7 @@ from pierhead_operator.status import (
     compute_deployed_model_status,
     compute_endpoint_status,
     compute_model_status,
+    explain_mirror,
     explain_pod,
     explain_route,
     transition_event,
@@ -273,6 +275,12 @@ def _dms(**available):
     }
 
 
+def _few(name, answering, minimum):
+    live = make_deployed_model(name, True, dedicatedResources={"minReplicaCount": minimum})
+    live["status"]["availableReplicaCount"] = answering
+    return {name: DeployedModel.model_validate(live)}
+
+
 # split, DeployedModels, effective, route's problem -> status, reason, part of the message
 TRAFFIC = {
     "empty endpoint": (None, {}, {}, None, "False", "NoDeployedModel", "spec.endpoint photos"),
@@ -280,6 +288,10 @@ TRAFFIC = {
     "unknown part": ({"a": 90, "x": 10}, _dms(a=True), {"a": 100}, None, "False", "DeployedModelNotFound", "names x"),
     "waiting": ({"a": 80, "b": 20}, _dms(a=True, b=False), {"a": 100}, None, "False", "WaitingForDeployedModels",
                 "b does not serve yet (Progressing: m); traffic now goes to a 100 %"),
+    "too few of its own": ({"b": 100}, _few("a", 20, 20) | _few("b", 3, 20), {"a": 87, "b": 13}, None, "False",
+                           "WaitingForDeployedModels", "b: 3 of 20 needed replicas answer; traffic now goes to a 87 %, b 13 %"),
+    "too few to take over": ({"b": 100}, _few("a", 5, 5) | _few("b", 3, 20), {"a": 63, "b": 37}, None, "False",
+                             "WaitingForDeployedModels", "b: 3 of 5 needed replicas answer; traffic now"),
     "nobody": ({"a": 100}, _dms(a=False), {}, None, "False", "WaitingForDeployedModels", "nobody answers yet"),
     "applied": ({"a": 80, "b": 20}, _dms(a=True, b=True), {"a": 80, "b": 20}, None, "True", "TrafficApplied", "a 80 %, b 20 %"),
     "route refused": ({"a": 100}, _dms(a=True), {"a": 100}, Finding("RouteNotAccepted", "no listener"), "False",
@@ -295,12 +307,59 @@ def test_endpoint_status(row):
     split, there, effective, problem, ready, reason, message = row
     endpoint = Endpoint.model_validate(make_endpoint(split))
     wanted = split if split or len(there) != 1 else dict.fromkeys(there, 100)
-    status = compute_endpoint_status(endpoint, Traffic(wanted, effective, there), "/p", problem, NOW)
+    traffic, carried = Traffic(wanted, effective, there), Carried(effective, problem)
+    status = compute_endpoint_status(endpoint, traffic, carried, "/p", NOW)
     found = status.condition(READY)
     assert (found.status, found.reason) == (ready, reason)
     assert message in found.message
     assert status.traffic_split == effective
     assert status.condition(TRAFFIC_APPLIED).status == ("False" if problem else "True")
+
+
+# what gets the copies, the DeployedModels -> part of the message, None where all is well
+MIRRORS = {
+    "serves": ("b", _dms(a=True, b=True), None),
+    "has traffic itself": ("a", _dms(a=True), None),
+    "does not serve": ("b", _dms(a=True, b=False), "b does not serve yet (Progressing: m)"),
+    "is not there": ("x", _dms(a=True), "spec.mirror names x, which is no DeployedModel of this endpoint"),
+}
+
+
+@pytest.mark.parametrize(("mirror", "there", "message"), MIRRORS.values(), ids=MIRRORS.keys())
+def test_mirror_that_gets_no_copies_is_told_and_traffic_is_well(mirror, there, message):
+    live = make_endpoint({"a": 100})
+    live["spec"]["mirror"] = {"deployedModel": mirror}
+    endpoint = Endpoint.model_validate(live)
+    traffic = Traffic({"a": 100}, {"a": 100}, there)
+    carried = Carried({"a": 100}, None, explain_mirror(endpoint, traffic))
+    status = compute_endpoint_status(endpoint, traffic, carried, "/p", NOW)
+    ready = status.condition(READY)
+    assert (ready.status, ready.reason) == (("False", "MirrorNotServing") if message else ("True", "TrafficApplied"))
+    assert (message or "a 100 %") in ready.message
+    assert status.condition(TRAFFIC_APPLIED).status == "True"
+    assert status.condition(PROGRESSING).status == ("True" if message else "False")
+    assert status.condition(STALLED).status == "False"
+
+
+@pytest.mark.parametrize("reason", ["Rejected", "RouteNotAccepted"])
+def test_mirror_hides_nothing_that_traffic_waits_for(reason):
+    endpoint, uncopied = Endpoint.model_validate(make_endpoint({"a": 100})), Finding("MirrorNotServing", "b")
+    traffic = Traffic({"a": 100}, {"a": 100}, _dms(a=True))
+    status = compute_endpoint_status(endpoint, traffic, Carried({}, Finding(reason, "m"), uncopied), "/p", NOW)
+    assert status.condition(READY).reason == reason
+
+
+def test_endpoint_without_a_mirror_misses_none():
+    endpoint = Endpoint.model_validate(make_endpoint({"a": 100}))
+    assert explain_mirror(endpoint, Traffic({"a": 100}, {"a": 100}, _dms(a=True))) is None
+
+
+def test_endpoint_tells_the_split_that_is_carried_and_not_the_one_to_be():
+    endpoint = Endpoint.model_validate(make_endpoint({"b": 80, "c": 20}))
+    traffic = Traffic({"b": 80, "c": 20}, {"a": 20, "b": 80}, _dms(a=True, b=True, c=False))
+    status = compute_endpoint_status(endpoint, traffic, Carried({"a": 100}, Finding("Rejected", "no")), "/p", NOW)
+    assert status.traffic_split == {"a": 100}
+    assert status.condition(READY).message.endswith("traffic now goes to a 100 %")
 
 
 def _route(*conditions, parent="public"):

@@ -79,14 +79,16 @@ def make_model(**spec):
     return make_object("Model", "photos", {"defaultVersion": "1", "versions": versions, **spec})
 
 
-def make_deployed_model(name="photos-1", version="1", available=True, endpoint="photos", cause="Progressing"):
-    """One that serves, or does not because of `cause`."""
-    conditions = [
-        {"type": type_, "status": str(available), "reason": reason, "lastTransitionTime": "2026-11-22T11:00:00Z"}
-        for type_, reason in (("Available", "PodsAnswer"), ("Ready", "Serving" if available else cause))
-    ]
-    spec = {"endpoint": endpoint, "model": "photos"}
-    return make_object("DeployedModel", name, spec, modelVersion=version, conditions=conditions)
+def make_deployed_model(name="photos-1", version="1", replicas=1, endpoint="photos", cause="Progressing"):
+    """A DeployedModel of which so many replicas answer; none does because of `cause`."""
+    ready = {
+        "type": "Ready",
+        "status": str(replicas > 0),
+        "reason": "Serving" if replicas else cause,
+        "lastTransitionTime": "2026-11-22T11:00:00Z",
+    }
+    spec, status = {"endpoint": endpoint, "model": "photos"}, {"availableReplicaCount": replicas, "conditions": [ready]}
+    return make_object("DeployedModel", name, spec, modelVersion=version, **status)
 
 
 class World:

@@ -183,7 +183,7 @@ async def test_unknown_endpoint_is_told_to_who_may(api, world):
 
 async def test_endpoint_that_nobody_serves_is_unavailable(api, world):
     world.table.put("Endpoint", make_endpoint())
-    world.table.put("DeployedModel", make_deployed_model(available=False, cause="ImagePullFailed"))
+    world.table.put("DeployedModel", make_deployed_model(replicas=0, cause="ImagePullFailed"))
     assert "retry-after" in await expect_error(api, 503, "UNAVAILABLE")
     async with api.post(PREDICT, data=BODY, headers=ALICE) as answer:
         message = (await answer.json())["error"]["message"]

@@ -41,16 +41,16 @@ def _cause(table):
 def test_cause_is_that_of_who_is_deployed_now():
     table = make_table(make_endpoint(trafficSplit={"a": 50, "b": 50}))
     assert table.explain_unserved("photos", "team-a").message == "nothing is deployed on the endpoint photos"
-    a, b = (make_deployed_model(name, available=False) for name in "ab")
+    a, b = (make_deployed_model(name, replicas=0) for name in "ab")
     table.put("DeployedModel", a)
     assert _cause(table) == "answers: a (Progressing), b (not found)"
-    table.put("DeployedModel", make_deployed_model("a", available=False, cause="OutOfMemory"))
+    table.put("DeployedModel", make_deployed_model("a", replicas=0, cause="OutOfMemory"))
     table.put("DeployedModel", b)
     assert _cause(table) == "answers: a (OutOfMemory), b (Progressing)"
     b["metadata"]["deletionTimestamp"] = "2026-11-22T12:00:00Z"
     table.put("DeployedModel", b)
     assert _cause(table) == "answers: a (OutOfMemory), b (not found)"
-    table.put("DeployedModel", make_deployed_model("a", available=False, endpoint="other"))
+    table.put("DeployedModel", make_deployed_model("a", replicas=0, endpoint="other"))
     table.remove("DeployedModel", ("team-a", "b"))
     assert table.explain_unserved("photos", "team-a").code == 400
 
@@ -85,8 +85,8 @@ def test_private_endpoint_is_not_behind_the_public_gateway():
 @pytest.mark.parametrize(
     ("version", "weights"),
     [
-        (None, {"photos-1": 1, "photos-3": 1}),
-        ("1", {"photos-1": 1, "photos-3": 1}),
+        (None, {"photos-1": 1, "photos-3": 3}),
+        ("1", {"photos-1": 1, "photos-3": 3}),
         ("2", {"p2": 1}),
         ("candidate", {"p2": 1}),
     ],
@@ -96,9 +96,9 @@ def test_model_leads_to_who_serves_its_version(version, weights):
         make_endpoint(),
         make_model(),
         make_deployed_model("photos-1"),
-        make_deployed_model("photos-3"),
+        make_deployed_model("photos-3", replicas=3),
         make_deployed_model("p2", "2"),
-        make_deployed_model("p4", "2", available=False),
+        make_deployed_model("p4", "2", replicas=0),
         make_deployed_model("p5", "2", endpoint="gone"),
     )
     assert table.find(_model(version), "team-a").weights == weights
@@ -110,12 +110,16 @@ def test_version_that_nobody_serves_has_no_route(prediction):
         make_table(make_endpoint(), make_model(), make_deployed_model()).find(prediction, "team-a")
 
 
-def test_deployed_model_that_leaves_serves_no_more():
-    leaving = make_deployed_model()
-    leaving["metadata"]["deletionTimestamp"] = "2026-11-22T12:00:00Z"
+def _leaving(manifest):
+    return {**manifest, "metadata": {**manifest["metadata"], "deletionTimestamp": "2026-11-22T12:00:00Z"}}
+
+
+def test_what_leaves_serves_no_more():
     for change in (
         lambda table: table.remove("DeployedModel", ("team-a", "photos-1")),
-        lambda table: table.put("DeployedModel", leaving),
+        lambda table: table.put("DeployedModel", _leaving(make_deployed_model())),
+        lambda table: table.put("Endpoint", _leaving(make_endpoint())),
+        lambda table: table.put("Model", _leaving(make_model())),
         lambda table: table.replace("DeployedModel", None, []),
         lambda table: table.replace("Model", "team-a", []),
         lambda table: table.remove("Endpoint", ("team-a", "photos")),
@@ -125,6 +129,14 @@ def test_deployed_model_that_leaves_serves_no_more():
         change(table)
         with pytest.raises(NotFoundError):
             table.find(_model(), "team-a")
+
+
+@pytest.mark.parametrize("access", ["Standard", "Private"])
+def test_endpoint_that_leaves_has_no_route(access):
+    table = make_table(_leaving(make_endpoint({"a": 100}, access=access)))
+    with pytest.raises(NotFoundError):
+        table.find(ENDPOINT, "team-a")
+    assert not any(table.find_carried("photos", "team-a", private=private) for private in (False, True))
 
 
 def test_object_that_cannot_be_read_has_no_route_and_stops_no_other(caplog):

@@ -19,7 +19,7 @@ def world(world):
     """Behind a gateway that asks nobody; nobody serves its one endpoint."""
     world.gateway = Gateway.OPEN
     world.table = RouteTable(offers_private=False)
-    world.table.put("DeployedModel", make_deployed_model(available=False, cause="ImagePullFailed"))
+    world.table.put("DeployedModel", make_deployed_model(replicas=0, cause="ImagePullFailed"))
     world.table.put("Endpoint", make_endpoint())
     return world
 
