@@ -15,7 +15,7 @@ from starlette.routing import Route, Router
 from starlette.types import Message, Receive, Scope, Send
 
 from pierhead_api.authorize import Authorizer
-from pierhead_api.errors import ApiError, NotFoundError, UnavailableError
+from pierhead_api.errors import ApiError, NotFoundError, UnavailableError, UnservedError
 from pierhead_api.forward import BrokenAnswerError, Forwarder
 from pierhead_api.identity import Identity
 from pierhead_api.metrics import Metrics
@@ -30,6 +30,7 @@ from pierhead_api.transport import (
     make_answer,
     make_error_answer,
 )
+from pierhead_api.unrouted import Unrouted
 
 logger = logging.getLogger(__name__)
 
@@ -37,8 +38,10 @@ _MOST_BODY = 10 * 1024 * 1024
 _MOST_BODIES = 64 * 1024 * 1024  # of all that are being read: whoever sends them may be nobody
 _CLIENT_GONE = 499  # what nginx made customary; nobody reads it but the metrics
 _SERVER_ERROR = 500
+_UNSERVED = "unserved"  # a resource for the metrics, and for the alert that does not mean it
 _MOST_PATH = 500  # characters of a path in a line of the log
 _AUTHORIZE = "/authorize"
+_PRIVATE = "/private"  # where the private gateway leads, to which nothing else of the API is open
 _PROJECT = "/projects/{project:part}"
 _PREFIXES = {"/v1": VERBS, "/v1beta1": VERBS, "/ui": OPERATION_VERBS}
 
@@ -74,6 +77,7 @@ class Parts:
     identity: Identity
     projects: Projects
     authorizer: Authorizer
+    unrouted: Unrouted
     forwarder: Forwarder
     metrics: Metrics
     make_services: MakeServices  # of a token
@@ -120,6 +124,8 @@ class Application:
         except Exception as error:
             if seen.code:
                 raise
+            if isinstance(error, UnservedError):
+                seen.resource = _UNSERVED
             await _refuse(error, scope, receive, tell)
         finally:
             self._parts.metrics.observe(seen.verb, seen.resource, seen.code, time.monotonic() - started)
@@ -129,6 +135,8 @@ class Application:
         # Predictions come first: they are the many.
         if prediction := parse_prediction(path):
             await self._predict(prediction, scope, receive, send)
+        elif path.startswith(f"{_PRIVATE}/"):
+            await self._refuse_private(path.removeprefix(_PRIVATE), scope)
         elif path == _AUTHORIZE or path.startswith(f"{_AUTHORIZE}/"):
             await self._authorize(path.removeprefix(_AUTHORIZE), scope, receive, send)
         else:
@@ -137,10 +145,24 @@ class Application:
     async def _predict(self, prediction: Prediction, scope: Scope, receive: Receive, send: Send) -> None:
         seen: _Seen = scope["pierhead"]
         seen.verb, seen.resource = prediction.verb, prediction.resource
-        if scope["method"] != "POST":
-            raise MethodNotAllowedError("predictions are asked for by POST")
-        namespace = await self._parts.authorizer.check(prediction, dict(scope["headers"]))
+        _check_method(scope)
+        unrouted, path = self._parts.unrouted, scope["path"]
+        unrouted.check_served(prediction, path)
+        with unrouted.asking(prediction, path):
+            namespace = await self._parts.authorizer.check(prediction, dict(scope["headers"]))
         await self._parts.forwarder.forward(prediction, namespace, scope, receive, send)
+
+    async def _refuse_private(self, path: str, scope: Scope) -> None:
+        """Why the private gateway has no route for a path: raises ApiError."""
+        prediction = parse_prediction(path)
+        if prediction is None:
+            raise NotFoundError("there is no such path")
+        seen: _Seen = scope["pierhead"]
+        seen.verb, seen.resource = prediction.verb, prediction.resource
+        _check_method(scope)
+        if self._parts.unrouted.asks:
+            await self._parts.authorizer.check(prediction, dict(scope["headers"]))
+        raise self._parts.unrouted.explain_private(prediction, path)
 
     async def _authorize(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
         """What a gateway asks before it sends a request on."""
@@ -148,6 +170,11 @@ class Application:
         seen.verb, seen.resource = "authorize", "predictions"
         await self._parts.authorizer.check_for_gateway(path, dict(scope["headers"]))
         await Response()(scope, receive, send)
+
+
+def _check_method(scope: Scope) -> None:
+    if scope["method"] != "POST":
+        raise MethodNotAllowedError("predictions are asked for by POST")
 
 
 def _make_management(parts: Parts) -> Router:
@@ -208,7 +235,7 @@ def _find_place(projects: Projects, names: Mapping[str, str]) -> Place:
 
 async def _refuse(error: Exception, scope: Scope, receive: Receive, send: Send) -> None:
     told = _tell_framework(error, scope) if isinstance(error, HTTPException) else explain(error)
-    if told.code >= _SERVER_ERROR:
+    if told.code >= _SERVER_ERROR and not isinstance(told, UnservedError):
         logger.warning("%s: %d: %s", _show(scope), told.code, told)
     await make_error_answer(told)(scope, receive, send)
 

@@ -2,6 +2,8 @@
 
 from typing import Any, ClassVar
 
+from pierhead_operator.routing.rules import RETRY_AFTER_SECONDS, Refusal
+
 
 class ApiError(Exception):
     """The answer to one request: `code` is HTTP's, `status` the name of google.rpc's code."""
@@ -122,6 +124,20 @@ class UnavailableError(ApiError):
     def __init__(self, message: str, retry_after: int = 1) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class UnservedError(UnavailableError):
+    """Nobody serves the endpoint now, which its conditions tell: neither the API's fault nor news for its log."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, RETRY_AFTER_SECONDS)
+
+
+def make_refusal(refusal: Refusal) -> ApiError:
+    """The error of an endpoint that nobody serves."""
+    if refusal.is_temporary:
+        return UnservedError(refusal.message)
+    return FailedPreconditionError(refusal.message)
 
 
 class DeadlineExceededError(ApiError):

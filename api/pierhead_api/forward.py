@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import aiohttp
 from pierhead_operator import names
-from pierhead_operator.routing.rules import SERVICE_PORT
+from pierhead_operator.routing.rules import RETRY_AFTER_SECONDS, SERVICE_PORT
 from starlette.types import Receive, Scope, Send
 from yarl import URL
 
-from pierhead_api.errors import ApiError, DeadlineExceededError, UnavailableError
+from pierhead_api.errors import ApiError, DeadlineExceededError, UnavailableError, make_refusal
 from pierhead_api.metrics import Metrics
 from pierhead_api.predictions import Prediction
 from pierhead_api.route_table import Route, RouteTable
@@ -23,7 +23,6 @@ _KEEP_ALIVE_SECONDS = 60.0
 # Of the connections that are kept, one in so many is given up after a request: each leads to one pod for good, and
 # pods that came later would never get their share.
 _REQUESTS_OF_A_CONNECTION = 100
-_RETRY_AFTER_SECONDS = 2
 _SMALL = 64 * 1024  # bytes of an answer that is read as a whole: fewer packets
 
 # What belongs to one connection and not to the message (RFC 9110, 7.6.1).
@@ -84,7 +83,7 @@ class Forwarder:
         """Has a prediction answered. Raises ApiError while nothing is answered yet, and CallerGoneError."""
         route = self._table.find(prediction, namespace)
         if not route.weights:
-            raise UnavailableError(f"no model on {prediction.name} answers yet", _RETRY_AFTER_SECONDS)
+            raise make_refusal(self._table.explain_unserved(prediction.name, route.namespace))
         headers = dict(scope["headers"])
         if route.max_request_bytes:
             check_length(headers, route.max_request_bytes)
@@ -250,7 +249,7 @@ def _explain(error: Exception, exchange: _Exchange) -> ApiError | CallerGoneErro
     what = exchange.prediction.name
     if isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ConnectionTimeoutError):
         return DeadlineExceededError(f"{what} did not answer within {exchange.route.timeout_seconds:g} s")
-    return UnavailableError(f"no pod of {what} answers: {type(error).__name__}", _RETRY_AFTER_SECONDS)
+    return UnavailableError(f"no pod of {what} answers: {type(error).__name__}", RETRY_AFTER_SECONDS)
 
 
 @asynccontextmanager

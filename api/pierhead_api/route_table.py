@@ -5,8 +5,9 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from pierhead_operator.resources import Manifest
-from pierhead_operator.routing import Server, describe_server, find_serving, is_offered
+from pierhead_operator.routing import Refusal, Server, describe_server, explain_refusal, find_serving, is_offered
 from pierhead_operator.schema import Resource
+from pierhead_operator.status import find_cause
 from pierhead_operator.types import ClientConnectionConfig, DeployedModel, Endpoint, Model
 from pydantic import ValidationError
 
@@ -30,8 +31,18 @@ class Route:
     max_request_bytes: int | None  # None: the server's own limit is all
 
 
+@dataclass(frozen=True, slots=True)
+class _DeployedModel:
+    """What is kept of a DeployedModel, for whoever asks where to, or why to nobody."""
+
+    server: Server
+    leaves: bool
+    cause: str  # why it does not serve
+
+
 @dataclass(frozen=True)
 class _Endpoint:
+    endpoint: Endpoint
     route: Route
     is_offered: bool  # to those who ask here
 
@@ -44,8 +55,9 @@ class RouteTable:
         self._offers_private = offers_private
         self._endpoints: dict[_Key, _Endpoint] = {}
         self._models: dict[_Key, dict[str, str]] = {}  # versions by their names and aliases; the default one by ""
-        self._servers: dict[_Key, Server] = {}
+        self._deployed_models: dict[_Key, _DeployedModel] = {}
         self._of_model: dict[_Key, set[str]] = {}  # DeployedModels by their Model
+        self._of_endpoint: dict[_Key, set[str]] = {}  # and by their Endpoint
 
     def put(self, kind: str, live: Manifest) -> None:
         """An object of one of WATCHED is there, as it is now."""
@@ -65,8 +77,9 @@ class RouteTable:
             case Model.KIND:
                 self._models[key] = _parse_versions(live)
             case DeployedModel.KIND:
-                self._servers[key] = server = describe_server(DeployedModel.model_validate(live))
-                self._of_model.setdefault((key[0], server.model), set()).add(key[1])
+                self._deployed_models[key] = taken = _parse_deployed_model(live)
+                self._of_model.setdefault((key[0], taken.server.model), set()).add(key[1])
+                self._of_endpoint.setdefault((key[0], taken.server.endpoint), set()).add(key[1])
 
     def remove(self, kind: str, key: _Key) -> None:
         """An object is gone."""
@@ -76,11 +89,9 @@ class RouteTable:
             case Model.KIND:
                 self._models.pop(key, None)
             case DeployedModel.KIND:
-                if gone := self._servers.pop(key, None):
-                    place = (key[0], gone.model)
-                    self._of_model[place].discard(key[1])
-                    if not self._of_model[place]:
-                        del self._of_model[place]
+                if gone := self._deployed_models.pop(key, None):
+                    _discard(self._of_model, (key[0], gone.server.model), key[1])
+                    _discard(self._of_endpoint, (key[0], gone.server.endpoint), key[1])
 
     def replace(self, kind: str, namespace: str | None, there: Iterable[Manifest]) -> None:
         """A list's word, of one namespace or of all: what it does not have is gone."""
@@ -88,7 +99,7 @@ class RouteTable:
         shelves: dict[str, Iterable[_Key]] = {
             Endpoint.KIND: self._endpoints,
             Model.KIND: self._models,
-            DeployedModel.KIND: self._servers,
+            DeployedModel.KIND: self._deployed_models,
         }
         for key in [key for key in shelves[kind] if namespace in (None, key[0]) and key not in found]:
             self.remove(kind, key)
@@ -103,6 +114,17 @@ class RouteTable:
                 raise NotFoundError(f"there is no endpoint {prediction.name} in the project {prediction.project}")
             return endpoint.route
         return self._find_model_route(prediction, namespace)
+
+    def find_carried(self, name: str, namespace: str, *, private: bool) -> Route | None:
+        """The route of an endpoint that the public gateway carries, or the private one; None where there is none."""
+        found = self._endpoints.get((namespace, name))
+        return found.route if found and _is_carried(found.endpoint, private=private) else None
+
+    def explain_unserved(self, name: str, namespace: str) -> Refusal:
+        """What is told of an endpoint whose route has no weights."""
+        found = {one: self._deployed_models[namespace, one] for one in self._of_endpoint.get((namespace, name), ())}
+        causes = {one: deployed_model.cause for one, deployed_model in found.items() if not deployed_model.leaves}
+        return explain_refusal(self._endpoints[namespace, name].endpoint, causes)
 
     def knows(self, prediction: Prediction, namespace: str) -> bool:
         """Whether there is such an endpoint or model, be it served or not."""
@@ -120,10 +142,22 @@ class RouteTable:
         return Route(namespace, weights, timeout, max_request_bytes=None)
 
     def _find_serving(self, namespace: str, model: str, versions: Collection[str]) -> Mapping[str, dict[str, int]]:
-        servers = {name: self._servers[namespace, name] for name in self._of_model.get((namespace, model), ())}
+        there = self._of_model.get((namespace, model), ())
+        servers = {name: self._deployed_models[namespace, name].server for name in there}
         found = {server.endpoint: self._endpoints.get((namespace, server.endpoint)) for server in servers.values()}
         offered = {name for name, endpoint in found.items() if endpoint and endpoint.is_offered}
         return find_serving(model, versions, servers, offered)
+
+
+def _is_carried(endpoint: Endpoint, *, private: bool) -> bool:
+    """Whether an endpoint is the public gateway's, or the private one's."""
+    return is_offered(endpoint, offers_private=private) and (endpoint.spec.access == "Private") == private
+
+
+def _discard(index: dict[_Key, set[str]], place: _Key, name: str) -> None:
+    index[place].discard(name)
+    if not index[place]:
+        del index[place]
 
 
 def _key(live: Manifest) -> _Key:
@@ -139,7 +173,7 @@ def _parse_endpoint(live: Manifest, offers_private: bool) -> _Endpoint:
         spec.client_connection_config.inference_timeout_seconds,
         spec.max_request_bytes,
     )
-    return _Endpoint(route, is_offered(endpoint, offers_private=offers_private))
+    return _Endpoint(endpoint, route, is_offered(endpoint, offers_private=offers_private))
 
 
 def _parse_versions(live: Manifest) -> dict[str, str]:
@@ -148,3 +182,8 @@ def _parse_versions(live: Manifest) -> dict[str, str]:
         return {}
     named = {name: version.name for version in model.spec.versions for name in (version.name, *version.aliases)}
     return {**named, "": model.spec.default_version}
+
+
+def _parse_deployed_model(live: Manifest) -> _DeployedModel:
+    dm = DeployedModel.model_validate(live)
+    return _DeployedModel(describe_server(dm), dm.metadata.deletion_timestamp is not None, find_cause(dm))

@@ -21,6 +21,7 @@ from pierhead_api.metrics import Metrics
 from pierhead_api.names import Projects
 from pierhead_api.route_table import RouteTable
 from pierhead_api.settings import ApiSettings
+from pierhead_api.unrouted import Gateway, Unrouted
 from pierhead_api.watch import Watch, make_watches
 
 logger = logging.getLogger(__name__)
@@ -99,6 +100,7 @@ async def serve(settings: ApiSettings, locate: Locate) -> None:
             identity=identity,
             projects=projects,
             authorizer=Authorizer(identity, access, projects, table),
+            unrouted=Unrouted(table, projects, find_gateway(settings)),
             forwarder=Forwarder(session, table, metrics, locate),
             metrics=metrics,
             make_services=assemble(kubernetes, projects, settings.dedicated_endpoint_dns),
@@ -112,6 +114,13 @@ async def serve(settings: ApiSettings, locate: Locate) -> None:
                 await server.serve(sockets=[port])
                 for task in watching:
                     task.cancel()
+
+
+def find_gateway(settings: ApiSettings) -> Gateway:
+    """The gateway that leads here what it has no route for; Istio's leads no predictions here."""
+    if settings.provider != "gateway-api":
+        return Gateway.NONE
+    return Gateway.ASKING if settings.authorization == "gateway" else Gateway.OPEN
 
 
 async def ask_may_predict(kubernetes: Kubernetes, token: str, asked: Asked) -> bool:

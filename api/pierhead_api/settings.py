@@ -29,6 +29,9 @@ class ApiSettings(BaseModel):
     provider: Literal["none", "gateway-api", "istio"] = Field(
         "none", description="Who carries predictions: behind a gateway, Private endpoints are not forwarded to."
     )
+    authorization: Literal["none", "gateway"] = Field(
+        "none", description="Whether the gateway asks about each prediction; where not, it lets all of them pass."
+    )
     dedicated_endpoint_dns: str = Field(
         "", description="HOST:PORT where clients find an endpoint that asked for an address of its own."
     )

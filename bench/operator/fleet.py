@@ -119,7 +119,7 @@ def make_settings() -> Manifest:
             "image": "pierhead/server:bench",
             "resources": {"requests": {"cpu": "1", "memory": "2Gi"}, "limits": {"memory": "4Gi"}},
         },
-        "routing": {"provider": "gateway-api", "gateway": GATEWAY, "envoyGateway": False},
+        "routing": {"provider": "gateway-api", "gateway": GATEWAY, "envoyGateway": False, "apiAnswers": True},
     }
 
 

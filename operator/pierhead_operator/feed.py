@@ -90,8 +90,8 @@ class Feed:
             key for facts in (before, after) if facts for key in find_readers(kind, namespace, name, facts, self._store)
         )
         for key in seen:
-            if key.kind == Model.KIND:
-                # Of its own paths: each of its DeployedModels may ask for the same look.
+            if kind == DeployedModel.KIND:
+                # Several of an Endpoint or a Model may change at once: one look is enough.
                 self._queue.add_within(key, CHILDREN_SECONDS)
             else:
                 self._queue.add(key)

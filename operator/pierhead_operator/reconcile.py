@@ -41,6 +41,7 @@ from pierhead_operator.status import (
     REASON_MACHINE_UNKNOWN,
     REASON_MODEL_NOT_FOUND,
     REASON_MODEL_VERSION_NOT_FOUND,
+    REASON_TOO_MANY_DEPLOYED_MODELS,
     Carried,
     Finding,
     Outcome,
@@ -51,6 +52,7 @@ from pierhead_operator.status import (
     compute_model_status,
     explain_mirror,
     explain_route,
+    find_cause,
 )
 from pierhead_operator.types import DeployedModel, Endpoint, MachineSpec, Model, ModelVersion
 
@@ -110,7 +112,9 @@ class Reconciler:
         routes = routing.make_model_routes(model, serving, self.settings)
         problem = await apply_all(self.cluster, model, routes, self._settled)
         await self._delete_surplus_routes(model, routes)
-        await write_status(self.cluster, model, model.status, compute_model_status(model, problem, self.clock()))
+        limit = routing.explain_model_limit(model, serving, self.settings)
+        status = compute_model_status(model, problem, limit, self.clock())
+        await write_status(self.cluster, model, model.status, status)
         retry_if_rejected(problem)
 
     async def reconcile_deployed_model(self, key: Key) -> float | None:
@@ -148,15 +152,15 @@ class Reconciler:
             await self._delete_surplus_routes(endpoint, [])
             return
         traffic = await self._observe_traffic(endpoint)
-        routes = routing.make_endpoint_routes(
-            endpoint, traffic.effective, mirror_target(endpoint, traffic), self.settings
-        )
+        routes = await self._desired_routes(endpoint, traffic)
         refused = await apply_all(self.cluster, endpoint, routes, self._settled)
         await self._delete_surplus_routes(endpoint, routes)
-        untaken = refused or await self._judge_route(endpoint)
+        untaken = refused or await self._judge_route(endpoint, routes)
+        if not untaken:
+            await self._delete_idle_service(endpoint, routes)
         live = await self._observe_route(endpoint) if refused else None
         split = find_carried(endpoint, traffic, live) if untaken else traffic.effective
-        problem = refused or explain_access(endpoint, self.settings) or untaken
+        problem = refused or explain_endpoint(endpoint, traffic, self.settings) or untaken
         # The API, which goes by the status, sends no copies.
         uncopied = explain_mirror(endpoint, traffic) if routing.split_kind(self.settings) else None
         carried = Carried(split, problem, uncopied)
@@ -215,7 +219,28 @@ class Reconciler:
         wanted = routing.wanted_split(endpoint, there)
         replicas = {name: routing.count_replicas(dm) for name, dm in there.items()}
         effective = routing.compute_effective_split(wanted, replicas, endpoint.status.traffic_split)
+        kept = routing.compute_effective_split(None, replicas, endpoint.status.traffic_split)
+        effective = routing.fit_split(effective, kept, wanted, self.settings)
         return Traffic(wanted, effective, there)
+
+    async def _desired_routes(self, endpoint: Endpoint, traffic: Traffic) -> list[Manifest]:
+        causes = {name: find_cause(dm) for name, dm in traffic.deployed_models.items()}
+        refusal = routing.explain_refusal(endpoint, causes)
+        mirror_to = mirror_target(endpoint, traffic)
+        made = routing.make_endpoint_routes(endpoint, traffic.effective, mirror_to, refusal, self.settings)
+        idle = await self._find_idle_service(endpoint)
+        return [routing.keep_address(one, idle) if one["kind"] == "Service" else one for one in made]
+
+    async def _find_idle_service(self, endpoint: Endpoint) -> Manifest | None:
+        return await self.cluster.get("Service", endpoint.namespace, names.route(endpoint.name))
+
+    async def _delete_idle_service(self, endpoint: Endpoint, routes: Sequence[Manifest]) -> None:
+        """Deletes the Service that a route led to while nobody served; only once the gateway leads elsewhere."""
+        if any(route["kind"] == "Service" for route in routes):
+            return
+        live = await self._find_idle_service(endpoint)
+        if live and is_owned(live, endpoint):
+            await self.cluster.delete(live)
 
     async def _observe_route(self, endpoint: Endpoint) -> Manifest | None:
         """The route that carries an endpoint's split; None where there is none of ours."""
@@ -223,10 +248,10 @@ class Reconciler:
         live = await self.cluster.get(kind, endpoint.namespace, names.route(endpoint.name)) if kind else None
         return live if live and is_owned(live, endpoint) else None
 
-    async def _judge_route(self, endpoint: Endpoint) -> Finding | None:
-        """What the gateway says of the route; nothing where nobody judges it."""
+    async def _judge_route(self, endpoint: Endpoint, routes: Sequence[Manifest]) -> Finding | None:
+        """What the gateway says of the route; nothing where nobody judges it, or there is to be none."""
         gateway = routing.gateway_of(endpoint, self.settings)
-        if gateway is None:
+        if gateway is None or not routes:
             return None
         route = await self.cluster.get("HTTPRoute", endpoint.namespace, names.route(endpoint.name))
         return explain_route(route, [(gateway.namespace, gateway.name)])
@@ -359,10 +384,13 @@ def explain_machine(machine: MachineSpec, settings: OperatorSettings) -> Finding
     return Finding(REASON_MACHINE_UNKNOWN, message) if message else None
 
 
-def explain_access(endpoint: Endpoint, settings: OperatorSettings) -> Finding | None:
-    """An access that the installation does not offer."""
-    message = routing.explain_access(endpoint, settings)
-    return Finding(REASON_ACCESS_NOT_OFFERED, message) if message else None
+def explain_endpoint(endpoint: Endpoint, traffic: Traffic, settings: OperatorSettings) -> Finding | None:
+    """What of an Endpoint's spec the installation does not offer."""
+    if message := routing.explain_access(endpoint, settings):
+        return Finding(REASON_ACCESS_NOT_OFFERED, message)
+    if message := routing.explain_split(traffic.wanted, settings):
+        return Finding(REASON_TOO_MANY_DEPLOYED_MODELS, message)
+    return None
 
 
 def make_serving(

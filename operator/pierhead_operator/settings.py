@@ -106,6 +106,10 @@ class RoutingSettings(_Settings):
     envoy_gateway: bool = Field(
         False, description="Whether the Gateways are Envoy Gateway's, so that its policies carry an endpoint's limits."
     )
+    api_answers: bool = Field(
+        False,
+        description="Whether the gateway-api Gateways lead to the API what has no route: it says that nobody serves.",
+    )
     istio: IstioSettings | None = None
     private_istio: IstioSettings | None = Field(None, description="The same for Endpoints of access Private.")
 

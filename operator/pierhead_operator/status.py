@@ -49,6 +49,7 @@ REASON_ENDPOINT_NOT_FOUND = "EndpointNotFound"  # no Endpoint of that name in th
 REASON_NO_DEPLOYED_MODEL = "NoDeployedModel"  # nothing is deployed on the endpoint
 REASON_DEPLOYED_MODEL_NOT_FOUND = "DeployedModelNotFound"  # the split names what is not on the endpoint
 REASON_TRAFFIC_SPLIT_MISSING = "TrafficSplitMissing"  # several DeployedModels and no split
+REASON_TOO_MANY_DEPLOYED_MODELS = "TooManyDeployedModels"  # more get weight than the provider's rule can lead to
 REASON_MACHINE_UNKNOWN = "MachineUnknown"  # the installation knows no such machineType or acceleratorType
 REASON_ACCESS_NOT_OFFERED = "AccessNotOffered"  # access Private, and the installation has no gateway for it
 REASON_SPEC_TOO_LARGE = "SpecTooLarge"  # BatchPredictionJob: more addresses than a worker can be told
@@ -104,6 +105,7 @@ _PROGRESS_REASONS = (
 # What no waiting mends. A reference that is missing may be on its way in the same commit, an image or a node may come.
 _STALLING_REASONS = (
     REASON_MACHINE_UNKNOWN,
+    REASON_TOO_MANY_DEPLOYED_MODELS,
     REASON_SPEC_TOO_LARGE,
     REASON_ACCESS_NOT_OFFERED,
     REASON_INVALID,
@@ -243,12 +245,14 @@ def _explain_readiness(before: Status, after: Status) -> Event | None:
 # --- Model -----------------------------------------------------------------------------------------------------------
 
 
-def compute_model_status(model: Model, problem: Finding | None, now: datetime) -> ModelStatus:
+def compute_model_status(model: Model, problem: Finding | None, limit: str, now: datetime) -> ModelStatus:
     """The status of a Model. `problem`: what keeps its own paths from being routed, if anything.
 
     What the API server took is in order otherwise: its schema and rules say all that can be said of a Model alone.
+    `limit`: whom its own paths do not lead to; empty where they lead to all.
     """
-    accepted = Finding(REASON_ACCEPTED, f"the default version is {model.spec.default_version}")
+    told = [f"the default version is {model.spec.default_version}", *filter(None, [limit])]
+    accepted = Finding(REASON_ACCEPTED, "; ".join(told))
     return ModelStatus(
         observed_generation=model.metadata.generation,
         conditions=[
@@ -483,7 +487,7 @@ def compute_endpoint_status(
     if failure is None or (problem and problem.reason in _STALLING_REASONS):
         failure = problem
     failure = failure or carried.uncopied
-    applied = Finding(REASON_TRAFFIC_APPLIED, _render_split(carried.split) or "nobody serves: 503")
+    applied = Finding(REASON_TRAFFIC_APPLIED, _render_split(carried.split) or "nobody serves")
     return EndpointStatus(
         observed_generation=endpoint.metadata.generation,
         conditions=[
@@ -519,6 +523,14 @@ def _explain_traffic(endpoint: Endpoint, traffic: Traffic, carried: Split) -> Fi
     return None
 
 
+def find_cause(dm: DeployedModel) -> str:
+    """The reason why a DeployedModel does not serve; empty where it does."""
+    if count_replicas(dm).answering:
+        return ""
+    ready = dm.status.condition(READY)
+    return ready.reason if ready else REASON_PROGRESSING
+
+
 def explain_mirror(endpoint: Endpoint, traffic: Traffic) -> Finding | None:
     """Why nobody gets the copies that an Endpoint's spec asks for; None where somebody does, or it asks for none."""
     if endpoint.spec.mirror is None:
@@ -544,7 +556,10 @@ def _explain_waiting(name: str, traffic: Traffic) -> str:
 
 def _explain_cause(dm: DeployedModel) -> str:
     ready = dm.status.condition(READY)
-    return f" ({ready.reason}: {ready.message})" if ready and ready.status != "True" else ""
+    if ready is None or ready.status == "True":
+        return ""
+    # What is on its way counts its replicas: that is no news of an Endpoint's.
+    return f" ({ready.reason})" if ready.reason in _PROGRESS_REASONS else f" ({ready.reason}: {ready.message})"
 
 
 def explain_route(route: Manifest | None, gateways: Iterable[tuple[str, str]]) -> Finding | None:

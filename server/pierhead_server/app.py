@@ -123,7 +123,7 @@ class Listener:
                 if asked.dialect == "probe":
                     call = self._make_probe()
                 else:
-                    call = await self._read_call(asked.dialect, asked.headers, receive)
+                    call = await self._read_call(asked, receive)
                 seen.submitted(call)
                 reply = await _wait(self._workers.submit(call), receive)
                 seen.answered(reply)
@@ -140,13 +140,14 @@ class Listener:
             raise UnavailableError(reason)
         return Call("probe", b"")
 
-    async def _read_call(self, dialect: Dialect, headers: Mapping[bytes, bytes], receive: Receive) -> Call:
+    async def _read_call(self, asked: Asked, receive: Receive) -> Call:
         """What can be refused without the body, is: it is not even asked for where the client waits for that."""
+        headers = asked.headers
         self._workers.check_capacity()
         if (encoding := headers.get(b"content-encoding", b"identity")).lower() != b"identity":
             name = encoding.decode("latin-1")
             raise UnsupportedEncodingError(f"Content-Encoding {name} is not supported: send the body as it is")
-        length = _parse_header_length(headers) if dialect == "oip" else None
+        length = _parse_header_length(headers) if asked.dialect == "oip" else None
         content_type = headers.get(b"content-type", b"application/json").decode("latin-1")
         if self._reading >= self._most_reading:
             raise QueueFullError(f"{self._reading} requests are being read: try again later")
@@ -155,7 +156,7 @@ class Listener:
             body = await _read_body(headers, receive, self._max_request_bytes)
         finally:
             self._reading -= 1
-        return Call(dialect, body, content_type, length)
+        return Call(asked.dialect, body, content_type, length, asked.location)
 
 
 def _parse_header_length(headers: Mapping[bytes, bytes]) -> int | None:
@@ -220,7 +221,8 @@ class Predict:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Read, predict, answer."""
-        asked = Asked(self._dialect, self._route, scope["path"], dict(scope["headers"]))
+        location = scope["path_params"].get("location", "")
+        asked = Asked(self._dialect, self._route, scope["path"], dict(scope["headers"]), location)
         reply = await self._listener.predict(asked, receive)
         headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in reply.headers.items()]
         headers.append((b"content-length", b"%d" % len(reply.body)))

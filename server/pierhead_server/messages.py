@@ -19,6 +19,7 @@ class Call(msgspec.Struct, frozen=True, array_like=True):
     body: bytes
     content_type: str = "application/json"
     header_length: int | None = None  # OIP's `Inference-Header-Content-Length`: how much of the body is JSON
+    location: str = ""  # that the path names, as it came: it may be anything
 
 
 class Reply(msgspec.Struct, frozen=True, array_like=True):

@@ -44,6 +44,10 @@ _PICTURE_FORMS = (
 )
 
 
+_MODEL_RESOURCE = re.compile(r"(projects/[^/]+/locations/)[^/]+(/models/[^/]+)")
+_LOCATION = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")  # what the chart takes for one
+
+
 @dataclass(frozen=True)
 class ServedModel:
     """What every answer says about the model that gave it."""
@@ -52,6 +56,13 @@ class ServedModel:
     model: str
     model_display_name: str
     model_version_id: str
+
+    def model_in(self, location: str) -> str:
+        """The model's resource name in the location that a request names; the installation's where that is none."""
+        found = _MODEL_RESOURCE.fullmatch(self.model)
+        if found is None or not _LOCATION.fullmatch(location):
+            return self.model
+        return f"{found[1]}{location}{found[2]}"
 
     @property
     def name(self) -> str:
@@ -81,6 +92,7 @@ class Request:
     arguments: Mapping[str, object]  # all else at the top of the body, `parameters` among it
     dialect: Dialect = "vertex"
     wanted: "Wanted | None" = None  # what an OIP request asks the answer to be
+    location: str = ""  # that the path names, as it came
 
 
 class Result(Protocol):
@@ -112,7 +124,7 @@ def parse(call: Call, limits: Limits, signature: Signature | None = None) -> Req
     if call.dialect == "raw" and _is_binary(call.content_type):
         if not call.body:
             raise InvalidArgumentError("the body is empty: send the bytes of one instance")
-        return Request((call.body,), {}, call.dialect)
+        return Request((call.body,), {}, call.dialect, location=call.location)
     if call.dialect == "batch":
         return _parse_batch(call.body)
     document = parse_json(call.body)
@@ -124,7 +136,7 @@ def parse(call: Call, limits: Limits, signature: Signature | None = None) -> Req
     # To look through the body takes longer than through flat instances, and less long than through nested ones.
     if all(map(_is_flat, instances)) or b'"b64"' in call.body or b"\\" in call.body:  # an escape may hide the name
         _restore_binary(instances)
-    return Request(instances, document, call.dialect)
+    return Request(instances, document, call.dialect, location=call.location)
 
 
 def _parse_batch(body: bytes) -> Request:
@@ -393,13 +405,13 @@ def shape(request: Request, result: Result, served: ServedModel) -> Reply:
     if request.dialect == "vertex":
         body |= {
             "deployedModelId": served.deployed_model_id,
-            "model": served.model,
+            "model": served.model_in(request.location),
             "modelDisplayName": served.model_display_name,
             "modelVersionId": served.model_version_id,
         }
     elif request.dialect == "raw":
         headers["X-Vertex-AI-Deployed-Model-Id"] = _to_header(served.deployed_model_id)
-        headers["X-Vertex-AI-Model"] = _to_header(served.model)
+        headers["X-Vertex-AI-Model"] = _to_header(served.model_in(request.location))
     return Reply(200, encode_json(body), headers, instances=len(request.instances))
 
 

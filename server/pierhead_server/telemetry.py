@@ -19,6 +19,7 @@ class Asked:
     route: str  # a path with names in braces
     path: str
     headers: Mapping[bytes, bytes]
+    location: str = ""  # that the path names, where it names one
 
 
 class Seen:

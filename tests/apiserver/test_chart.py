@@ -2,6 +2,7 @@
 
 import pytest
 import yaml
+from pierhead_operator.settings import OperatorSettings
 
 from tests.apiserver.golden import GOLDEN as OBJECTS
 from tests.chart import CASES, GOLDEN, helm_template, load_values, render, render_golden, try_install, without_hooks
@@ -20,6 +21,7 @@ ISTIO = ("routing.provider=istio", "routing.istio.gateways={gateways/public}")
         (["server.image="], "/server/image"),
         (["location=Local!"], "/location"),
         (["api.locations={US}"], "/api/locations"),
+        (["api.locations={a,b,c,d,e,f,g,h,i,j}"], "'/api/locations': maxItems: got 10, want 9"),
         (["api.anonymous=laptop"], "/api/anonymous"),
         (["api.authorization=gateway"], "/routing/provider"),
         (["monitoring.alerts=true"], "additional properties 'alerts'"),
@@ -67,6 +69,30 @@ def test_rights_have_no_star_and_no_secrets(cluster, case):
 def test_a_team_without_rights_in_the_cluster_can_install_it(cluster):
     documents = render(values=load_values("namespaced"), namespace="default")
     assert all(document["metadata"].get("namespace") for document in documents)
+
+
+def test_ten_locations_are_taken(cluster):
+    others = [f"us-central{number}" for number in range(1, 10)]
+    settings = _find_operator_settings(f"api.locations={{{','.join(others)}}}")
+    assert OperatorSettings.model_validate(settings).other_locations == others
+
+
+def _find_route(name):
+    [found] = [
+        one
+        for one in render(values=load_values("authorized"))
+        if one["metadata"]["name"] == name and one["kind"] == "HTTPRoute"
+    ]
+    return found["spec"]
+
+
+def test_private_gateway_leads_to_no_more_of_the_api_than_says_who_serves(cluster):
+    [rule] = _find_route("pierhead-api-private")["rules"]
+    assert [match["path"]["value"] for match in rule["matches"]] == ["/v1/projects"]
+    [rewrite] = [one["urlRewrite"]["path"]["replacePrefixMatch"] for one in rule["filters"]]
+    assert rewrite.startswith("/private/")
+    public = [match["path"]["value"] for one in _find_route("pierhead-api")["rules"] for match in one["matches"]]
+    assert not any(path.startswith("/private") for path in public)
 
 
 def _is_apis(document):

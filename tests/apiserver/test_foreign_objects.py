@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from tests.e2e.conftest import make_deployed_model, make_endpoint, make_model
+from tests.e2e.conftest import make_deployed_model, make_echo_model, make_endpoint
 from tests.kube import KubectlError, scratch_namespace, wait_until
 
 # The node has no GPU: nothing runs, and nothing changes by itself.
-MACHINE = {"machineSpec": {"acceleratorType": "NVIDIA_L4", "acceleratorCount": 1}}
+IDLE = {"dedicatedResources": {"machineSpec": {"acceleratorType": "NVIDIA_L4", "acceleratorCount": 1}}}
 POD = {
     "metadata": {"labels": {"app": "theirs"}},
     "spec": {"containers": [{"name": "theirs", "image": "registry.example.com/theirs:1"}]},
@@ -50,8 +50,17 @@ CHILDREN = ("deployment/dm-photos", "service/dm-photos", "httproute/ep-photos")
 ALL = "mdl,pep,dm,deployments,services,httproutes"
 
 
-def _deploy(kubectl):
-    kubectl.apply(make_model(v1="photos/1"), make_endpoint(), make_deployed_model("photos", dedicatedResources=MACHINE))
+def _deploy(kubectl, **spec):
+    kubectl.apply(make_echo_model(), make_endpoint(), make_deployed_model("photos", **spec))
+
+
+def _deploy_for(kubectl, kind):
+    """What needs the object whose name is taken: a route, once somebody serves."""
+    if kind != "httproute":
+        _deploy(kubectl, **IDLE)
+        return
+    _deploy(kubectl)
+    kubectl.wait_ready("deployedmodel", "photos")
 
 
 def _add_theirs(kubectl, kind, owned):
@@ -96,7 +105,7 @@ def _wait_told(kubectl, kind):
 def test_object_of_somebody_else_is_told_and_left_alone(kubectl, kind, owned):
     resource = THEIRS[kind][1]
     before = _add_theirs(kubectl, kind, owned)
-    _deploy(kubectl)
+    _deploy_for(kubectl, kind)
     _wait_told(kubectl, kind)
     kubectl.patch(resource, "photos", {"spec": {"displayName": "Photographs"}})
     _wait_told(kubectl, kind)
@@ -120,7 +129,7 @@ def test_object_of_somebody_else_is_told_and_left_alone(kubectl, kind, owned):
 
 def test_object_of_somebody_else_outlives_the_resource_of_its_name(kubectl):
     before = _add_theirs(kubectl, "deployment", owned=False)
-    _deploy(kubectl)
+    _deploy(kubectl, **IDLE)
     _wait_told(kubectl, "deployment")
     kubectl("delete", "deployedmodel", "photos")
     # Our Service is taken away last, so that all is done that will be.
@@ -133,6 +142,7 @@ def test_namespaces_with_the_same_names_keep_to_themselves(cluster):
         for kubectl in (one, two):
             _deploy(kubectl)
         for kubectl in (one, two):
+            kubectl.wait_ready("endpoint", "photos")
             wait_until("its objects are there", lambda kubectl=kubectl: _find_children(kubectl), seconds=60)
             uids = {kubectl.get(kind, "photos")["metadata"]["uid"] for kind in ("deployedmodel", "endpoint")}
             for child in _find_children(kubectl).values():

@@ -64,6 +64,7 @@ API_OK, API_BROKEN = (
     _series("pierhead_api_requests_total", OPERATOR, verb="list", resource="models", code=code)
     for code in ("200", "503")
 )
+API_UNSERVED = _series("pierhead_api_requests_total", OPERATOR, verb="predict", resource="unserved", code="503")
 KUBE_OK, KUBE_BROKEN = (_operator("api_requests_total", verb="list", kind="Pod", code=code) for code in ("200", "none"))
 CHUNKS = _worker("pierhead_batch_chunks_total")
 FAILED = _series(
@@ -230,7 +231,7 @@ CASES = (
         OPERATOR,
         "10% of the REST API's answers are a 5xx.",
         bad={API_OK: "0+90x20", API_BROKEN: "0+10x20"},
-        good={API_OK: "0+99x20", API_BROKEN: "0+1x20"},
+        good={API_OK: "0+99x20", API_BROKEN: "0+1x20", API_UNSERVED: "0+99x20"},
     ),
 )
 SEVERITIES = {alert["alert"]: alert["labels"]["severity"] for alert in load_alerts()}

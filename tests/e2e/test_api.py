@@ -83,6 +83,19 @@ def test_prediction_that_no_route_carries_is_forwarded(owned):
     assert (answer.status_code, answer.json()["deployedModelId"]) == (200, "photos"), answer.text
 
 
+@pytest.mark.parametrize("location", ["local", "us-central1"])
+def test_answer_names_the_location_that_was_asked_for(owned, location):
+    kubectl, owner = owned
+    path = _predict_paths(kubectl.namespace, location)[0]
+    forwarded = path.replace("/v1/", "/v1beta1/")
+    _wait_served(forwarded.removesuffix(":predict"))
+    model = f"projects/{kubectl.namespace}/locations/{location}/models/photos"
+    for asked in (path, forwarded):
+        assert ask("POST", asked, owner, ECHO_BODY).json()["model"] == model, asked
+    raw = ask("POST", path.replace("predict", "rawPredict"), owner, ECHO_BODY)
+    assert raw.headers["X-Vertex-AI-Model"] == model
+
+
 @pytest.mark.exclusive
 def test_gateway_asks_who_may_predict(owned, stranger):
     kubectl, owner = owned

@@ -11,14 +11,13 @@ from tests.kube import predict_many, predict_url, scratch_namespace, wait_answer
 pytestmark = pytest.mark.exclusive
 
 OF_GATEWAY_API = {"HTTPRoute ep-photos", "HTTPRoute mdl-photos", "BackendTrafficPolicy ep-photos"}
-IDLE = "Service ep-photos"  # where a route leads while nobody serves
 THEIRS = "HTTPRoute theirs"  # nobody's to tidy up
 # The values of each provider, and what it makes.
 PROVIDERS = {
     "none": (("routing.provider=none",), set()),
     "istio": (
         ("routing.provider=istio", "routing.istio.gateways={gateways/public}"),
-        {"VirtualService ep-photos", "VirtualService mdl-photos", "DestinationRule dm-photos", IDLE},
+        {"VirtualService ep-photos", "VirtualService mdl-photos", "DestinationRule dm-photos"},
     ),
 }
 ROUTES = "httproutes,backendtrafficpolicies,virtualservices,destinationrules"
@@ -59,7 +58,7 @@ def _find_pods(kubectl):
 def test_change_of_the_provider_and_back_leaves_nothing_behind(photos, provider):
     settings, made = PROVIDERS[provider]
     url, pods = predict_url(photos.namespace, "photos"), _find_pods(photos)
-    before = {*OF_GATEWAY_API, IDLE, THEIRS}
+    before = {*OF_GATEWAY_API, THEIRS}
     wait_until("its routes are there", lambda: _find_routes(photos) == before, seconds=30)
     with upgraded(*settings):
         wait_until(f"only {provider}'s are there", lambda: _find_routes(photos) == {*made, THEIRS}, seconds=60)

@@ -156,3 +156,20 @@ def test_missing_artifact_is_told_in_time_and_gets_no_traffic(kubectl, coffee):
     wait_answered(predict_url(kubectl.namespace, "photos"), coffee, "good")
     answers = predict_many(predict_url(kubectl.namespace, "photos"), coffee, 50)
     assert answers == {"good": 50}
+
+
+def test_split_over_more_than_a_route_takes_is_refused_with_the_number(kubectl, coffee):
+    kubectl.apply(make_model(v1="photos/1"), make_endpoint({"photos": 100}), make_deployed_model("photos"))
+    kubectl.wait_ready("endpoint", "photos")
+    url = predict_url(kubectl.namespace, "photos")
+    wait_answered(url, coffee, "photos")
+    split = {f"other-{number}": 1 for number in range(16)}
+    kubectl.patch("endpoint", "photos", {"spec": {"trafficSplit": {"photos": 84, **split}}})
+    refused = wait_until(
+        "it is told",
+        lambda: (c := kubectl.condition("endpoint", "photos")).get("reason") == "TooManyDeployedModels" and c,
+        seconds=30,
+    )
+    assert "16 DeployedModels at most" in refused["message"]
+    assert "gives weight to 17" in refused["message"]
+    assert predict_many(url, coffee, 10) == {"photos": 10}

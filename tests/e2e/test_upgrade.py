@@ -80,6 +80,7 @@ def test_downgrade_and_upgrade_fail_no_prediction_and_restart_no_pod(kubectl, va
         assert _find_image(kubectl, "two") == server_image
         assert pods < _find_pods(kubectl)
         pods = _find_pods(kubectl)
+        assert kubectl.get("service", "ep-photos"), "of 0.1.0 an Endpoint has one, with an address"
         _install(CHART, values)
         for name in ("one", "two"):
             kubectl.wait_ready("deployedmodel", name)
@@ -89,4 +90,5 @@ def test_downgrade_and_upgrade_fail_no_prediction_and_restart_no_pod(kubectl, va
         wait_until("all answer", lambda: prober.seen("three"))
         assert pods < _find_pods(kubectl)
         assert _find_image(kubectl, "three") == values["server"]["image"]
+        wait_until("it is gone with the release that made it", lambda: not kubectl.get("service", "ep-photos"))
     prober.check()

@@ -1,12 +1,15 @@
 """Where traffic goes: the effective split, and the objects that tell whoever carries it. Pure."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from pierhead_operator import names
 from pierhead_operator.resources import Manifest, make_metadata
 from pierhead_operator.routing import gateway_api, istio
 from pierhead_operator.routing.backends import read_split
-from pierhead_operator.routing.rules import SERVICE_PORT, make_endpoint_rule, make_model_rules
+from pierhead_operator.routing.limits import explain_model_limit, explain_split, fit_split
+from pierhead_operator.routing.refusals import explain_refusal
+from pierhead_operator.routing.rules import SERVICE_PORT, Refusal, Rule, make_endpoint_rule, make_model_rules
 from pierhead_operator.routing.serving import Server, describe_server, find_serving, is_offered
 from pierhead_operator.routing.split import (
     Replicas,
@@ -23,6 +26,7 @@ from pierhead_operator.types import Endpoint, Model
 
 __all__ = [
     "ROUTE_KINDS",
+    "Refusal",
     "Replicas",
     "Server",
     "Split",
@@ -32,9 +36,14 @@ __all__ = [
     "count_replicas",
     "describe_server",
     "explain_access",
+    "explain_model_limit",
+    "explain_refusal",
+    "explain_split",
     "find_serving",
+    "fit_split",
     "gateway_of",
     "is_offered",
+    "keep_address",
     "keep_split",
     "make_endpoint_routes",
     "make_idle_service",
@@ -102,38 +111,57 @@ def _istio_of(endpoint: Endpoint, settings: OperatorSettings) -> IstioSettings |
 
 
 def make_idle_service(endpoint: Endpoint) -> Manifest:
-    """A Service that no pod is behind: a gateway that is sent there answers 503.
+    """A Service that no pod is behind, and that takes no address: a gateway that is sent there answers 503.
 
-    While nobody serves, the route needs somewhere to lead to. Without a backend Gateway API wants 500, which clients
+    While nobody serves, a route needs somewhere to lead to. Without a backend Gateway API wants 500, which clients
     do not retry; and to the Service of a DeployedModel whose pods are not ready Envoy would send requests all the same.
     """
+    port = {"name": "http", "port": SERVICE_PORT, "protocol": "TCP", "appProtocol": "http"}
     return {
         "apiVersion": "v1",
         "kind": "Service",
         "metadata": make_metadata(names.route(endpoint.name), endpoint, {names.LABEL_ENDPOINT: endpoint.name}),
-        "spec": {"ports": [{"name": "http", "port": SERVICE_PORT, "protocol": "TCP", "appProtocol": "http"}]},
+        "spec": {"clusterIP": "None", "ports": [port]},
     }
 
 
+def keep_address(service: Manifest, live: Manifest | None) -> Manifest:
+    """The idle Service with the address that a live one has: Kubernetes lets nobody change it."""
+    address = (live or {}).get("spec", {}).get("clusterIP")
+    return {**service, "spec": {**service["spec"], "clusterIP": address}} if address else service
+
+
 def make_endpoint_routes(
-    endpoint: Endpoint, effective: Split, mirror_to: str | None, settings: OperatorSettings
+    endpoint: Endpoint, effective: Split, mirror_to: str | None, refusal: Refusal, settings: OperatorSettings
 ) -> list[Manifest]:
     """All that carries an endpoint's predictions: what others refer to comes first.
 
-    `effective` may be empty: then the route leads to the idle Service. `mirror_to` is the DeployedModel that gets the
+    `effective` may be empty: then clients are told the `refusal`, by the gateway itself or by the API, which gets what
+    has no route; only without an API a route leads to the idle Service. `mirror_to` is the DeployedModel that gets the
     copies that the spec asks for, if it serves. Nothing where the provider makes no routes, or where `explain_access`
     has something to say.
     """
     rule = make_endpoint_rule(endpoint, effective, mirror_to, settings)
     if gateway := gateway_of(endpoint, settings):
-        routes = [gateway_api.make_endpoint_route(endpoint, rule, gateway)]
-        if settings.routing.envoy_gateway and endpoint.spec.max_request_bytes:
-            routes.append(gateway_api.make_request_limit(endpoint, endpoint.spec.max_request_bytes))
-    elif configured := _istio_of(endpoint, settings):
-        routes = istio.make_endpoint_routes(endpoint, rule, configured)
-    else:
-        return []
-    return [make_idle_service(endpoint), *routes]
+        return _make_gateway_routes(endpoint, rule, gateway, settings)
+    if configured := _istio_of(endpoint, settings):
+        return istio.make_endpoint_routes(endpoint, rule, refusal, configured)
+    return []
+
+
+def _make_gateway_routes(
+    endpoint: Endpoint, rule: Rule, gateway: GatewayReference, settings: OperatorSettings
+) -> list[Manifest]:
+    made = []
+    if not rule.services:
+        if settings.routing.api_answers:
+            return []
+        made.append(make_idle_service(endpoint))
+        rule = replace(rule, services={names.route(endpoint.name): 1})
+    made.append(gateway_api.make_endpoint_route(endpoint, rule, gateway))
+    if settings.routing.envoy_gateway and endpoint.spec.max_request_bytes:
+        made.append(gateway_api.make_request_limit(endpoint, endpoint.spec.max_request_bytes))
+    return made
 
 
 def make_model_routes(model: Model, serving: Mapping[str, Split], settings: OperatorSettings) -> list[Manifest]:

@@ -1,6 +1,6 @@
 """Rules as Gateway API has them: HTTPRoutes, and a policy of Envoy Gateway. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from pierhead_operator import names
@@ -11,10 +11,10 @@ from pierhead_operator.types import Endpoint, Model
 
 _GROUP = "gateway.networking.k8s.io"
 
-# What one HTTPRoute may hold. A rule may have 64 matches, which none comes near.
+# What one HTTPRoute may hold. A rule may have 64 matches: an Endpoint's has six for each of up to ten locations.
 _MAX_RULES = 16
 _MAX_MATCHES = 128
-_MAX_BACKENDS = 16
+MAX_BACKENDS = 16
 
 
 def make_endpoint_route(endpoint: Endpoint, rule: Rule, gateway: GatewayReference) -> Manifest:
@@ -26,14 +26,19 @@ def make_endpoint_route(endpoint: Endpoint, rule: Rule, gateway: GatewayReferenc
 def make_model_routes(model: Model, rules: Sequence[Rule], gateway: GatewayReference) -> list[Manifest]:
     """The HTTPRoutes of a Model: one, or as many as its rules take.
 
-    Of more DeployedModels of one version than a rule may lead to, the first by name are taken.
+    Of more DeployedModels of one version than a rule may lead to, those with the most weight are taken; of equals the
+    first by name.
     """
     labels = {names.LABEL_MODEL: model.name}
-    rules = [replace(rule, services=dict(sorted(rule.services.items())[:_MAX_BACKENDS])) for rule in rules]
+    rules = [replace(rule, services=_take_heaviest(rule.services)) for rule in rules]
     return [
         _make_http_route(make_metadata(names.model_route(model.name, number), model, labels), part, gateway)
         for number, part in enumerate(_parts(rules), start=1)
     ]
+
+
+def _take_heaviest(services: Mapping[str, int]) -> dict[str, int]:
+    return dict(sorted(services.items(), key=lambda item: (-item[1], item[0]))[:MAX_BACKENDS])
 
 
 def make_request_limit(endpoint: Endpoint, max_bytes: int) -> Manifest:

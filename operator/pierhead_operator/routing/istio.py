@@ -4,21 +4,26 @@ from collections.abc import Sequence
 
 from pierhead_operator import names
 from pierhead_operator.resources import Manifest, make_metadata
-from pierhead_operator.routing.rules import SECRET_HEADERS, SERVICE_PORT, Rule
+from pierhead_operator.routing.rules import RETRY_AFTER_SECONDS, SECRET_HEADERS, SERVICE_PORT, Refusal, Rule
 from pierhead_operator.settings import IstioSettings
 from pierhead_operator.types import Endpoint, Model
 
 _API_VERSION = "networking.istio.io/v1"
 
 
-def make_endpoint_routes(endpoint: Endpoint, rule: Rule, istio: IstioSettings) -> list[Manifest]:
-    """The VirtualService of an Endpoint, and before it a DestinationRule for each DeployedModel that it leads to."""
+def make_endpoint_routes(endpoint: Endpoint, rule: Rule, refusal: Refusal, istio: IstioSettings) -> list[Manifest]:
+    """The VirtualService of an Endpoint, and before it a DestinationRule for each DeployedModel that it leads to.
+
+    While nobody serves, it answers the `refusal` itself.
+    """
     labels = {names.LABEL_ENDPOINT: endpoint.name}
-    servers = {*rule.services, *filter(None, [rule.mirror])} - {names.route(endpoint.name)}
     metadata = make_metadata(names.route(endpoint.name), endpoint, labels)
+    if not rule.services:
+        return [_make_virtual_service(metadata, [_make_answer(rule, refusal)], istio)]
+    servers = {*rule.services, *filter(None, [rule.mirror])}
     return [
         *(_make_destination_rule(make_metadata(server, endpoint, labels)) for server in sorted(servers)),
-        _make_virtual_service(metadata, [rule], istio),
+        _make_virtual_service(metadata, [_make_rule(rule, endpoint.namespace)], istio),
     ]
 
 
@@ -27,10 +32,10 @@ def make_model_routes(model: Model, rules: Sequence[Rule], istio: IstioSettings)
     if not rules:
         return []
     metadata = make_metadata(names.model_route(model.name), model, {names.LABEL_MODEL: model.name})
-    return [_make_virtual_service(metadata, rules, istio)]
+    return [_make_virtual_service(metadata, [_make_rule(rule, model.namespace) for rule in rules], istio)]
 
 
-def _make_virtual_service(metadata: Manifest, rules: Sequence[Rule], istio: IstioSettings) -> Manifest:
+def _make_virtual_service(metadata: Manifest, http: Sequence[Manifest], istio: IstioSettings) -> Manifest:
     return {
         "apiVersion": _API_VERSION,
         "kind": "VirtualService",
@@ -39,14 +44,30 @@ def _make_virtual_service(metadata: Manifest, rules: Sequence[Rule], istio: Isti
             "gateways": istio.gateways,
             # Of the same gateway and host, Istio puts all VirtualServices together; the paths keep them apart.
             "hosts": istio.hosts,
-            "http": [_make_rule(rule, metadata["namespace"]) for rule in rules],
+            "http": [*http],
         },
     }
 
 
+def _make_answer(rule: Rule, refusal: Refusal) -> Manifest:
+    """A rule that leads nowhere, so that there is nothing to copy either."""
+    headers = {"content-type": "application/json"}
+    if refusal.is_temporary:
+        headers["retry-after"] = str(RETRY_AFTER_SECONDS)
+    return {
+        "match": _make_matches(rule),
+        "directResponse": {"status": refusal.code, "body": {"string": refusal.to_json()}},
+        "headers": {"response": {"set": headers}},
+    }
+
+
+def _make_matches(rule: Rule) -> list[Manifest]:
+    return [{"uri": {"exact": path}} for path in rule.paths]
+
+
 def _make_rule(rule: Rule, namespace: str) -> Manifest:
     made: Manifest = {
-        "match": [{"uri": {"exact": path}} for path in rule.paths],
+        "match": _make_matches(rule),
         "timeout": rule.timeout,  # without one, Istio waits forever
         "headers": {"request": {"remove": SECRET_HEADERS}},
         "route": [

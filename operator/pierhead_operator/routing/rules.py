@@ -1,5 +1,6 @@
 """What whoever carries predictions is told, in whichever words: these paths lead to those Services. Pure."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -9,8 +10,27 @@ from pierhead_operator.settings import OperatorSettings
 from pierhead_operator.types import ClientConnectionConfig, Endpoint, Model
 
 SERVICE_PORT = 80
+RETRY_AFTER_SECONDS = 2  # for whom nobody serves now
 # The caller's, for the gateway and the REST API alone: a model may be code of somebody else's.
 SECRET_HEADERS = ["authorization"]
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """What a client is told instead of a prediction."""
+
+    code: int  # HTTP's
+    status: str  # the name of google.rpc's code
+    message: str
+
+    @property
+    def is_temporary(self) -> bool:
+        """Whether another try may help without anybody's doing."""
+        return self.status == "UNAVAILABLE"
+
+    def to_json(self) -> str:
+        """Google's error body."""
+        return json.dumps({"error": {"code": self.code, "message": self.message, "status": self.status}})
 
 
 @dataclass(frozen=True)
@@ -18,21 +38,21 @@ class Rule:
     """Requests to any of `paths` are answered by Services, each by its weight."""
 
     paths: Sequence[str]
-    services: Mapping[str, int]
+    services: Mapping[str, int]  # empty while nobody serves
     timeout: str  # such as 60s, after which the client is told 504
     mirror: str | None = None  # a Service that is sent copies
     mirror_percent: int = 100
 
 
 def make_endpoint_rule(endpoint: Endpoint, effective: Split, mirror_to: str | None, settings: OperatorSettings) -> Rule:
-    """An endpoint's predictions; they lead to the idle Service where the effective split is empty."""
+    """An endpoint's predictions."""
     locations = dict.fromkeys([settings.location, *settings.other_locations])
     resources = [names.endpoint_resource(endpoint.namespace, location, endpoint.name) for location in locations]
     services = {names.server(deployed_model): weight for deployed_model, weight in effective.items()}
     mirror = endpoint.spec.mirror
     return Rule(
         paths=[path for one in resources for verb in ("predict", "rawPredict") for path in _spellings(one, verb)],
-        services=services or {names.route(endpoint.name): 1},
+        services=services,
         timeout=endpoint.spec.client_connection_config.inference_timeout,
         mirror=names.server(mirror_to) if mirror_to else None,
         mirror_percent=mirror.percent if mirror else 100,

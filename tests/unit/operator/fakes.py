@@ -37,6 +37,13 @@ class FakeProber:
         return 2.0
 
 
+def _check_address(live, manifest):
+    """As the API server does: a Service keeps the address that it was made with."""
+    address = live["spec"].get("clusterIP")
+    if manifest["spec"].get("clusterIP", address) != address:
+        raise Rejected("spec.clusterIP: field is immutable")
+
+
 class FakeCluster:
     """Objects by kind and name; `calls` has every write.
 
@@ -93,6 +100,8 @@ class FakeCluster:
             raise Conflict("it is there")
         self.calls.append(("apply", kind, name))
         before = self.objects.get((kind, name), {})
+        if kind == "Service" and before:
+            _check_address(before, manifest)
         self.objects[kind, name] = {**before, **deepcopy(manifest)}
         self.objects[kind, name]["metadata"] |= {"uid": f"uid-{name}", "generation": 1}
         self.mutate(self.objects[kind, name])

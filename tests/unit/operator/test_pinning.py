@@ -192,7 +192,8 @@ def released(tmp_path_factory):
 
 
 def _describe(serving, live):
-    settings = serving.settings.model_dump(mode="json", by_alias=True, exclude={"network_policy"})
+    # What came after it, or has nothing to do with pods.
+    settings = serving.settings.model_dump(mode="json", by_alias=True, exclude={"network_policy", "routing"})
     parts = {"dm": serving.deployed_model, "model": serving.model, "endpoint": serving.endpoint}
     return {name: part.dump() for name, part in parts.items()} | {"settings": settings, "live": live}
 

@@ -2,9 +2,11 @@
 
 from copy import deepcopy
 from datetime import timedelta
+from unittest.mock import AsyncMock
 
 import pytest
 from pierhead_operator.cluster import ClusterError, Invalid, Key
+from pierhead_operator.names import OURS
 from pierhead_operator.reconcile import Reconciler
 from pierhead_operator.settings import NetworkPolicySettings
 
@@ -411,8 +413,123 @@ async def test_mirror_means_nothing_where_the_api_forwards(settings):
     assert cluster.ready(ENDPOINT) == ("True", "TrafficApplied")
 
 
+@pytest.fixture
+def with_api(settings):
+    """Settings of an installation whose gateway leads to the API what has no route."""
+    return settings.model_copy(update={"routing": settings.routing.model_copy(update={"api_answers": True})})
+
+
 @pytest.mark.parametrize("there", [[], [make_deployed_model(available=False)]], ids=["nothing", "starting"])
-async def test_route_leads_to_nobody_while_nobody_serves(make_reconciler, there):
+async def test_while_nobody_serves_the_api_has_its_paths(with_api, there):
+    cluster = FakeCluster(make_endpoint(), *there)
+    reconciler = Reconciler(cluster, FakeProber(), with_api, Clock())
+    await reconciler.reconcile(ENDPOINT)
+    assert cluster.is_true(ENDPOINT, "TrafficApplied")
+    assert not [call for call in cluster.calls if call[0] == "apply"]
+    cluster.objects["DeployedModel", "photos-1"] = make_deployed_model(available=True)
+    await reconciler.reconcile(ENDPOINT)
+    assert _weights(cluster) == {"dm-photos-1": 100}
+    assert cluster.ready(ENDPOINT) == ("False", "RoutePending")
+    cluster.objects["DeployedModel", "photos-1"] = make_deployed_model(available=False)
+    await reconciler.reconcile(ENDPOINT)
+    assert ("HTTPRoute", "ep-photos") not in cluster.objects
+    assert cluster.ready(ENDPOINT) == ("False", "WaitingForDeployedModels")
+    cluster.calls.clear()
+    await reconciler.reconcile(ENDPOINT)
+    assert cluster.calls == [], "stable: no writes"
+
+
+async def test_split_is_empty_before_the_watch_has_told_that_the_route_is_gone(with_api, monkeypatch):
+    """Whatever the gateway last said of that route, or did not say yet."""
+    endpoint = make_endpoint(trafficSplit={"photos-1": 100})
+    cluster = FakeCluster(endpoint, make_deployed_model(available=True))
+    reconciler = Reconciler(cluster, FakeProber(), with_api, Clock())
+    await reconciler.reconcile(ENDPOINT)
+    assert cluster.ready(ENDPOINT) == ("False", "RoutePending")
+    assert _split(cluster) == {"photos-1": 100}
+    cluster.objects["DeployedModel", "photos-1"] = make_deployed_model(available=False)
+    deleted = []
+    monkeypatch.setattr(cluster, "delete", AsyncMock(side_effect=deleted.append))
+    await reconciler.reconcile(ENDPOINT)
+    assert [live["kind"] for live in deleted] == ["HTTPRoute"]
+    assert _split(cluster) == {}
+    assert cluster.ready(ENDPOINT) == ("False", "WaitingForDeployedModels")
+
+
+async def _install_former_release(settings, *there):
+    """An Endpoint and what release 0.1.0 made for it while nobody served: its Service has an address."""
+    cluster = FakeCluster(make_endpoint(), *there)
+    await Reconciler(cluster, FakeProber(), settings, Clock()).reconcile(ENDPOINT)
+    cluster.objects["Service", "ep-photos"]["spec"]["clusterIP"] = "10.96.0.7"
+    _judge_route(cluster)
+    return cluster
+
+
+async def test_idle_service_goes_once_the_gateway_leads_elsewhere(settings, with_api):
+    for changed in (settings, with_api):
+        cluster = await _install_former_release(settings)
+        cluster.objects["DeployedModel", "photos-1"] = make_deployed_model(available=True)
+        reconciler = Reconciler(cluster, FakeProber(), changed, Clock())
+        _judge_route(cluster, judged=False)
+        await reconciler.reconcile(ENDPOINT)
+        assert _weights(cluster) == {"dm-photos-1": 100}
+        assert ("Service", "ep-photos") in cluster.objects, "the gateway may not know yet"
+        _judge_route(cluster)
+        await reconciler.reconcile(ENDPOINT)
+        assert ("Service", "ep-photos") not in cluster.objects
+        assert cluster.ready(ENDPOINT) == ("True", "TrafficApplied")
+
+
+async def test_idle_service_and_its_route_go_where_the_api_answers(settings, with_api):
+    cluster = await _install_former_release(settings)
+    await Reconciler(cluster, FakeProber(), with_api, Clock()).reconcile(ENDPOINT)
+    assert not {("HTTPRoute", "ep-photos"), ("Service", "ep-photos")} & cluster.objects.keys()
+
+
+async def test_idle_service_that_is_in_use_keeps_its_address(settings):
+    cluster = await _install_former_release(settings)
+    reconciler = Reconciler(cluster, FakeProber(), settings, Clock())
+    await reconciler.reconcile(ENDPOINT)
+    assert cluster.objects["Service", "ep-photos"]["spec"]["clusterIP"] == "10.96.0.7"
+    assert _weights(cluster) == {"ep-photos": 1}
+    assert cluster.ready(ENDPOINT) == ("False", "NoDeployedModel")
+    cluster.calls.clear()
+    await reconciler.reconcile(ENDPOINT)
+    assert cluster.calls == [], "stable: no writes"
+
+
+async def test_service_of_somebody_else_by_that_name_stays(with_api):
+    theirs = {**FOREIGN, "metadata": {"name": "ep-photos", "uid": "x", "labels": OURS}}
+    cluster = FakeCluster(make_endpoint(), make_deployed_model(available=True), theirs)
+    await Reconciler(cluster, FakeProber(), with_api, Clock()).reconcile(ENDPOINT)
+    assert cluster.objects["Service", "ep-photos"] == theirs
+    assert _weights(cluster) == {"dm-photos-1": 100}
+
+
+async def test_split_over_too_many_is_refused_and_the_route_stays(make_reconciler):
+    there = [make_deployed_model(f"photos-{number}", available=True) for number in range(1, 18)]
+    cluster, reconciler = make_reconciler(make_endpoint({"photos-1": 80, "photos-2": 20}), *there)
+    await reconciler.reconcile(ENDPOINT)
+    _judge_route(cluster)
+    await reconciler.reconcile(ENDPOINT)
+    cluster.objects["Endpoint", "photos"]["spec"]["trafficSplit"] = {
+        dm["metadata"]["name"]: 84 if number == 0 else 1 for number, dm in enumerate(there)
+    }
+    await reconciler.reconcile(ENDPOINT)
+    assert _weights(cluster) == {"dm-photos-1": 80, "dm-photos-2": 20}
+    assert cluster.ready(ENDPOINT) == ("False", "TooManyDeployedModels")
+    assert _split(cluster) == {"photos-1": 80, "photos-2": 20}
+    assert cluster.is_true(ENDPOINT, "Stalled")
+    cluster.calls.clear()
+    await reconciler.reconcile(ENDPOINT)
+    assert cluster.calls == [], "stable: no writes"
+    cluster.objects["Endpoint", "photos"]["spec"]["trafficSplit"] |= {"photos-1": 85, "photos-17": 0}
+    await reconciler.reconcile(ENDPOINT)
+    assert len(_weights(cluster)) == 16
+
+
+@pytest.mark.parametrize("there", [[], [make_deployed_model(available=False)]], ids=["nothing", "starting"])
+async def test_without_an_api_the_route_leads_to_nobody_while_nobody_serves(make_reconciler, there):
     cluster, reconciler = make_reconciler(make_endpoint(), *there)
     await reconciler.reconcile(ENDPOINT)
     assert _weights(cluster) == {"ep-photos": 1}
@@ -424,6 +541,7 @@ async def test_route_leads_to_nobody_while_nobody_serves(make_reconciler, there)
     await reconciler.reconcile(ENDPOINT)
     assert _weights(cluster) == {"ep-photos": 1}
     assert cluster.ready(ENDPOINT) == ("False", "NoDeployedModel")
+    assert cluster.objects["Service", "ep-photos"]["spec"]["clusterIP"] == "None"
 
 
 async def test_what_is_gone_or_going_is_left_to_kubernetes(make_reconciler):
@@ -625,6 +743,17 @@ async def test_model_is_routed_to_who_serves_its_versions(make_reconciler):
     del cluster.objects["DeployedModel", "photos-1"], cluster.objects["DeployedModel", "photos-2"]
     await reconciler.reconcile(MODEL)
     assert ("HTTPRoute", "mdl-photos") not in cluster.objects
+
+
+async def test_model_that_too_many_serve_tells_it(make_reconciler):
+    there = [make_deployed_model(f"photos-{number}", available=True) for number in range(17)]
+    for dm in there:
+        dm["status"]["modelVersion"] = "1"
+    cluster, reconciler = make_reconciler(make_model(), make_endpoint(), *there)
+    await reconciler.reconcile(MODEL)
+    [ready] = [one for one in cluster.objects["Model", "photos"]["status"]["conditions"] if one["type"] == "Ready"]
+    assert (ready["status"], ready["reason"]) == ("True", "Accepted")
+    assert "version 1 is served by 17 DeployedModels, its paths lead to 16 of them" in ready["message"]
 
 
 async def test_model_on_a_private_endpoint_has_no_public_path(make_reconciler):

@@ -1,5 +1,6 @@
 """The split in tables; what carries it against golden manifests."""
 
+import json
 from itertools import product
 from pathlib import Path
 
@@ -8,11 +9,18 @@ import yaml
 from pierhead_operator import names
 from pierhead_operator.routing import (
     ROUTE_KINDS,
+    Refusal,
     Replicas,
     compute_effective_split,
     count_needed,
     explain_access,
+    explain_model_limit,
+    explain_refusal,
+    explain_split,
+    fit_split,
+    gateway_api,
     gateway_of,
+    keep_address,
     make_endpoint_routes,
     make_model_routes,
     predict_path,
@@ -21,7 +29,7 @@ from pierhead_operator.routing import (
     split_kind,
     wanted_split,
 )
-from pierhead_operator.routing.rules import make_endpoint_rule
+from pierhead_operator.routing.rules import Rule, make_endpoint_rule
 from pierhead_operator.settings import RoutingSettings
 from pierhead_operator.types import Endpoint, Model
 
@@ -188,6 +196,40 @@ def test_predict_path(endpoint, settings):
     assert predict_path(endpoint, settings) == "/v1/projects/default/locations/local/endpoints/photos:predict"
 
 
+def test_rule_of_ten_locations_fits(endpoint, settings):
+    rule = make_endpoint_rule(endpoint, {}, None, settings.model_copy(update={"other_locations": LOCATIONS}))
+    assert len(set(rule.paths)) == len(rule.paths) == 60 <= 64
+
+
+NOBODY = Refusal(503, "UNAVAILABLE", "no DeployedModel of the endpoint photos answers: photos-1 (Progressing)")
+
+# split, why each DeployedModel does not serve -> what clients are told
+REFUSALS = {
+    "nothing is deployed": (None, {}, (400, "nothing is deployed on the endpoint photos")),
+    "a split of what is not deployed": ({"a": 100}, {}, (400, "nothing is deployed on the endpoint photos")),
+    "the only one": (None, {"a": "ImagePullFailed"}, (503, "{}: a (ImagePullFailed)")),
+    "no split told": (None, {"a": "", "b": ""}, (503, "{}: its trafficSplit is missing")),
+    "one is not there": ({"a": 50, "b": 50}, {"b": "Progressing"}, (503, "{}: a (not found), b (Progressing)")),
+    "weight 0 is no cause": ({"a": 100, "b": 0}, {"a": "OutOfMemory", "b": ""}, (503, "{}: a (OutOfMemory)")),
+    "who serves is no cause": ({"a": 100}, {"a": ""}, (503, "{}: its condition Ready has the cause")),
+    "many": (
+        dict.fromkeys("abcdefg", 10),
+        dict.fromkeys("abcdefg", "NotReady"),
+        (503, "{}: a (NotReady), b (NotReady), c (NotReady), d (NotReady), e (NotReady) and 2 more"),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("split", "causes", "expected"), REFUSALS.values(), ids=REFUSALS.keys())
+def test_refusal_says_which_endpoint_and_why(split, causes, expected):
+    code, message = expected
+    refusal = explain_refusal(Endpoint.model_validate(make_endpoint(split)), causes)
+    told = message.format("no DeployedModel of the endpoint photos answers")
+    status = {400: "FAILED_PRECONDITION", 503: "UNAVAILABLE"}[code]
+    assert json.loads(refusal.to_json()) == {"error": {"code": code, "message": told, "status": status}}
+    assert refusal.is_temporary == (code == 503)
+
+
 def test_endpoint_answers_in_every_location_of_the_installation(endpoint, settings):
     rule = make_endpoint_rule(endpoint, {}, None, settings.model_copy(update={"other_locations": ["us-central1"]}))
     resources = {path.rpartition(":")[0] for path in rule.paths if path.endswith(":predict")}
@@ -223,12 +265,20 @@ def _golden(case):
     return list(yaml.safe_load_all((GOLDEN / case / "objects.yaml").read_text()))
 
 
+# As the chart has it, unless it is without the API.
+WITH_API = {**GATEWAY_API, "apiAnswers": True}
+# As many as a rule of an HTTPRoute takes, of locations and of DeployedModels.
+LOCATIONS = [f"us-central{number}" for number in range(1, 10)]
+SIXTEEN = {f"photos-{number:02}": 10 if number < 4 else 5 for number in range(16)}
+
 # golden file: spec, effective split, who is mirrored to, routing settings
 ENDPOINT_CASES = {
     "route": ({}, {"photos-1": 80, "photos-2": 20}, None, GATEWAY_API),
     "route-idle": ({}, {}, None, GATEWAY_API),
     "route-full": (EVERYTHING, {"photos-1": 100}, "photos-2", {**GATEWAY_API, **PRIVATE_GATEWAY, **ENVOY_GATEWAY}),
+    "route-limits": ({}, SIXTEEN, None, WITH_API),
     "istio": ({}, {"photos-1": 80, "photos-2": 20}, None, ISTIO),
+    "istio-idle": ({"mirror": {"deployedModel": "photos-2"}}, {}, "photos-2", ISTIO),
     "istio-full": (EVERYTHING, {"photos-1": 100}, "photos-2", {**ISTIO, **PRIVATE_ISTIO}),
 }
 MODEL_CASES = {"route-model": GATEWAY_API, "istio-model": ISTIO}
@@ -237,8 +287,10 @@ MODEL_CASES = {"route-model": GATEWAY_API, "istio-model": ISTIO}
 @pytest.mark.parametrize("case", ENDPOINT_CASES)
 def test_endpoint_routes(case, settings):
     spec, effective, mirror_to, routing = ENDPOINT_CASES[case]
-    made = make_endpoint_routes(_endpoint(spec), effective, mirror_to, _routed_by(settings, routing))
-    assert made == _golden(case)
+    chosen = _routed_by(settings, routing)
+    if case == "route-limits":
+        chosen = chosen.model_copy(update={"other_locations": LOCATIONS})
+    assert make_endpoint_routes(_endpoint(spec), effective, mirror_to, NOBODY, chosen) == _golden(case)
 
 
 @pytest.mark.parametrize("case", MODEL_CASES)
@@ -254,23 +306,56 @@ def test_model_routes(case, settings):
 
 def test_provider_none_makes_nothing(endpoint, model, settings):
     bare = _routed_by(settings, {})
-    assert make_endpoint_routes(endpoint, {"photos-1": 100}, None, bare) == []
+    assert make_endpoint_routes(endpoint, {"photos-1": 100}, None, NOBODY, bare) == []
     assert make_model_routes(model, {"1": {"photos-1": 1}}, bare) == []
 
 
-@pytest.mark.parametrize("routing", [GATEWAY_API, ISTIO], ids=["gateway-api", "istio"])
-def test_while_nobody_serves_there_is_only_the_idle_service_to_lead_to(routing, endpoint, settings):
-    idle, route = make_endpoint_routes(endpoint, {}, None, _routed_by(settings, routing))
-    assert idle["kind"] == "Service"
+def test_while_nobody_serves_the_api_answers_what_has_no_route(settings):
+    endpoint = _endpoint({"maxRequestBytes": 2048})
+    chosen = _routed_by(settings, {**WITH_API, **ENVOY_GATEWAY})
+    assert make_endpoint_routes(endpoint, {}, None, NOBODY, chosen) == []
+    assert len(make_endpoint_routes(endpoint, {"photos-1": 100}, None, NOBODY, chosen)) == 2
+
+
+def test_without_an_api_a_route_leads_to_a_service_without_pods_and_address(endpoint, settings):
+    chosen = _routed_by(settings, GATEWAY_API)
+    idle, route = make_endpoint_routes(endpoint, {}, None, NOBODY, chosen)
+    assert (idle["kind"], idle["spec"]["clusterIP"]) == ("Service", "None")
     assert "selector" not in idle["spec"]
-    assert "ep-photos" in str(route["spec"])
-    assert "dm-" not in str(route["spec"])
+    [backend] = route["spec"]["rules"][0]["backendRefs"]
+    assert backend["name"] == idle["metadata"]["name"]
+    served = make_endpoint_routes(endpoint, {"photos-1": 100}, None, NOBODY, chosen)
+    assert [one["kind"] for one in served] == ["HTTPRoute"]
+
+
+@pytest.mark.parametrize(
+    ("live", "address"), [(None, "None"), ({"spec": {"clusterIP": "None"}}, "None"), ({"spec": {"clusterIP": "10.96.0.7"}}, "10.96.0.7")]
+)  # fmt: skip
+def test_address_that_a_service_was_made_with_stays(live, address, endpoint, settings):
+    idle, _ = make_endpoint_routes(endpoint, {}, None, NOBODY, _routed_by(settings, GATEWAY_API))
+    kept = keep_address(idle, live)
+    assert kept == {**idle, "spec": {**idle["spec"], "clusterIP": address}}
+
+
+@pytest.mark.parametrize(
+    ("refusal", "retry"),
+    [(NOBODY, {"retry-after": "2"}), (Refusal(400, "FAILED_PRECONDITION", 'a "quoted" cause'), {})],
+)
+def test_istio_answers_itself_while_nobody_serves(refusal, retry, endpoint, settings):
+    [service] = make_endpoint_routes(endpoint, {}, "photos-2", refusal, _routed_by(settings, ISTIO))
+    [rule] = service["spec"]["http"]
+    assert len(rule["match"]) == 6
+    assert not {"route", "mirror", "timeout"} & rule.keys()
+    answer = rule["directResponse"]
+    assert answer["status"] == refusal.code
+    assert json.loads(answer["body"]["string"])["error"]["message"] == refusal.message
+    assert rule["headers"]["response"]["set"] == {"content-type": "application/json", **retry}
 
 
 @pytest.mark.parametrize("routing", [GATEWAY_API, ISTIO], ids=["gateway-api", "istio"])
 def test_mirror_to_what_does_not_serve_is_left_out(routing, settings):
     endpoint = _endpoint({"mirror": {"deployedModel": "photos-2"}})
-    made = make_endpoint_routes(endpoint, {"photos-1": 100}, None, _routed_by(settings, routing))
+    made = make_endpoint_routes(endpoint, {"photos-1": 100}, None, NOBODY, _routed_by(settings, routing))
     assert "photos-2" not in str(made)
     assert "irror" not in str(made)
 
@@ -286,7 +371,7 @@ def test_mirror_to_what_does_not_serve_is_left_out(routing, settings):
     ids=["asked for", "not asked for", "not Envoy Gateway", "Istio"],
 )
 def test_gateway_limits_requests_where_it_can(routing, spec, expected, settings):
-    made = make_endpoint_routes(_endpoint(spec), {"photos-1": 100}, None, _routed_by(settings, routing))
+    made = make_endpoint_routes(_endpoint(spec), {"photos-1": 100}, None, NOBODY, _routed_by(settings, routing))
     limits = [policy["spec"]["requestBuffer"]["limit"] for policy in made if policy["kind"] == "BackendTrafficPolicy"]
     assert limits == ([expected] if expected else [])
 
@@ -308,7 +393,7 @@ ACCESS = {
 def test_access_that_is_not_offered_is_explained_and_not_routed(routing, access, missing, settings):
     endpoint, chosen = _endpoint({"access": access}), _routed_by(settings, routing)
     explained = explain_access(endpoint, chosen)
-    made = make_endpoint_routes(endpoint, {"photos-1": 100}, None, chosen)
+    made = make_endpoint_routes(endpoint, {"photos-1": 100}, None, NOBODY, chosen)
     if missing:
         assert explained == (
             f"spec.access: Private needs a gateway that only the cluster reaches: the chart's {missing} is not set"
@@ -410,6 +495,65 @@ def test_version_that_many_serve_leads_to_as_many_as_a_rule_takes(model, setting
     ]
 
 
+def test_of_too_many_those_with_the_most_weight_are_led_to(model, settings):
+    services = {f"dm-{number:02}": number // 4 for number in range(20)}
+    [route] = gateway_api.make_model_routes(model, [Rule(["/v1"], services, "60s")], settings.routing.gateway)
+    [rule] = route["spec"]["rules"]
+    assert [backend["name"] for backend in rule["backendRefs"]] == [f"dm-{number:02}" for number in range(4, 20)]
+
+
+@pytest.mark.parametrize(
+    ("routing", "count", "told"),
+    [
+        (GATEWAY_API, 16, ""),
+        (GATEWAY_API, 17, "version 1 is served by 17 DeployedModels, its paths lead to 16 of them"),
+        (ISTIO, 17, ""),
+        ({}, 17, ""),
+    ],
+)
+def test_whom_a_models_paths_do_not_lead_to_is_told(routing, count, told, model, settings):
+    serving = {"1": {f"photos-{number}": 1 for number in range(count)}, "2": {"other": 1}}
+    assert explain_model_limit(model, serving, _routed_by(settings, routing)) == told
+
+
+def _even(count, **others):
+    """A split of so many with weight."""
+    return {f"photos-{number:02}": 100 - count + 1 if not number else 1 for number in range(count)} | others
+
+
+TOO_MANY = "gateway-api leads to 16 DeployedModels at most, and spec.trafficSplit gives weight to 17"
+# routing settings, wanted split -> what is told
+SPLIT_LIMITS = {
+    "sixteen": (GATEWAY_API, _even(16), None),
+    "seventeen": (GATEWAY_API, _even(17), TOO_MANY),
+    "who has no weight does not count": (GATEWAY_API, _even(16, other=0), None),
+    "no split": (GATEWAY_API, None, None),
+    "Istio": (ISTIO, _even(64), None),
+    "nobody routes": ({}, _even(64), None),
+}
+
+
+@pytest.mark.parametrize(("routing", "wanted", "told"), SPLIT_LIMITS.values(), ids=SPLIT_LIMITS.keys())
+def test_split_over_more_than_a_rule_takes_is_explained(routing, wanted, told, settings):
+    assert explain_split(wanted, _routed_by(settings, routing)) == told
+
+
+# routing settings, effective split, what is left of the previous one, wanted split -> what is told the gateway
+FITTING = {
+    "it fits": (GATEWAY_API, _even(16), {"old": 100}, _even(16), _even(16)),
+    "too many are wanted": (GATEWAY_API, _even(17), {"old": 100}, _even(17), {"old": 100}),
+    "too many are wanted, and few serve": (GATEWAY_API, {"a": 100}, {"old": 100}, _even(17), {"old": 100}),
+    "too many on the way": (GATEWAY_API, _even(20), {"old": 100}, _even(10), {"old": 100}),
+    "too many before, too": (GATEWAY_API, _even(17), _even(20), _even(17), {}),
+    "Istio": (ISTIO, _even(20), {"old": 100}, _even(20), _even(20)),
+}
+
+
+@pytest.mark.parametrize(("routing", "effective", "kept", "wanted", "fits"), FITTING.values(), ids=FITTING.keys())
+def test_split_that_the_provider_cannot_carry_leaves_the_one_before(routing, effective, kept, wanted, fits, settings):
+    assert fit_split(effective, kept, wanted, _routed_by(settings, routing)) == fits
+
+
 def test_parts_of_a_model_are_named_unlike_other_models():
     there = {names.model_route(model, part) for model in ("photos", "photos-2", "2-photos") for part in (1, 2, 12)}
     assert len(there) == 9
@@ -436,7 +580,7 @@ SPLITS_OF_ROUTES = {
 @pytest.mark.parametrize("routing", [GATEWAY_API, ISTIO], ids=["gateway-api", "istio"])
 def test_split_is_read_back_from_its_route(routing, split, endpoint, settings):
     chosen = _routed_by(settings, routing)
-    made = make_endpoint_routes(_endpoint({"mirror": {"deployedModel": "photos-3"}}), split, "photos-3", chosen)
+    made = make_endpoint_routes(_endpoint({"mirror": {"deployedModel": "photos-3"}}), split, "photos-3", NOBODY, chosen)
     [route] = [one for one in made if one["kind"] == split_kind(chosen)]
     assert read_split(route, {"photos-1", "photos-2", "photos-3", *split}) == split
     assert read_split(route, set()) == {}

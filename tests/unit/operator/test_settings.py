@@ -1,6 +1,9 @@
 """The file that the chart writes, and what counts before it."""
 
+import pytest
 from pierhead_operator import settings
+from pierhead_operator.settings import OperatorSettings
+from pydantic import ValidationError
 
 
 def test_server_image_is_the_variables_where_there_is_one(tmp_path):
@@ -9,3 +12,9 @@ def test_server_image_is_the_variables_where_there_is_one(tmp_path):
     assert settings.load(file, "registry.example.com/server:1").server.image == "registry.example.com/server:1"
     file.write_text("server: {image: in-the-file}\n")
     assert settings.load(file).server.image == "in-the-file"
+
+
+def test_more_locations_than_a_rule_takes_are_refused_with_the_number():
+    others = [f"us-central{number}" for number in range(10)]
+    with pytest.raises(ValidationError, match=r"otherLocations\n.*at most 9 .*, not 10"):
+        OperatorSettings.model_validate({"server": {"image": "x"}, "otherLocations": others})

@@ -219,6 +219,11 @@ def test_what_is_ready_neither_progresses_nor_is_stalled(deployed_model):
     assert [status.condition(type_).status for type_ in (READY, PROGRESSING, STALLED)] == ["True", "False", "False"]
 
 
+def test_model_tells_whom_its_paths_do_not_lead_to(model):
+    ready = compute_model_status(model, None, "version 1 is served by 17", NOW).condition("Ready")
+    assert (ready.status, ready.message) == ("True", "the default version is 1; version 1 is served by 17")
+
+
 @pytest.mark.parametrize(
     ("problem", "values"),
     [
@@ -228,7 +233,7 @@ def test_what_is_ready_neither_progresses_nor_is_stalled(deployed_model):
     ],
 )
 def test_model_progresses_or_is_stalled_too(model, problem, values):
-    status = compute_model_status(model, problem, NOW)
+    status = compute_model_status(model, problem, "", NOW)
     assert [status.condition(type_).status for type_ in (READY, PROGRESSING, STALLED)] == values
 
 
@@ -287,7 +292,7 @@ TRAFFIC = {
     "two and no split": (None, _dms(a=True, b=True), {}, None, "False", "TrafficSplitMissing", "how a, b share"),
     "unknown part": ({"a": 90, "x": 10}, _dms(a=True), {"a": 100}, None, "False", "DeployedModelNotFound", "names x"),
     "waiting": ({"a": 80, "b": 20}, _dms(a=True, b=False), {"a": 100}, None, "False", "WaitingForDeployedModels",
-                "b does not serve yet (Progressing: m); traffic now goes to a 100 %"),
+                "b does not serve yet (Progressing); traffic now goes to a 100 %"),
     "too few of its own": ({"b": 100}, _few("a", 20, 20) | _few("b", 3, 20), {"a": 87, "b": 13}, None, "False",
                            "WaitingForDeployedModels", "b: 3 of 20 needed replicas answer; traffic now goes to a 87 %, b 13 %"),
     "too few to take over": ({"b": 100}, _few("a", 5, 5) | _few("b", 3, 20), {"a": 63, "b": 37}, None, "False",
@@ -320,7 +325,7 @@ def test_endpoint_status(row):
 MIRRORS = {
     "serves": ("b", _dms(a=True, b=True), None),
     "has traffic itself": ("a", _dms(a=True), None),
-    "does not serve": ("b", _dms(a=True, b=False), "b does not serve yet (Progressing: m)"),
+    "does not serve": ("b", _dms(a=True, b=False), "b does not serve yet (Progressing)"),
     "is not there": ("x", _dms(a=True), "spec.mirror names x, which is no DeployedModel of this endpoint"),
 }
 

@@ -97,18 +97,46 @@ async def test_vertex_answer(served):
     assert answer.json() == {
         "predictions": [PREDICTION],
         "deployedModelId": "photos-2",
-        "model": "projects/default/locations/local/models/photos",
+        "model": "projects/default/locations/l/models/photos",
         "modelDisplayName": "Photos",
         "modelVersionId": "2",
     }
     assert served.count(200) == 1
 
 
+# What a path names -> the location that answers name.
+LOCATIONS = {
+    "local": "local",
+    "us-central1": "us-central1",
+    "a" * 63: "a" * 63,
+    "a" * 64: "local",
+    "US": "local",
+    "-": "local",
+    "a%22%2C%22x%22%3A%22": "local",
+    "a%0D%0AX-Mine%3A1": "local",
+    "%C3%A9": "local",
+    "%FF": "local",
+    "a%0A": "local",
+    "a%5Cg%3C1%3E": "local",
+}
+
+
+@pytest.mark.parametrize(("named", "told"), LOCATIONS.items())
+async def test_answer_names_the_location_that_the_request_names(served, named, told):
+    model = f"projects/default/locations/{told}/models/photos"
+    answer = await served.client.post(VERTEX.replace("/l/", f"/{named}/"), json=BODY)
+    assert (answer.status_code, answer.json()["model"]) == (200, model)
+    raw = await served.client.post(RAW.replace("/l/", f"/{named}/"), json=BODY)
+    assert raw.headers["X-Vertex-AI-Model"] == model
+    picture = {"content": b"picture", "headers": {"Content-Type": "image/jpeg"}}
+    assert (await served.client.post(RAW.replace("/l/", f"/{named}/"), **picture)).headers["X-Vertex-AI-Model"] == model
+
+
 async def test_raw_answer(served):
     answer = await served.client.post(RAW, json=BODY)
     assert answer.json() == {"predictions": [PREDICTION]}
     assert answer.headers["X-Vertex-AI-Deployed-Model-Id"] == "photos-2"
-    assert answer.headers["X-Vertex-AI-Model"] == "projects/default/locations/local/models/photos"
+    assert answer.headers["X-Vertex-AI-Model"] == "projects/default/locations/l/models/photos"
     picture = await served.client.post(RAW, content=b"picture", headers={"Content-Type": "image/jpeg"})
     assert len(picture.json()["predictions"]) == 1
 

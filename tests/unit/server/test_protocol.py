@@ -49,6 +49,21 @@ def parse_body(body, dialect="vertex", content_type="application/json"):
     return parse(Call(dialect, raw, content_type), LIMITS)
 
 
+@pytest.mark.parametrize(
+    ("model", "location", "named"),
+    [
+        ("projects/p/locations/local/models/m", "us-central1", "projects/p/locations/us-central1/models/m"),
+        ("projects/p/locations/local/models/m", "", "projects/p/locations/local/models/m"),
+        ("projects/p/locations/local/models/m", "a/b", "projects/p/locations/local/models/m"),
+        ("projects/p/locations/local/models/m", "a\n", "projects/p/locations/local/models/m"),
+        ("my model", "us-central1", "my model"),
+        ("", "us-central1", ""),
+    ],
+)
+def test_model_is_named_in_the_location_of_the_request(model, location, named):
+    assert ServedModel("", model, "", "").model_in(location) == named
+
+
 @pytest.mark.parametrize("dialect", JSON_DIALECTS)
 @pytest.mark.parametrize(
     ("instance", "parsed"),

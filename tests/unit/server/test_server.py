@@ -80,7 +80,7 @@ def test_answer_is_what_torch_computes(server, torchvision_folder):
     predictions = said.pop("predictions")
     assert said == {
         "deployedModelId": "photos-1",
-        "model": "projects/default/locations/local/models/photos",
+        "model": "projects/default/locations/l/models/photos",
         "modelDisplayName": "Photos",
         "modelVersionId": "1",
     }

@@ -19,6 +19,7 @@ from pierhead_api.kubernetes_api import Kubernetes, make_nobodys
 from pierhead_api.metrics import Metrics
 from pierhead_api.names import Projects
 from pierhead_api.route_table import RouteTable
+from pierhead_api.unrouted import Gateway, Unrouted
 
 TOKEN = "secret-token-of-alice"
 PREDICT = "/v1/projects/team-a/locations/local/endpoints/photos:predict"
@@ -66,6 +67,7 @@ def make_object(kind, name, spec, **status):
 
 
 def make_endpoint(split=None, name="photos", **spec):
+    """An endpoint with this effective split."""
     return make_object("Endpoint", name, spec, trafficSplit=split or {})
 
 
@@ -77,10 +79,16 @@ def make_model(**spec):
     return make_object("Model", "photos", {"defaultVersion": "1", "versions": versions, **spec})
 
 
-def make_deployed_model(name="photos-1", version="1", replicas=1, endpoint="photos"):
-    """A DeployedModel of which so many replicas answer."""
-    spec = {"endpoint": endpoint, "model": "photos"}
-    return make_object("DeployedModel", name, spec, modelVersion=version, availableReplicaCount=replicas)
+def make_deployed_model(name="photos-1", version="1", replicas=1, endpoint="photos", cause="Progressing"):
+    """A DeployedModel of which so many replicas answer; none does because of `cause`."""
+    ready = {
+        "type": "Ready",
+        "status": str(replicas > 0),
+        "reason": "Serving" if replicas else cause,
+        "lastTransitionTime": "2026-11-22T11:00:00Z",
+    }
+    spec, status = {"endpoint": endpoint, "model": "photos"}, {"availableReplicaCount": replicas, "conditions": [ready]}
+    return make_object("DeployedModel", name, spec, modelVersion=version, **status)
 
 
 class World:
@@ -88,6 +96,7 @@ class World:
 
     def __init__(self):
         self.table = RouteTable(offers_private=True)
+        self.gateway = Gateway.NONE
         self.rights = {(TOKEN, "endpoints", "team-a", "photos"), (TOKEN, "models", "team-a", "photos")}
         self.asked = []
         self.pods = {}  # URLs by DeployedModel
@@ -113,6 +122,7 @@ class World:
                 identity=identity,
                 projects=projects,
                 authorizer=Authorizer(identity, access, projects, self.table),
+                unrouted=Unrouted(self.table, projects, self.gateway),
                 forwarder=Forwarder(session, self.table, self.metrics, lambda _, name: self.pods[name]),
                 metrics=self.metrics,
                 make_services=self.make_services,

@@ -183,7 +183,16 @@ async def test_unknown_endpoint_is_told_to_who_may(api, world):
 
 async def test_endpoint_that_nobody_serves_is_unavailable(api, world):
     world.table.put("Endpoint", make_endpoint())
+    world.table.put("DeployedModel", make_deployed_model(replicas=0, cause="ImagePullFailed"))
     assert "retry-after" in await expect_error(api, 503, "UNAVAILABLE")
+    async with api.post(PREDICT, data=BODY, headers=ALICE) as answer:
+        message = (await answer.json())["error"]["message"]
+    assert message == "no DeployedModel of the endpoint photos answers: photos-1 (ImagePullFailed)"
+
+
+async def test_endpoint_that_nothing_is_deployed_on_is_not_in_the_state_for_it(api, world):
+    world.table.put("Endpoint", make_endpoint())
+    assert "retry-after" not in await expect_error(api, 400, "FAILED_PRECONDITION")
 
 
 async def test_pod_that_refuses_connections_is_tried_once_more(api, world, unused_tcp_port, monkeypatch):

@@ -34,6 +34,36 @@ def test_endpoint_that_nobody_serves_has_a_route_without_weights():
     assert (route.weights, route.timeout_seconds, route.max_request_bytes) == ({}, 60, None)
 
 
+def _cause(table):
+    return table.explain_unserved("photos", "team-a").message.removeprefix("no DeployedModel of the endpoint photos ")
+
+
+def test_cause_is_that_of_who_is_deployed_now():
+    table = make_table(make_endpoint(trafficSplit={"a": 50, "b": 50}))
+    assert table.explain_unserved("photos", "team-a").message == "nothing is deployed on the endpoint photos"
+    a, b = (make_deployed_model(name, replicas=0) for name in "ab")
+    table.put("DeployedModel", a)
+    assert _cause(table) == "answers: a (Progressing), b (not found)"
+    table.put("DeployedModel", make_deployed_model("a", replicas=0, cause="OutOfMemory"))
+    table.put("DeployedModel", b)
+    assert _cause(table) == "answers: a (OutOfMemory), b (Progressing)"
+    b["metadata"]["deletionTimestamp"] = "2026-11-22T12:00:00Z"
+    table.put("DeployedModel", b)
+    assert _cause(table) == "answers: a (OutOfMemory), b (not found)"
+    table.put("DeployedModel", make_deployed_model("a", replicas=0, endpoint="other"))
+    table.remove("DeployedModel", ("team-a", "b"))
+    assert table.explain_unserved("photos", "team-a").code == 400
+
+
+def test_gateway_carries_the_endpoints_of_its_access():
+    standard, private = make_endpoint({"a": 100}), make_endpoint({"b": 100}, "inside", access="Private")
+    table = make_table(standard, private, offers_private=False)
+    assert table.find_carried("photos", "team-a", private=False).weights == {"a": 100}
+    assert table.find_carried("inside", "team-a", private=True).weights == {"b": 100}
+    for name, is_private in (("photos", True), ("inside", False), ("other", False)):
+        assert table.find_carried(name, "team-a", private=is_private) is None
+
+
 def test_unknown_endpoint_and_one_of_another_namespace_have_no_route():
     for table in (make_table(), make_table(make_endpoint(name="other"))):
         with pytest.raises(NotFoundError, match="there is no endpoint photos"):
@@ -101,9 +131,12 @@ def test_what_leaves_serves_no_more():
             table.find(_model(), "team-a")
 
 
-def test_endpoint_that_leaves_has_no_route():
+@pytest.mark.parametrize("access", ["Standard", "Private"])
+def test_endpoint_that_leaves_has_no_route(access):
+    table = make_table(_leaving(make_endpoint({"a": 100}, access=access)))
     with pytest.raises(NotFoundError):
-        make_table(_leaving(make_endpoint({"a": 100}))).find(ENDPOINT, "team-a")
+        table.find(ENDPOINT, "team-a")
+    assert not any(table.find_carried("photos", "team-a", private=private) for private in (False, True))
 
 
 def test_object_that_cannot_be_read_has_no_route_and_stops_no_other(caplog):

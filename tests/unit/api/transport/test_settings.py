@@ -21,6 +21,7 @@ def test_all_is_read(tmp_path):
         "anonymous": "default/laptop",
         "watchNamespaces": ["team-a"],
         "provider": "istio",
+        "authorization": "gateway",
         "dedicatedEndpointDns": "models.example.com:443",
         "drainSeconds": 0.5,
     }
