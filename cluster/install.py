@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from cluster import addons, commands, containers, images, registry, settings
+from cluster import addons, commands, images, settings
 from cluster import up as cluster_up
 from cluster.errors import ClusterError
 from cluster.progress import step
@@ -100,15 +100,6 @@ def find_local(*, metrics: bool = False) -> Target:
         private_gateway=("pierhead-system", "pierhead-private"),
         envoy_gateway=True,
     )
-
-
-def publish(reference: str, name: str) -> str:
-    """Lets the image be pulled by the name that the chart's own values give it; returns that name."""
-    values = yaml.safe_load((settings.REPOSITORY / "charts" / "pierhead" / "values.yaml").read_text())
-    released: str = values[name]["image"]
-    registry.tag(reference, released.rpartition(":")[2])
-    containers.forget_image(f"docker.io/{released}")
-    return released
 
 
 def install(target: Target) -> None:

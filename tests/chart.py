@@ -17,20 +17,29 @@ CHART = str(Path(__file__).parents[1] / "charts" / "pierhead")
 GOLDEN = Path(__file__).parent / "golden" / "chart"
 CASES = sorted(folder.name for folder in GOLDEN.iterdir())
 RELEASE = ("pierhead", "--namespace", "pierhead-system")
+# What each installation has to name, and most tests do not care about.
+IMAGES = {name: f"registry.example.com/pierhead/{name}:0" for name in ("operator", "server")}
 
 
 def helm_template(*settings: str, namespace: str = "default", values: Manifest | None = None) -> tuple[int, str, str]:
-    """Helm's exit status, what it rendered, and what it complains of; a setting, NAME=VALUE, counts before `values`."""
+    """Helm's exit status, what it rendered, and what it complains of; a setting, NAME=VALUE, counts before `values`.
+
+    What `values` do not say of the images is IMAGES.
+    """
     arguments = [argument for setting in settings for argument in ("--set", setting)]
     done = subprocess.run(
         ["helm", "template", "pierhead", CHART, "--namespace", namespace, "--values", "-", *arguments],
-        input=json.dumps(values or {}),
+        input=json.dumps(_with_images(values or {})),
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
     )
     return done.returncode, done.stdout, done.stderr
+
+
+def _with_images(values: Manifest) -> Manifest:
+    return {**values, **{name: {"image": image, **values.get(name, {})} for name, image in IMAGES.items()}}
 
 
 def render(*settings: str, namespace: str = "default", values: Manifest | None = None) -> list[Manifest]:

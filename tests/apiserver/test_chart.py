@@ -17,7 +17,12 @@ ISTIO = ("routing.provider=istio", "routing.istio.gateways={gateways/public}")
         (["routing.provider=luck"], "/routing/provider"),
         (["routing.provider=gateway-api"], "/routing/gateway"),
         (["server.replicas=2"], "additional properties 'replicas'"),
-        (["server.image="], "/server/image"),
+        (
+            ["operator.image=", "server.image=registry.example.com/server:1"],
+            "operator.image and server.image must be set",
+        ),
+        (["server.image="], "docker push registry.example.com/pierhead/server:"),
+        (["server.image=7"], "/server/image"),
         (["location=Local!"], "/location"),
         (["api.locations={US}"], "/api/locations"),
         (["api.anonymous=laptop"], "/api/anonymous"),

@@ -161,7 +161,12 @@ def test_upgrade_of_the_operator_restarts_no_serving_pod(photos, prober):
         )  # fmt: skip
 
     try:
-        upgrade("--set", "server.resources.requests.cpu=110m", "--set", "server.image=pierhead/server:never-built")
+        upgrade(
+            "--set",
+            "server.resources.requests.cpu=110m",
+            "--set",
+            "server.image=images.invalid/pierhead/server:never-built",
+        )
         assert SYSTEM.get("configmap", "pierhead-operator")["data"] != settings_before
         _split(photos, one=40, two=60)
         photos.apply({**make_model(v1="photos/1"), "metadata": {"name": "sign"}})
