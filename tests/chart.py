@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from tests.kube import Kubectl, Manifest, scale_operator
+from tests.kube import Kubectl, Manifest, scale_operator, wait_operator
 
 CHART = str(Path(__file__).parents[1] / "charts" / "pierhead")
 GOLDEN = Path(__file__).parent / "golden" / "chart"
@@ -125,9 +125,11 @@ def upgraded(*settings: str) -> Iterator[None]:
     arguments = [argument for setting in settings for argument in ("--set", setting)]
     try:
         helm("upgrade", RELEASE[0], CHART, *RELEASE[1:], "--reuse-values", "--wait", "--timeout", "2m", *arguments)
+        wait_operator()
         yield
     finally:
         helm("rollback", RELEASE[0], str(before), *RELEASE[1:], "--wait", "--timeout", "2m")
+        wait_operator()
 
 
 @contextmanager
@@ -141,6 +143,19 @@ def uninstalled() -> Iterator[None]:
         yield
     finally:
         helm("install", RELEASE[0], CHART, *RELEASE[1:], "--values", "-", "--wait", "--timeout", "2m", stdin=values)
+        wait_operator()
+
+
+@contextmanager
+def installed_beside(kubectl: Kubectl, release: str, values: Manifest) -> Iterator[None]:
+    """Another release meanwhile, in kubectl's namespace, and its operator leads."""
+    place, waiting = ("--namespace", kubectl.namespace), ("--wait", "--timeout", "2m")
+    try:
+        helm("install", release, CHART, *place, *waiting, "--values", "-", stdin=json.dumps(values))
+        wait_operator(kubectl, f"{release}-operator")
+        yield
+    finally:
+        helm("uninstall", release, *place, *waiting)
 
 
 def helm(*arguments: str, stdin: str | None = None) -> str:
