@@ -303,10 +303,10 @@ class Reconciler:
 
     async def withdraw(self, key: Key) -> None:
         """Deletes what this installation made for a resource of another one, which need not know of its kinds."""
-        label = _LABELS.get(key.kind)
-        optional = routing.route_kinds(self.settings) | ({NETWORK_POLICY} if self.settings.network_policy else set())
-        for kind in sorted(optional if label else ()):
-            for live in await self.cluster.list_objects(kind, key.namespace, {**names.OURS, str(label): key.name}):
+        kinds = routing.route_kinds(self.settings) | ({NETWORK_POLICY} if self.settings.network_policy else set())
+        labels = {**names.OURS, _LABELS[key.kind]: key.name}
+        for kind in sorted(kinds):
+            for live in await self.cluster.list_objects(kind, key.namespace, labels):
                 if installation.find_holder(live) == self.installation and is_controlled(live, key.kind):
                     await self.cluster.delete(live)
 
