@@ -1,4 +1,4 @@
-"""The chart with its defaults as plain manifests, for who has no Helm: `python -m charts.manifests FILE`."""
+"""The chart with its defaults and images to be named, for who has no Helm: `python -m charts.manifests FILE`."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import yaml
+
 from cluster import go_build
 from cluster.settings import Paths
 
 NAMESPACE = "pierhead-system"
+# No registry: nobody can own a name under .invalid (RFC 6761). Kustomize's `images` replaces it.
+REGISTRY = "images.invalid"
 _CHART = Path(__file__).parent / "pierhead"
 _HEADER = f"""\
 # Made from charts/pierhead by `make manifests`; edit that.
@@ -25,8 +29,15 @@ _HELMS = re.compile(r"^ *(?:helm\.sh/chart|app\.kubernetes\.io/managed-by): .*\n
 def render(helm: Path) -> str:
     """All manifests of an installation in its own namespace."""
     argv = [str(helm), "template", "pierhead", str(_CHART), "--namespace", NAMESPACE, "--no-hooks"]
+    for name in ("operator", "server"):
+        argv += ["--set", f"{name}.image={REGISTRY}/pierhead/{name}:{_find_version()}"]
     text = subprocess.run(argv, stdout=subprocess.PIPE, text=True, timeout=60, check=True).stdout
     return _HEADER + _HELMS.sub("", text)
+
+
+def _find_version() -> str:
+    version: str = yaml.safe_load((_CHART / "Chart.yaml").read_text())["appVersion"]
+    return version
 
 
 def main(file: str) -> None:

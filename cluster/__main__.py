@@ -52,15 +52,11 @@ def advertise_gpus(count: Annotated[int, typer.Argument(min=0)]) -> None:
 
 @app.command(name="images")
 def build_images(
-    release: Annotated[bool, typer.Option(help="Under the names, too, that the chart's own values have.")] = False,
     verify: Annotated[bool, typer.Option(help="The operator's once more, from nothing: it must be the same.")] = False,
 ) -> None:
     """Build and push the operator's and the server's image from the working tree; print their references."""
-    references = {"operator": images.build_operator(), "server": images.build_server()}
-    for name, reference in references.items():
-        print(f"{name} {reference}")
-        if release:
-            print(f"{name} {install.publish(reference, name)}")
+    print(f"operator {images.build_operator()}")
+    print(f"server {images.build_server()}")
     if verify:
         print(f"operator {images.verify_operator()}, twice the same")
 

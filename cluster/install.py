@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from cluster import addons, commands, containers, images, registry, settings
+from cluster import addons, commands, images, rollout, settings
 from cluster import up as cluster_up
 from cluster.errors import ClusterError
 from cluster.progress import step
@@ -102,17 +102,8 @@ def find_local(*, metrics: bool = False) -> Target:
     )
 
 
-def publish(reference: str, name: str) -> str:
-    """Lets the image be pulled by the name that the chart's own values give it; returns that name."""
-    values = yaml.safe_load((settings.REPOSITORY / "charts" / "pierhead" / "values.yaml").read_text())
-    released: str = values[name]["image"]
-    registry.tag(reference, released.rpartition(":")[2])
-    containers.forget_image(f"docker.io/{released}")
-    return released
-
-
 def install(target: Target) -> None:
-    """Installs the chart, or upgrades it to the working tree's; waits until the operator runs."""
+    """Installs the chart, or upgrades it to the working tree's; waits until its operator leads."""
     with step("installing Pierhead with Helm"), tempfile.NamedTemporaryFile("w", suffix=".yaml") as values:
         yaml.safe_dump(make_values(target), values)
         values.flush()
@@ -121,6 +112,7 @@ def install(target: Target) -> None:
             *("upgrade", "--install", RELEASE, chart, "--namespace", NAMESPACE, "--create-namespace"),
             *("--values", values.name, "--wait", "--timeout", "4m"),
         )
+        rollout.wait_operator(target.kubectl, NAMESPACE, f"{RELEASE}-operator")
     # An upgrade restarts no pod; who works on the server wants to see it.
     renew = f"pierhead.dev/renew={target.server_image.rpartition(':')[2]}"
     target.kubectl("annotate", "deployedmodels.pierhead.dev", "--all", "--all-namespaces", "--overwrite", renew)

@@ -11,26 +11,35 @@ from pathlib import Path
 
 import yaml
 
-from tests.kube import Kubectl, Manifest, scale_operator
+from tests.kube import Kubectl, Manifest, scale_operator, wait_operator
 
 CHART = str(Path(__file__).parents[1] / "charts" / "pierhead")
 GOLDEN = Path(__file__).parent / "golden" / "chart"
 CASES = sorted(folder.name for folder in GOLDEN.iterdir())
 RELEASE = ("pierhead", "--namespace", "pierhead-system")
+# What each installation has to name, and most tests do not care about.
+IMAGES = {name: f"registry.example.com/pierhead/{name}:0" for name in ("operator", "server")}
 
 
 def helm_template(*settings: str, namespace: str = "default", values: Manifest | None = None) -> tuple[int, str, str]:
-    """Helm's exit status, what it rendered, and what it complains of; a setting, NAME=VALUE, counts before `values`."""
+    """Helm's exit status, what it rendered, and what it complains of; a setting, NAME=VALUE, counts before `values`.
+
+    What `values` do not say of the images is IMAGES.
+    """
     arguments = [argument for setting in settings for argument in ("--set", setting)]
     done = subprocess.run(
         ["helm", "template", "pierhead", CHART, "--namespace", namespace, "--values", "-", *arguments],
-        input=json.dumps(values or {}),
+        input=json.dumps(_with_images(values or {})),
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
     )
     return done.returncode, done.stdout, done.stderr
+
+
+def _with_images(values: Manifest) -> Manifest:
+    return {**values, **{name: {"image": image, **values.get(name, {})} for name, image in IMAGES.items()}}
 
 
 def render(*settings: str, namespace: str = "default", values: Manifest | None = None) -> list[Manifest]:
@@ -116,9 +125,11 @@ def upgraded(*settings: str) -> Iterator[None]:
     arguments = [argument for setting in settings for argument in ("--set", setting)]
     try:
         helm("upgrade", RELEASE[0], CHART, *RELEASE[1:], "--reuse-values", "--wait", "--timeout", "2m", *arguments)
+        wait_operator()
         yield
     finally:
         helm("rollback", RELEASE[0], str(before), *RELEASE[1:], "--wait", "--timeout", "2m")
+        wait_operator()
 
 
 @contextmanager
@@ -132,6 +143,19 @@ def uninstalled() -> Iterator[None]:
         yield
     finally:
         helm("install", RELEASE[0], CHART, *RELEASE[1:], "--values", "-", "--wait", "--timeout", "2m", stdin=values)
+        wait_operator()
+
+
+@contextmanager
+def installed_beside(kubectl: Kubectl, release: str, values: Manifest) -> Iterator[None]:
+    """Another release meanwhile, in kubectl's namespace, and its operator leads."""
+    place, waiting = ("--namespace", kubectl.namespace), ("--wait", "--timeout", "2m")
+    try:
+        helm("install", release, CHART, *place, *waiting, "--values", "-", stdin=json.dumps(values))
+        wait_operator(kubectl, f"{release}-operator")
+        yield
+    finally:
+        helm("uninstall", release, *place, *waiting)
 
 
 def helm(*arguments: str, stdin: str | None = None) -> str:

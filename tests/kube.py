@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 import httpx
 import yaml
 
+from cluster import rollout
+
 T = TypeVar("T")
 Manifest = dict[str, Any]
 
@@ -135,6 +137,14 @@ def scale_operator(replicas: int) -> None:
         f"{replicas} operators run",
         lambda: len(SYSTEM.items("pods", "app.kubernetes.io/name=pierhead-operator")) == replicas,
     )
+
+
+def wait_operator(kubectl: Kubectl = SYSTEM, name: str = OPERATOR) -> None:
+    """Until the operator leads that an installation asks for now: after an upgrade the one before may lead on a while.
+
+    What is made before may be made with the settings before.
+    """
+    rollout.wait_operator(kubectl.in_any_namespace, kubectl.namespace, name)
 
 
 def predict_url(namespace: str, endpoint: str, gateway: str | None = None) -> str:

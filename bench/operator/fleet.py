@@ -116,7 +116,7 @@ def make_settings() -> Manifest:
     """The operator's settings, as the chart writes them. No image is pulled: no pod runs anything."""
     return {
         "server": {
-            "image": "pierhead/server:bench",
+            "image": "images.invalid/pierhead/server:bench",
             "resources": {"requests": {"cpu": "1", "memory": "2Gi"}, "limits": {"memory": "4Gi"}},
         },
         "routing": {"provider": "gateway-api", "gateway": GATEWAY, "envoyGateway": False, "apiAnswers": True},

@@ -23,7 +23,8 @@ from pierhead_operator.batch_reconcile import BatchReconciler
 from pierhead_operator.cluster import Cluster, ClusterError, Key, Rejected, load_configuration
 from pierhead_operator.feed import Feed, watched_kinds
 from pierhead_operator.handlers import make_kopf_settings, make_registry
-from pierhead_operator.lease import Lease, LeaseLostError
+from pierhead_operator.installation import Installations, make_name, spare_others
+from pierhead_operator.lease import Candidate, Lease, LeaseLostError
 from pierhead_operator.metrics import Metrics
 from pierhead_operator.prober import Prober
 from pierhead_operator.queue import RetryLater, WorkQueue
@@ -48,10 +49,11 @@ async def run(settings: OperatorSettings) -> None:
     kinds = watched_kinds(settings)
     store = Store(kinds)
     async with ApiClient(await load_configuration()) as api, aiohttp.ClientSession() as session:
-        lease = _make_lease(api, metrics)
+        lease, installation = _make_lease(api, metrics, settings), make_name(_find_lease_key())
 
         async def reconcile(key: Key) -> float | None:
-            return await (batches if key.kind == BatchPredictionJob.KIND else reconciler).reconcile(key)
+            work = (batches if key.kind == BatchPredictionJob.KIND else reconciler).reconcile
+            return await spare_others(key, work, installations, reconciler.withdraw)
 
         queue = WorkQueue[Key](
             make_work(reconcile, metrics), _CONCURRENCY, metrics.observe_wait, lambda key: key.namespace
@@ -59,8 +61,9 @@ async def run(settings: OperatorSettings) -> None:
         feed = Feed(store, queue, events.beat)
         cluster = Cluster(api, lease.seconds_left, metrics.observe_request, store=store, tell_written=feed.tell_written)
         prober, clock = Prober(session, queue.add), partial(datetime.now, UTC)
-        reconciler = Reconciler(cluster, prober, settings, clock)
-        batches = BatchReconciler(cluster, prober, settings, clock)
+        installations = Installations(cluster, installation)
+        reconciler = Reconciler(cluster, prober, settings, clock, installation)
+        batches = BatchReconciler(cluster, prober, settings, clock, installation)
         resync = Resync(cluster, kinds, settings.watch_namespaces, feed.tell_listed, metrics.set_resources)
 
         def silence() -> float:
@@ -68,10 +71,12 @@ async def run(settings: OperatorSettings) -> None:
             return min(events.age, resync.age)
 
         metrics.watch(lambda: queue.length, lambda: lease.is_held, lambda: resync.age)
+        metrics.watch_others(lambda: installations.count_left)
         resources = ResourceMetrics(store, lambda: lease.is_held)
         server = await health.serve(health.make_app(silence, metrics, resources))
         begin = asyncio.Event()
-        duties = (queue.run(begin), resync.run(), _tidy(begin, reconciler, settings), _lead(lease, resync, begin))
+        tidy = _keep_tidy(begin, installations, reconciler)
+        duties = (queue.run(begin), resync.run(), tidy, _lead(lease, resync, begin))
         try:
             async with asyncio.TaskGroup() as tasks:
                 own = [tasks.create_task(duty) for duty in duties]
@@ -108,14 +113,20 @@ async def _lead(lease: Lease, resync: Resync, begin: asyncio.Event) -> None:
     await lease.keep()
 
 
-async def _tidy(begin: asyncio.Event, reconciler: Reconciler, settings: OperatorSettings) -> None:
-    """Deletes what is there of other settings, once: they change with a restart."""
+async def _keep_tidy(begin: asyncio.Event, installations: Installations, reconciler: Reconciler) -> None:
+    """Deletes what is there of other settings: at the start, and once another installation is gone."""
     await begin.wait()
-    namespaces: Sequence[str | None] = settings.watch_namespaces or [None]
+    while await installations.to_tidy.wait():
+        installations.to_tidy.clear()
+        await _tidy(installations, reconciler)
+
+
+async def _tidy(installations: Installations, reconciler: Reconciler) -> None:
+    namespaces: Sequence[str | None] = reconciler.settings.watch_namespaces or [None]
     for namespace in namespaces:
         while True:
             try:
-                await reconciler.delete_of_other_settings(namespace)
+                await reconciler.delete_of_other_settings(namespace, installations.was_made_by_another)
                 break
             except (ClusterError, Rejected) as error:
                 logger.warning("what other settings left is looked for later: %s", error)
@@ -142,15 +153,19 @@ def make_work(reconcile: Work, metrics: Metrics) -> Work:
     return work
 
 
-def _make_lease(api: ApiClient, metrics: Metrics) -> Lease:
+def _find_lease_key() -> Key:
     """The Lease that the operators of an installation share."""
-    key = Key(
+    return Key(
         election.KIND,
         os.environ.get("POD_NAMESPACE") or _find_namespace(),
         os.environ.get("PIERHEAD_LEASE_NAME") or election.NAME,
     )
+
+
+def _make_lease(api: ApiClient, metrics: Metrics, settings: OperatorSettings) -> Lease:
     identity = election.make_identity(os.environ.get("POD_NAME") or socket.gethostname())
-    return Lease(Cluster(api, observe=metrics.observe_request, timeout=election.REQUEST_SECONDS), key, identity)
+    cluster = Cluster(api, observe=metrics.observe_request, timeout=election.REQUEST_SECONDS)
+    return Lease(cluster, _find_lease_key(), Candidate(identity, settings.watch_namespaces))
 
 
 def _find_namespace() -> str:

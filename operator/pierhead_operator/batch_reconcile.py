@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 
-from pierhead_operator import names
+from pierhead_operator import installation, names
 from pierhead_operator.applying import (
     ClusterAccess,
     Settled,
@@ -37,7 +37,7 @@ from pierhead_operator.resources.batch import (
 )
 from pierhead_operator.settings import OperatorSettings
 from pierhead_operator.status import REASON_SPEC_TOO_LARGE, Finding
-from pierhead_operator.types import BatchPredictionJob, Model, ModelVersion, ShardProgress
+from pierhead_operator.types import BatchPredictionJob, BatchPredictionJobStatus, Model, ModelVersion, ShardProgress
 
 _LOOK_AGAIN_SECONDS = 5.0
 _AT_ONCE = 32  # workers that are asked
@@ -57,6 +57,7 @@ class BatchReconciler:
     workers: WorkerAccess
     settings: OperatorSettings
     clock: Callable[[], datetime]
+    installation: str = ""  # as the Reconciler's
     _settled: Settled = field(default_factory=Settled, init=False)
 
     async def reconcile(self, key: Key) -> float | None:
@@ -72,7 +73,7 @@ class BatchReconciler:
         if batch is None or batch.metadata.deletion_timestamp:
             return None
         if batch.status.state in ENDED and not is_renewed(batch):
-            await write_status(self.cluster, batch, batch.status, observe_end(batch))
+            await self._write_status(batch, observe_end(batch))
             return await self._outlive(batch)
         model = await self.cluster.get_resource(Model, batch.namespace, batch.spec.model)
         version = resolve_version(batch, model)
@@ -85,7 +86,7 @@ class BatchReconciler:
         elif batch.spec.cancel or is_renewed(batch):
             await self._end(batch)
         observed = await self._observe(batch, batching, problem)
-        await write_status(self.cluster, batch, batch.status, compute_batch_status(batch, observed, self.clock()))
+        await self._write_status(batch, compute_batch_status(batch, observed, self.clock()))
         retry_if_rejected(problem)
         return _LOOK_AGAIN_SECONDS if batching or observed.job else None
 
@@ -97,13 +98,21 @@ class BatchReconciler:
             await self._end(batch)
             return None
         # Before its workers: none runs that everybody may reach.
-        if problem := await apply_all(self.cluster, batch, make_worker_policies(batching), self._settled):
+        if problem := await self._apply_all(batch, make_worker_policies(batching)):
             return problem
         if live is None:
-            return await apply_all(self.cluster, batch, [make_job(batching)], self._settled)
+            return await self._apply_all(batch, [make_job(batching)])
         if control := make_control(batch, live):
             await self.cluster.apply_control(live, control)
         return None
+
+    async def _apply_all(self, batch: BatchPredictionJob, desired: Sequence[Manifest]) -> Finding | None:
+        made = [installation.mark_made(manifest, self.installation) for manifest in desired]
+        return await apply_all(self.cluster, batch, made, self._settled)
+
+    async def _write_status(self, batch: BatchPredictionJob, status: BatchPredictionJobStatus) -> None:
+        status = installation.mark_claimed(status, self.installation)
+        await write_status(self.cluster, batch, batch.status, status)
 
     async def _end(self, batch: BatchPredictionJob) -> None:
         """Takes the workers away; what they committed stays."""

@@ -315,17 +315,28 @@ class Cluster:
         await self._apply(manifest, names.CONTROL_FIELD_MANAGER)
 
     async def apply_status(self, resource: Resource, status: Status) -> None:
-        """Writes a whole status; nothing where the resource is gone, or is another one of that name by now."""
+        """Writes a whole status; nothing where the resource is gone, or is another one of that name by now.
+
+        The first of an installation is for the resource as it was read; raises Conflict where it has changed since:
+        another installation may have been first.
+        """
         key = Key(resource.KIND, resource.namespace, resource.name)
-        await self.apply_raw_status(key, resource.metadata.uid, status.dump())
+        metadata = {"uid": resource.metadata.uid}
+        before: Status = resource.status  # type: ignore[attr-defined]  # every kind has one
+        if before.installation != status.installation and resource.metadata.resource_version:
+            metadata["resourceVersion"] = resource.metadata.resource_version
+        await self._apply_status(key, metadata, status.dump())
 
     async def apply_raw_status(self, key: Key, uid: str, status: Manifest) -> None:
         """The same of a resource that cannot be parsed: `status` is as Kubernetes stores it."""
+        await self._apply_status(key, {"uid": uid}, status)
+
+    async def _apply_status(self, key: Key, about: dict[str, str], status: Manifest) -> None:
         path = _path(key.kind, key.namespace, key.name, "status")
         body = {
             "apiVersion": names.API_VERSION,
             "kind": key.kind,
-            "metadata": {"name": key.name, "namespace": key.namespace, "uid": uid},
+            "metadata": {"name": key.name, "namespace": key.namespace, **about},
             "status": status,
         }
         request = _Request("patch", key.kind, path, _apply_query(names.FIELD_MANAGER), body)
@@ -333,6 +344,8 @@ class Cluster:
             if written := await self._request(request, missing_ok=True):
                 self._keep(written)
         except Rejected as error:
+            if isinstance(error, Conflict) and "resourceVersion" in about:
+                raise
             logger.info("%s %s/%s: status not written: %s", key.kind, key.namespace, key.name, error)
 
     async def delete(self, live: Manifest) -> None:

@@ -102,7 +102,7 @@ def explain_unreadable(error: ValidationError) -> str:
 
 def _read_model(live: Manifest) -> Facts:
     model = Model.model_validate(live)
-    remembered = model.status.model_dump(mode="json", exclude={"conditions", "observed_generation"})
+    remembered = model.status.model_dump(mode="json", exclude={"conditions", "observed_generation", "installation"})
     return Facts(_describe_asked(live), _digest(model.metadata.generation, _leaves(model), remembered))
 
 

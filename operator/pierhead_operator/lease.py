@@ -11,12 +11,13 @@ import math
 import random
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import Enum
 from typing import Protocol
 
+from pierhead_operator import names
 from pierhead_operator.cluster import ClusterError, Key, Rejected, format_micro_time
 from pierhead_operator.resources import Manifest
 
@@ -55,6 +56,20 @@ class Record:
     version: str  # another one after each write
 
 
+@dataclass(frozen=True)
+class Candidate:
+    """Who asks for a Lease."""
+
+    identity: str
+    watch_namespaces: Sequence[str] = ()  # all of them, if empty
+
+
+def parse_watch_namespaces(lease: Manifest) -> frozenset[str]:
+    """The namespaces that a Lease's installation looks after; all of them, if empty."""
+    value = lease["metadata"].get("annotations", {}).get(names.ANNOTATION_WATCH_NAMESPACES, "")
+    return frozenset(value.split(",")) if value else frozenset()
+
+
 def parse_record(lease: Manifest) -> Record:
     """The record of a Lease object."""
     spec = lease.get("spec") or {}
@@ -81,19 +96,22 @@ def compute_wait(record: Record | None, observed_at: float, now: float) -> float
     return min(wait, max(left, _LEAST_WAIT_SECONDS)) if left > 0 else wait
 
 
-def make_lease(live: Manifest | None, key: Key, identity: str, moment: str) -> Manifest:
+def make_lease(live: Manifest | None, key: Key, candidate: Candidate, moment: str) -> Manifest:
     """The Lease as its next holder writes it, over what is there; `moment` is for people."""
     before = (live or {}).get("spec") or {}
-    renewed = before.get("holderIdentity") == identity
+    renewed = before.get("holderIdentity") == candidate.identity
     transitions = before.get("leaseTransitions") or 0
     spec = {
-        "holderIdentity": identity,
+        "holderIdentity": candidate.identity,
         "leaseDurationSeconds": DURATION_SECONDS,
         "acquireTime": before.get("acquireTime") if renewed else moment,
         "renewTime": moment,
         "leaseTransitions": transitions if renewed or live is None else transitions + 1,
     }
-    metadata = live["metadata"] if live else {"name": key.name, "namespace": key.namespace}
+    metadata: Manifest = live["metadata"] if live else {"name": key.name, "namespace": key.namespace}
+    watched = {names.ANNOTATION_WATCH_NAMESPACES: ",".join(candidate.watch_namespaces)}
+    annotations = {**metadata.get("annotations", {}), **watched}
+    metadata = {**metadata, "annotations": annotations}
     return {"apiVersion": "coordination.k8s.io/v1", "kind": KIND, "metadata": metadata, "spec": spec}
 
 
@@ -124,14 +142,15 @@ class Lease:
         self,
         cluster: LeaseAccess,
         key: Key,
-        identity: str,
+        candidate: Candidate,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._cluster = cluster
         self._key = key
         self._title = f"{key.namespace}/{key.name}"
-        self._identity = identity
+        self._candidate = candidate
+        self._identity = candidate.identity
         self._clock = clock
         self._sleep = sleep
         self._record: Record | None = None
@@ -195,7 +214,7 @@ class Lease:
             if decide(self._record, self._observed_at, self._clock(), self._identity) is Turn.WAIT:
                 return False
             started = self._clock()
-            wanted = make_lease(live, self._key, self._identity, format_micro_time(datetime.now(UTC)))
+            wanted = make_lease(live, self._key, self._candidate, format_micro_time(datetime.now(UTC)))
             self._observe(await (self._cluster.update(wanted) if live else self._cluster.create(wanted)))
             self._renewed_at = started
         except (ClusterError, Rejected) as error:

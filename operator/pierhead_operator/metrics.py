@@ -83,6 +83,11 @@ class Metrics:
             "Seconds since the last resync that went through, or since the start.",
             registry=self._registry,
         )
+        self._left = Gauge(
+            "pierhead_operator_resources_of_others",
+            "Resources that another installation looks after.",
+            registry=self._registry,
+        )
         self._resources = Gauge(
             "pierhead_operator_resources", "Resources at the last resync.", ["kind"], registry=self._registry
         )
@@ -94,6 +99,10 @@ class Metrics:
         self._queue_length.set_function(queue_length)
         self._leader.set_function(is_leader)
         self._resync_age.set_function(resync_age)
+
+    def watch_others(self, count_left: Callable[[], float]) -> None:
+        """Where to look, at each scrape, for the number of resources that are left to other installations."""
+        self._left.set_function(count_left)
 
     def observe_wait(self, seconds: float) -> None:
         """A key left the queue."""

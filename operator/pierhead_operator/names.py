@@ -28,6 +28,8 @@ LABEL_BATCH_PREDICTION_JOB = f"{GROUP}/batch-prediction-job"
 LABEL_BATCH_PREDICTION_JOB_UID = f"{GROUP}/batch-prediction-job-uid"
 ANNOTATION_APPLIED = f"{GROUP}/applied"
 ANNOTATION_PINNED = f"{GROUP}/pinned"
+ANNOTATION_INSTALLATION = f"{GROUP}/installation"
+ANNOTATION_WATCH_NAMESPACES = f"{GROUP}/watch-namespaces"
 ANNOTATION_RENEW = f"{GROUP}/renew"
 
 SERVER_CONTAINER = "server"

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Protocol, TypeVar
 
-from pierhead_operator import names, pinning, removal, routing
+from pierhead_operator import installation, names, pinning, removal, routing
 from pierhead_operator.applying import (
     ClusterAccess,
     Settled,
@@ -32,7 +32,7 @@ from pierhead_operator.resources import (
 )
 from pierhead_operator.routing import Split
 from pierhead_operator.scaling import judge_scaling
-from pierhead_operator.schema import Resource
+from pierhead_operator.schema import Resource, Status
 from pierhead_operator.settings import OperatorSettings
 from pierhead_operator.status import (
     AVAILABLE,
@@ -54,11 +54,25 @@ from pierhead_operator.status import (
     explain_route,
     find_cause,
 )
-from pierhead_operator.types import DeployedModel, Endpoint, MachineSpec, Model, ModelVersion
+from pierhead_operator.types import BatchPredictionJob, DeployedModel, Endpoint, MachineSpec, Model, ModelVersion
 
 logger = logging.getLogger(__name__)
 
 R = TypeVar("R", bound=Resource)
+Judge = Callable[[Manifest], Awaitable[bool]]
+
+
+async def _nobody_elses(_: Manifest) -> bool:
+    return False
+
+
+# What the objects that are made for a resource have its name as.
+_LABELS = {
+    Model.KIND: names.LABEL_MODEL,
+    Endpoint.KIND: names.LABEL_ENDPOINT,
+    DeployedModel.KIND: names.LABEL_DEPLOYED_MODEL,
+    BatchPredictionJob.KIND: names.LABEL_BATCH_PREDICTION_JOB,
+}
 
 # How soon to look again at what no event will tell.
 _DRAIN_AGAIN_SECONDS = 2.0
@@ -80,6 +94,7 @@ class Reconciler:
     prober: ProberAccess
     settings: OperatorSettings
     clock: Callable[[], datetime]
+    installation: str = ""  # of several: what this one looks after and makes bears its name
     # Since when nobody sends requests to a DeployedModel that is gone. Lost in a restart, it is waited for once more.
     _drained_since: dict[Key, datetime] = field(default_factory=dict, init=False)
     _settled: Settled = field(default_factory=Settled, init=False)
@@ -109,12 +124,11 @@ class Reconciler:
             await self._delete_surplus_routes(model, [])
             return
         serving = self._find_serving(model)
-        routes = routing.make_model_routes(model, serving, self.settings)
+        routes = self._mark(routing.make_model_routes(model, serving, self.settings))
         problem = await apply_all(self.cluster, model, routes, self._settled)
         await self._delete_surplus_routes(model, routes)
         limit = routing.explain_model_limit(model, serving, self.settings)
-        status = compute_model_status(model, problem, limit, self.clock())
-        await write_status(self.cluster, model, model.status, status)
+        await self._write_status(model, compute_model_status(model, problem, limit, self.clock()))
         retry_if_rejected(problem)
 
     async def reconcile_deployed_model(self, key: Key) -> float | None:
@@ -139,7 +153,7 @@ class Reconciler:
             await self._delete_surplus(dm, desired)
         outcome = await self._observe_outcome(dm, version if serving else dm.status.model_version, problem)
         outcome = replace(outcome, note=pinning.explain_limits(serving) if serving else "")
-        await write_status(self.cluster, dm, dm.status, compute_deployed_model_status(dm, outcome, self.clock()))
+        await self._write_status(dm, compute_deployed_model_status(dm, outcome, self.clock()))
         retry_if_rejected(problem)
         return decide_next_look(outcome, self.prober.find_pause(dm.namespace, dm.name))
 
@@ -152,7 +166,7 @@ class Reconciler:
             await self._delete_surplus_routes(endpoint, [])
             return
         traffic = await self._observe_traffic(endpoint)
-        routes = await self._desired_routes(endpoint, traffic)
+        routes = self._mark(await self._desired_routes(endpoint, traffic))
         refused = await apply_all(self.cluster, endpoint, routes, self._settled)
         await self._delete_surplus_routes(endpoint, routes)
         untaken = refused or await self._judge_route(endpoint, routes)
@@ -166,8 +180,15 @@ class Reconciler:
         carried = Carried(split, problem, uncopied)
         path = routing.predict_path(endpoint, self.settings)
         status = compute_endpoint_status(endpoint, traffic, carried, path, self.clock())
-        await write_status(self.cluster, endpoint, endpoint.status, status)
+        await self._write_status(endpoint, status)
         retry_if_rejected(problem)
+
+    def _mark(self, manifests: Sequence[Manifest]) -> list[Manifest]:
+        return [installation.mark_made(manifest, self.installation) for manifest in manifests]
+
+    async def _write_status(self, resource: Model | Endpoint | DeployedModel, status: Status) -> None:
+        status = installation.mark_claimed(status, self.installation)
+        await write_status(self.cluster, resource, resource.status, status)
 
     def _find_serving(self, model: Model) -> Mapping[str, Split]:
         """Who serves each version of a Model to clients outside the cluster; nobody where no route would tell."""
@@ -180,7 +201,8 @@ class Reconciler:
         """What should exist for a DeployedModel, as it is applied."""
         wait = self.settings.rollout.capacity_wait_seconds
         in_place = decide_in_place(before.deployment, before.pods, self.clock(), wait)
-        desired = [removal.share(manifest, serving.endpoint) for manifest in desired_objects(serving, in_place)]
+        made = self._mark(desired_objects(serving, in_place))
+        desired = [removal.share(manifest, serving.endpoint) for manifest in made]
         return [
             pinning.mark_pinned(manifest, serving) if manifest["kind"] == "Deployment" else manifest
             for manifest in desired
@@ -304,8 +326,17 @@ class Reconciler:
                 if (kind, live["metadata"]["name"]) not in wanted and is_owned(live, owner):
                     await self.cluster.delete(live)
 
-    async def delete_of_other_settings(self, namespace: str | None) -> None:
-        """Deletes what is there of other settings, of which no reconcile knows: once, at the start."""
+    async def withdraw(self, key: Key) -> None:
+        """Deletes what this installation made for a resource of another one, which need not know of its kinds."""
+        kinds = routing.route_kinds(self.settings) | ({NETWORK_POLICY} if self.settings.network_policy else set())
+        labels = {**names.OURS, _LABELS[key.kind]: key.name}
+        for kind in sorted(kinds):
+            for live in await self.cluster.list_objects(kind, key.namespace, labels):
+                if installation.find_holder(live) == self.installation and is_controlled(live, key.kind):
+                    await self.cluster.delete(live)
+
+    async def delete_of_other_settings(self, namespace: str | None, is_anothers: Judge = _nobody_elses) -> None:
+        """Deletes what is there of other settings, of which no reconcile knows; not what is another installation's."""
         others = frozenset[str]().union(*routing.ROUTE_KINDS.values()) - routing.route_kinds(self.settings)
         if self.settings.network_policy is None:
             others |= {NETWORK_POLICY}
@@ -316,11 +347,19 @@ class Reconciler:
             services = await self.cluster.list_objects("Service", namespace, names.OURS)
             left += [live for live in services if names.LABEL_DEPLOYED_MODEL not in live["metadata"]["labels"]]
         for live in left:
+            if await is_anothers(live):
+                continue
             logger.info("%s %s was made by other settings", live["kind"], live["metadata"]["name"])
             try:
                 await self.cluster.delete(live)
             except Rejected as error:
                 logger.warning("%s %s stays: %s", live["kind"], live["metadata"]["name"], error)
+
+
+def is_controlled(live: Manifest, kind: str) -> bool:
+    """Whether an object belongs to a resource of this kind."""
+    references = live["metadata"].get("ownerReferences", [])
+    return any(reference.get("controller") and reference["kind"] == kind for reference in references)
 
 
 def decide_next_look(outcome: Outcome, probe_pause: float) -> float | None:

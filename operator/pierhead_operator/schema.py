@@ -37,6 +37,7 @@ class Metadata(ApiObject):
     namespace: str
     uid: str = ""
     generation: int = 0
+    resource_version: str = ""
     creation_timestamp: datetime | None = None
     labels: dict[str, str] = Field(default_factory=dict)
     annotations: dict[str, str] = Field(default_factory=dict)
@@ -62,6 +63,11 @@ class Status(ApiObject):
         default_factory=list,
         description="What is judged of it; Ready is the summary.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
+    )
+
+    installation: str | None = Field(
+        None,
+        description="The installation that looks after it, as NAMESPACE/NAME of the Lease of its operators.",
     )
 
     def condition(self, type_: str) -> Condition | None:

@@ -18,7 +18,12 @@ ISTIO = ("routing.provider=istio", "routing.istio.gateways={gateways/public}")
         (["routing.provider=luck"], "/routing/provider"),
         (["routing.provider=gateway-api"], "/routing/gateway"),
         (["server.replicas=2"], "additional properties 'replicas'"),
-        (["server.image="], "/server/image"),
+        (
+            ["operator.image=", "server.image=registry.example.com/server:1"],
+            "operator.image and server.image must be set",
+        ),
+        (["server.image="], "docker push registry.example.com/pierhead/server:"),
+        (["server.image=7"], "/server/image"),
         (["location=Local!"], "/location"),
         (["api.locations={US}"], "/api/locations"),
         (["api.locations={a,b,c,d,e,f,g,h,i,j}"], "'/api/locations': maxItems: got 10, want 9"),

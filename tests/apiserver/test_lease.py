@@ -8,7 +8,7 @@ import pytest
 from kubernetes.aio.client import ApiClient, Configuration
 from kubernetes.aio.config import load_kube_config
 from pierhead_operator.cluster import Cluster, ClusterError, Key
-from pierhead_operator.lease import REQUEST_SECONDS, Lease, LeaseLostError
+from pierhead_operator.lease import REQUEST_SECONDS, Candidate, Lease, LeaseLostError
 
 # A holder that dies has renewed 10 seconds ago at most; who waits looks every 2.4 seconds, and when it runs out.
 TAKEOVER_SECONDS = 15
@@ -27,7 +27,9 @@ def make(api, kubectl):
     """A process's lease, and its access to the cluster."""
 
     def make(identity):
-        lease = Lease(Cluster(api, timeout=REQUEST_SECONDS), Key("Lease", kubectl.namespace, "operator"), identity)
+        lease = Lease(
+            Cluster(api, timeout=REQUEST_SECONDS), Key("Lease", kubectl.namespace, "operator"), Candidate(identity)
+        )
         return lease, Cluster(api, lease.seconds_left)
 
     return make

@@ -28,7 +28,7 @@ from tests.batch import (
 )
 from tests.chaos.killer import Killer, kill_operator
 from tests.e2e.conftest import make_model
-from tests.kube import SYSTEM, scratch_namespace, wait_until
+from tests.kube import scratch_namespace, wait_operator, wait_until
 
 LINES = 10_000
 SHARDS = 4
@@ -275,4 +275,4 @@ def test_cancel_ends_a_job_whose_worker_and_operator_were_just_killed(photos, st
     assert count_predictions(parts) >= _status(photos, "cancelled")["completionStats"]["successfulCount"] > 500
     lines = [line for content in parts.values() for line in content.splitlines()[1:]]
     assert len(set(lines)) == len(lines)
-    SYSTEM("rollout", "status", "deployment/pierhead-operator", "--timeout=60s")
+    wait_operator()

@@ -6,14 +6,14 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
 from cluster import processes
 from tests.chaos.killer import Killer, kill_operator
+from tests.chart import CHART, RELEASE, helm
 from tests.e2e.conftest import make_deployed_model, make_endpoint, make_model
-from tests.kube import SYSTEM, predict_url, scratch_namespace, wait_answered, wait_until
+from tests.kube import SYSTEM, predict_url, scratch_namespace, wait_answered, wait_operator, wait_until
 from tests.prober import Prober, small_picture
 
 
@@ -149,19 +149,20 @@ def _answers(*arguments):
 
 
 def test_upgrade_of_the_operator_restarts_no_serving_pod(photos, prober):
-    chart = Path(__file__).parents[2] / "charts" / "pierhead"
     before = {pod["metadata"]["uid"] for name in ("one", "two") for pod in photos.pods(name)}
     settings_before = SYSTEM.get("configmap", "pierhead-operator")["data"]
 
     def upgrade(*arguments):
-        subprocess.run(
-            ["helm", "upgrade", "pierhead", str(chart), "--namespace", "pierhead-system", "--reuse-values", "--wait",
-             "--timeout", "4m", *arguments],
-            check=True, stdout=subprocess.DEVNULL,
-        )  # fmt: skip
+        helm("upgrade", RELEASE[0], CHART, *RELEASE[1:], "--reuse-values", "--wait", "--timeout", "4m", *arguments)
+        wait_operator()
 
     try:
-        upgrade("--set", "server.resources.requests.cpu=110m", "--set", "server.image=pierhead/server:never-built")
+        upgrade(
+            "--set",
+            "server.resources.requests.cpu=110m",
+            "--set",
+            "server.image=images.invalid/pierhead/server:never-built",
+        )
         assert SYSTEM.get("configmap", "pierhead-operator")["data"] != settings_before
         _split(photos, one=40, two=60)
         photos.apply({**make_model(v1="photos/1"), "metadata": {"name": "sign"}})

@@ -151,8 +151,8 @@ def make_adaptation(git):
     patch = [{"op": "replace", "path": "/data/operator.yaml", "value": small}]
     pierhead = {
         "images": [
-            _make_image("pierhead/operator", operator),
-            _make_image("pierhead/server", settings["server"].pop("image")),
+            _make_image("images.invalid/pierhead/operator", operator),
+            _make_image("images.invalid/pierhead/server", settings["server"].pop("image")),
         ],
         "targetNamespace": PLATFORM.namespace,
         "patches": [{"target": {"kind": "ConfigMap", "name": OPERATOR}, "patch": json.dumps(patch)}],

@@ -3,7 +3,16 @@
 import pytest
 
 from tests.e2e.conftest import make_deployed_model, make_echo_model, make_endpoint, make_model
-from tests.kube import OPERATOR, SYSTEM, predict_many, predict_url, scale_operator, wait_answered, wait_until
+from tests.kube import (
+    OPERATOR,
+    SYSTEM,
+    predict_many,
+    predict_url,
+    scale_operator,
+    wait_answered,
+    wait_operator,
+    wait_until,
+)
 
 CHILDREN = "deployments,replicasets,pods,services,endpointslices,horizontalpodautoscalers,httproutes"
 # Short names: `endpoints` alone means Kubernetes' own.
@@ -136,16 +145,8 @@ def test_quiet_cluster_sees_no_write(photos):
 
     before = versions()
     assert len(before) >= 7
-    started = {pod["metadata"]["name"] for pod in SYSTEM.items("pods", "app.kubernetes.io/name=pierhead-operator")}
     SYSTEM("rollout", "restart", f"deployment/{OPERATOR}")
-    SYSTEM("rollout", "status", f"deployment/{OPERATOR}", "--timeout=60s")
-    running = {pod["metadata"]["name"] for pod in SYSTEM.items("pods", "app.kubernetes.io/name=pierhead-operator")}
-    [new] = running - started
-    wait_until(
-        "the new operator leads",
-        lambda: SYSTEM.get("lease", OPERATOR)["spec"]["holderIdentity"].startswith(f"{new}_"),
-        seconds=30,
-    )
+    wait_operator()
     # A sign that the new operator is through its first round: it has looked after something that came after it.
     photos.apply({**make_model(v1="photos/1"), "metadata": {"name": "sign"}})
     photos.wait_ready("model", "sign")

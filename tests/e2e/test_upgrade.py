@@ -7,8 +7,16 @@ import pytest
 from cluster import images, registry
 from cluster.settings import Paths
 from tests.chart import CHART, RELEASE, helm
-from tests.e2e.conftest import ECHO_BODY, make_deployed_model, make_echo_model, make_endpoint
-from tests.kube import OPERATOR, SYSTEM, predict_url, wait_answered, wait_until
+from tests.e2e.conftest import (
+    ECHO,
+    ECHO_BODY,
+    make_deployed_model,
+    make_echo_model,
+    make_endpoint,
+    make_predictor_model,
+    upload_predictor,
+)
+from tests.kube import OPERATOR, SYSTEM, predict_url, wait_answered, wait_operator, wait_until
 from tests.prober import Prober
 from tests.releases import find_releases, unpack
 
@@ -21,6 +29,7 @@ def values(cluster):
     revision = json.loads(helm("status", *RELEASE, "--output", "json"))["version"]
     yield json.loads(helm("get", "values", *RELEASE, "--output", "json"))
     helm("rollback", RELEASE[0], str(revision), *RELEASE[1:], "--wait", "--timeout", "4m")
+    wait_operator()
 
 
 @pytest.fixture(scope="module")
@@ -31,15 +40,10 @@ def before(tmp_path_factory):
 
 
 def _install(chart, values):
-    """Waits until its operator has looked after everything once: it leads."""
+    """Waits until its operator has seen all that there is: it leads."""
     arguments = ("--values", "-", "--wait", "--timeout", "4m")
     helm("upgrade", RELEASE[0], str(chart), *RELEASE[1:], *arguments, stdin=json.dumps(values))
-    [pod] = wait_until("one operator is left", lambda: len(found := _find_operators()) == 1 and found)
-    wait_until("it leads", lambda: SYSTEM.get("lease", OPERATOR)["spec"].get("holderIdentity", "").startswith(pod))
-
-
-def _find_operators():
-    return [pod["metadata"]["name"] for pod in SYSTEM.items("pods", f"app.kubernetes.io/name={OPERATOR}")]
+    wait_operator()
 
 
 def _find_pods(kubectl):
@@ -92,3 +96,39 @@ def test_downgrade_and_upgrade_fail_no_prediction_and_restart_no_pod(kubectl, va
         assert _find_image(kubectl, "three") == values["server"]["image"]
         wait_until("it is gone with the release that made it", lambda: not kubectl.get("service", "ep-photos"))
     prober.check()
+
+
+# Longer to load than a new operator takes to lead.
+SLOW_TO_LOAD = ECHO.replace("cls()", "(__import__('time').sleep(40), cls())[1]")
+
+
+@pytest.fixture
+def paused(values):
+    """An upgrade that has come to the settings, and not yet to the operator: it ends when it is told."""
+    registry.tag(values["server"]["image"], "meanwhile")
+    server_image = values["server"]["image"].rpartition(":")[0] + ":meanwhile"
+    new = {**values, "server": {**values["server"], "image": server_image}}
+    SYSTEM("rollout", "pause", f"deployment/{OPERATOR}")
+    try:
+        helm("upgrade", RELEASE[0], CHART, *RELEASE[1:], "--values", "-", stdin=json.dumps(new))
+        yield server_image
+    finally:
+        SYSTEM("rollout", "resume", f"deployment/{OPERATOR}")
+
+
+def test_what_is_created_meanwhile_serves_with_the_new_settings(kubectl, values, paused):
+    """The operator of before makes its pods, which have served nobody when the new one comes."""
+    model = make_predictor_model(upload_predictor("slow-to-load", SLOW_TO_LOAD))
+    kubectl.apply(model, make_endpoint(), make_deployed_model("meanwhile", "slow-to-load"))
+    wait_until("the old operator has made its pods", lambda: kubectl.pods("meanwhile"))
+    assert _find_image(kubectl, "meanwhile") == values["server"]["image"]
+    SYSTEM("rollout", "resume", f"deployment/{OPERATOR}")
+    wait_operator()
+    assert kubectl.condition("deployedmodel", "meanwhile", "Available")["status"] == "False", "it has served nobody"
+    kubectl.wait_ready("deployedmodel", "meanwhile")
+    wait_until("its pods are new", lambda: _find_images(kubectl, "meanwhile") == {paused})
+    wait_answered(predict_url(kubectl.namespace, "photos"), ECHO_BODY, "meanwhile")
+
+
+def _find_images(kubectl, deployed_model):
+    return {pod["spec"]["containers"][0]["image"] for pod in kubectl.pods(deployed_model)}

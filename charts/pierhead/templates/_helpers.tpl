@@ -20,6 +20,26 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- if ne (toString (.Values.crds).enabled) "false" }}true{{ end }}
 {{- end }}
 
+{{/* The image of `operator` or `server`. There is no default: a name that nobody owns would be anybody's to publish. */}}
+{{- define "pierhead.image" -}}
+{{- $root := index . 0 }}
+{{- get (get $root.Values (index . 1)) "image" | required (include "pierhead.imagesMissing" $root) }}
+{{- end }}
+
+{{- define "pierhead.imagesMissing" -}}
+{{- $operator := printf "registry.example.com/pierhead/operator:%s" .Chart.AppVersion }}
+{{- $server := printf "registry.example.com/pierhead/server:%s" .Chart.AppVersion -}}
+operator.image and server.image must be set: nobody publishes Pierhead's images.
+Build both from its repository, push them to where the cluster pulls from, and name them:
+
+  docker build -f Dockerfile.operator -t {{ $operator }} .
+  docker build -f Dockerfile.server -t {{ $server }} .
+  docker push {{ $operator }}
+  docker push {{ $server }}
+
+  --set operator.image={{ $operator }} --set server.image={{ $server }}
+{{- end }}
+
 {{/* Where the pods of a Deployment run, and with what they are pulled: `values` are the Deployment's, `selectorLabels` its pods'. */}}
 {{- define "pierhead.podPlacement" -}}
 {{- with .imagePullSecrets }}

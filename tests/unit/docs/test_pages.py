@@ -50,6 +50,21 @@ def test_addresses_of_pods_are_those_that_pods_answer_at(page):
         assert any(re.fullmatch(pattern, path) for pattern in patterns), path
 
 
+NAMING = sorted(
+    path
+    for folder in ("bench", "charts", "cluster", "config", "docs", "examples")
+    for path in (REPOSITORY / folder).rglob("*")
+    if path.suffix in (".md", ".py", ".tpl", ".txt", ".yaml")
+)
+
+
+def test_no_image_is_named_without_its_registry():
+    """A name without one is of a public hub, where nobody owns it."""
+    bare = re.compile(r"(?<![\w./-])pierhead/(?:operator|server)\b(?!:0\.1\.0)")  # those of 0.1.0 are told of
+    assert len(NAMING) > 100
+    assert not [(name_of(path), found[0]) for path in NAMING if (found := bare.findall(path.read_text()))]
+
+
 def _paths(nav):
     for entry in nav:
         value = next(iter(entry.values())) if isinstance(entry, dict) else entry

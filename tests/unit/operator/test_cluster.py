@@ -177,6 +177,28 @@ async def test_write_is_seen_at_once(api, server, store):
     assert (await cluster.get_resource(DeployedModel, "default", DM.name)).status.model_version == "7"
 
 
+async def test_first_status_of_an_installation_is_for_what_was_read(api, server):
+    read = make_deployed_model()
+    read["metadata"]["resourceVersion"] = "7"
+    free = DeployedModel.model_validate(read)
+    claimed = free.status.model_copy(update={"installation": "a/b"})
+    await Cluster(api).apply_status(free, claimed)
+    own = free.model_copy(update={"status": claimed})
+    await Cluster(api).apply_status(own, claimed)
+    versions = [body["metadata"].get("resourceVersion") for _, _, _, body in server.requests]
+    assert versions == ["7", None]
+
+
+async def test_claim_of_what_has_changed_meanwhile_is_refused(api, server):
+    read = make_deployed_model()
+    read["metadata"]["resourceVersion"] = "7"
+    free = DeployedModel.model_validate(read)
+    server.answers = [(409, {"message": "the object has been modified"})]
+    with pytest.raises(Conflict):
+        await Cluster(api).apply_status(free, free.status.model_copy(update={"installation": "a/b"}))
+    await Cluster(api).apply_status(free, free.status)  # of another one of that name there is nothing to tell
+
+
 async def test_refresh_corrects_what_is_known_and_gives_what_is_gone(api, server, store):
     for name, version in (("old", 3), ("gone", 4), ("new", 30)):
         store.put("Service", _service(name, version))

@@ -10,6 +10,7 @@ from pierhead_operator.lease import (
     DURATION_SECONDS,
     RENEW_DEADLINE_SECONDS,
     RETRY_SECONDS,
+    Candidate,
     Lease,
     LeaseLostError,
     Record,
@@ -20,6 +21,7 @@ from pierhead_operator.lease import (
     make_lease,
     make_released,
     parse_record,
+    parse_watch_namespaces,
 )
 
 KEY = Key("Lease", "pierhead-system", "pierhead-operator")
@@ -62,8 +64,9 @@ def test_wait_ends_when_the_lease_runs_out(seen, age, least, most):
 
 
 def test_lease_says_who_holds_it_since_when_and_how_often_it_changed_hands():
-    first = make_lease(None, KEY, "a", MOMENT)
-    assert first["metadata"] == {"name": KEY.name, "namespace": KEY.namespace}
+    first = make_lease(None, KEY, Candidate("a"), MOMENT)
+    watched = {"pierhead.dev/watch-namespaces": ""}
+    assert first["metadata"] == {"name": KEY.name, "namespace": KEY.namespace, "annotations": watched}
     assert first["spec"] == {
         "holderIdentity": "a",
         "leaseDurationSeconds": 10,
@@ -72,11 +75,23 @@ def test_lease_says_who_holds_it_since_when_and_how_often_it_changed_hands():
         "leaseTransitions": 0,
     }
     later = "2026-11-22T12:00:02.000000Z"
-    assert make_lease(first, KEY, "a", later)["spec"] == {**first["spec"], "renewTime": later}
-    taken = make_lease(first, KEY, "b", later)["spec"]
+    assert make_lease(first, KEY, Candidate("a"), later)["spec"] == {**first["spec"], "renewTime": later}
+    taken = make_lease(first, KEY, Candidate("b"), later)["spec"]
     assert (taken["holderIdentity"], taken["acquireTime"], taken["leaseTransitions"]) == ("b", later, 1)
     released = make_released(first, later)["spec"]
     assert (released["holderIdentity"], released["leaseDurationSeconds"], released["leaseTransitions"]) == ("", 1, 0)
+
+
+@pytest.mark.parametrize("namespaces", [[], ["team-a"], ["team-a", "team-b"]], ids=len)
+def test_lease_says_which_namespaces_are_looked_after(namespaces):
+    before = make_lease(None, KEY, Candidate("a", ["other"]), MOMENT)
+    lease = make_lease(before, KEY, Candidate("b", namespaces), MOMENT)
+    assert parse_watch_namespaces(lease) == set(namespaces)
+    assert parse_watch_namespaces(make_released(lease, MOMENT)) == set(namespaces)
+
+
+def test_lease_of_an_operator_that_does_not_say_is_for_all_namespaces():
+    assert parse_watch_namespaces({"metadata": {"name": KEY.name}}) == frozenset()
 
 
 def test_lease_of_another_program_is_read():
@@ -165,7 +180,7 @@ def cluster():
 
 @pytest.fixture
 def make(cluster, clock):
-    return lambda identity: Lease(cluster, KEY, identity, clock, clock.sleep)
+    return lambda identity: Lease(cluster, KEY, Candidate(identity), clock, clock.sleep)
 
 
 async def test_lease_is_taken_where_there_is_none(cluster, clock, make):
@@ -324,7 +339,7 @@ async def test_who_is_second_to_take_waits_for_the_first(clock):
 
     slow = Slow()
     slow.renew("dead")
-    await Lease(slow, KEY, "a", clock, clock.sleep).acquire()
+    await Lease(slow, KEY, Candidate("a"), clock, clock.sleep).acquire()
     assert slow.writes == ["dead", "faster", "a"]
     assert clock.now >= 1000 + 2 * DURATION_SECONDS
 

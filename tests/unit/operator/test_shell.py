@@ -1,6 +1,5 @@
 """Whatever one request is answered with, the operator goes on, and ends up where it would have without."""
 
-import asyncio
 from contextlib import suppress
 from copy import deepcopy
 from itertools import count
@@ -12,6 +11,7 @@ from kubernetes.aio.client import ApiClient, Configuration
 from pierhead_operator.__main__ import _tidy, make_work
 from pierhead_operator.batch_reconcile import BatchReconciler
 from pierhead_operator.cluster import Cluster, ClusterError, Conflict, Invalid, Key, Rejected
+from pierhead_operator.installation import Installations
 from pierhead_operator.metrics import Metrics
 from pierhead_operator.queue import RetryLater
 from pierhead_operator.reconcile import Reconciler
@@ -131,9 +131,7 @@ async def test_tidying_up_survives_what_one_object_does(settings, monkeypatch, e
     await Reconciler(cluster, FakeProber(), settings, Clock()).reconcile(KEYS[1])
     assert ("HTTPRoute", "ep-photos") in cluster.objects
     cluster._numbers, cluster._number = count(), number
-    begin = asyncio.Event()
-    begin.set()
-    await _tidy(begin, Reconciler(cluster, FakeProber(), other, Clock()), other)
+    await _tidy(Installations(cluster, "pierhead-system/operator"), Reconciler(cluster, FakeProber(), other, Clock()))
 
 
 async def _drop(request):
