@@ -26,6 +26,7 @@ from pierhead_operator.handlers import make_kopf_settings, make_registry
 from pierhead_operator.lease import Lease, LeaseLostError
 from pierhead_operator.metrics import Metrics
 from pierhead_operator.prober import Prober
+from pierhead_operator.progress import ProgressPoller
 from pierhead_operator.queue import RetryLater, WorkQueue
 from pierhead_operator.reconcile import Reconciler
 from pierhead_operator.resource_metrics import ResourceMetrics
@@ -47,7 +48,7 @@ async def run(settings: OperatorSettings) -> None:
     metrics, events = Metrics(), health.Heartbeat()
     kinds = watched_kinds(settings)
     store = Store(kinds)
-    async with ApiClient(await load_configuration()) as api, aiohttp.ClientSession() as session:
+    async with ApiClient(await load_configuration()) as api, _make_session() as session:
         lease = _make_lease(api, metrics)
 
         async def reconcile(key: Key) -> float | None:
@@ -60,7 +61,7 @@ async def run(settings: OperatorSettings) -> None:
         cluster = Cluster(api, lease.seconds_left, metrics.observe_request, store=store, tell_written=feed.tell_written)
         prober, clock = Prober(session, queue.add), partial(datetime.now, UTC)
         reconciler = Reconciler(cluster, prober, settings, clock)
-        batches = BatchReconciler(cluster, prober, settings, clock)
+        batches = BatchReconciler(cluster, ProgressPoller(prober), settings, clock)
         resync = Resync(cluster, kinds, settings.watch_namespaces, feed.tell_listed, metrics.set_resources)
 
         def silence() -> float:
@@ -140,6 +141,11 @@ def make_work(reconcile: Work, metrics: Metrics) -> Work:
                 raise RetryLater from error
 
     return work
+
+
+def _make_session() -> aiohttp.ClientSession:
+    """How pods are asked. Who asks bounds how many at once: workers that hang take no connection that a probe needs."""
+    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
 
 
 def _make_lease(api: ApiClient, metrics: Metrics) -> Lease:

@@ -1,10 +1,8 @@
 """The reconcile of a BatchPredictionJob: its Kubernetes Job is made once, watched, and ended when it is cancelled."""
 
-import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Protocol
 
 from pierhead_operator import names
 from pierhead_operator.applying import (
@@ -24,6 +22,7 @@ from pierhead_operator.batch_status import (
     parse_progress,
 )
 from pierhead_operator.cluster import Key, UnreadableError
+from pierhead_operator.progress import ProgressPoller
 from pierhead_operator.reconcile import explain_machine, explain_model
 from pierhead_operator.resources import Manifest, is_owned
 from pierhead_operator.resources.batch import (
@@ -34,19 +33,11 @@ from pierhead_operator.resources.batch import (
     make_job,
     make_worker_policies,
     output_folder,
+    renew_value,
 )
 from pierhead_operator.settings import OperatorSettings
 from pierhead_operator.status import REASON_SPEC_TOO_LARGE, Finding
-from pierhead_operator.types import BatchPredictionJob, Model, ModelVersion, ShardProgress
-
-_LOOK_AGAIN_SECONDS = 5.0
-_AT_ONCE = 32  # workers that are asked
-
-
-class WorkerAccess(Protocol):
-    """What reconciling needs of prober.Prober."""
-
-    async def ask_progress(self, address: str) -> ShardProgress | None: ...
+from pierhead_operator.types import BatchPredictionJob, Model, ModelVersion
 
 
 @dataclass(frozen=True)
@@ -54,7 +45,7 @@ class BatchReconciler:
     """Brings one BatchPredictionJob after the other to its end."""
 
     cluster: ClusterAccess
-    workers: WorkerAccess
+    workers: ProgressPoller
     settings: OperatorSettings
     clock: Callable[[], datetime]
     _settled: Settled = field(default_factory=Settled, init=False)
@@ -70,8 +61,10 @@ class BatchReconciler:
     async def _reconcile(self, key: Key) -> float | None:
         batch = await self.cluster.get_resource(BatchPredictionJob, key.namespace, key.name)
         if batch is None or batch.metadata.deletion_timestamp:
+            self.workers.forget(key)
             return None
         if batch.status.state in ENDED and not is_renewed(batch):
+            self.workers.forget(key)
             await write_status(self.cluster, batch, batch.status, observe_end(batch))
             return await self._outlive(batch)
         model = await self.cluster.get_resource(Model, batch.namespace, batch.spec.model)
@@ -87,7 +80,7 @@ class BatchReconciler:
         observed = await self._observe(batch, batching, problem)
         await write_status(self.cluster, batch, batch.status, compute_batch_status(batch, observed, self.clock()))
         retry_if_rejected(problem)
-        return _LOOK_AGAIN_SECONDS if batching or observed.job else None
+        return self.workers.seconds_left(key) if batching or observed.job else None
 
     async def _apply(self, batching: Batching) -> Finding | None:
         """Makes the Job, or what of it may change."""
@@ -122,26 +115,17 @@ class BatchReconciler:
         # By its uid: pods of a job of the same name that was deleted may still be there.
         labels = {**names.OURS, names.LABEL_BATCH_PREDICTION_JOB_UID: batch.metadata.uid}
         pods = await self.cluster.list_objects("Pod", batch.namespace, labels)
+        key, attempt = Key(batch.KIND, batch.namespace, batch.name), f"{batch.metadata.uid} {renew_value(batch)}"
+        poll = await self.workers.poll(key, attempt, find_addresses(pods))
         return Observed(
             version=batching.version.name if batching else batch.status.model_version,
             output=output_folder(batch, batching.model) if batching else batch.status.output_info.gcs_output_directory,
             problem=problem,
             job=await self._find_present_job(batch),
             pods=pods,
-            progress=[*await self._ask_all(pods), *(told for pod in pods if (told := parse_progress(pod)))],
+            progress=[*poll.progress, *(told for pod in pods if (told := parse_progress(pod)))],
+            due=poll.due,
         )
-
-    async def _ask_all(self, pods: Sequence[Manifest]) -> list[ShardProgress]:
-        """How far the workers are that run."""
-        limit = asyncio.Semaphore(_AT_ONCE)
-
-        async def ask(address: str) -> ShardProgress | None:
-            async with limit:
-                return await self.workers.ask_progress(address)
-
-        running = [pod["status"] for pod in pods if pod.get("status", {}).get("phase") == "Running"]
-        answers = await asyncio.gather(*(ask(status["podIP"]) for status in running if status.get("podIP")))
-        return [answer for answer in answers if answer]
 
     async def _outlive(self, batch: BatchPredictionJob) -> float | None:
         """Deletes a job some time after its end, if it is to be; in how many seconds."""
@@ -159,6 +143,12 @@ def _make_reference(batch: BatchPredictionJob) -> Manifest:
     """As much of it as a deletion needs."""
     metadata = {"name": batch.name, "namespace": batch.namespace, "uid": batch.metadata.uid}
     return {"kind": batch.KIND, "metadata": metadata}
+
+
+def find_addresses(pods: Sequence[Manifest]) -> list[str]:
+    """Of the workers that run."""
+    running = [pod["status"] for pod in pods if pod.get("status", {}).get("phase") == "Running"]
+    return [status["podIP"] for status in running if status.get("podIP")]
 
 
 def resolve_version(batch: BatchPredictionJob, model: Model | None) -> ModelVersion | None:

@@ -71,12 +71,14 @@ _UNKNOWN_CODE = 13
 _HOPELESS = (REASON_MACHINE_UNKNOWN, REASON_SPEC_TOO_LARGE)
 _INDEX = "batch.kubernetes.io/job-completion-index"
 _MOST_FAILURES = 10
-_TIME_IS_NEWS = timedelta(seconds=4)
 
 
 @dataclass(frozen=True)
 class Observed:
-    """What there is of a job: its version, its Kubernetes Job and pods, and how far running workers say they are."""
+    """What there is of a job: its version, its Kubernetes Job and pods, and how far running workers say they are.
+
+    `due` says whether it is time to tell what changes all the while, such as counts; all else is told at once.
+    """
 
     version: str
     output: str
@@ -84,6 +86,7 @@ class Observed:
     job: Manifest | None
     pods: Sequence[Manifest]
     progress: Sequence[ShardProgress]
+    due: bool = True
 
 
 def is_renewed(batch: BatchPredictionJob) -> bool:
@@ -118,7 +121,7 @@ def decide_state(batch: BatchPredictionJob, observed: Observed, *, started: bool
         why = "a queue decides when it starts" if is_queued(batch) else "spec.suspend is true"
         return Verdict("JOB_STATE_QUEUED", Finding(REASON_QUEUED, why))
     trouble = explain_pods(observed.pods)
-    if any(_is_running(pod) for pod in observed.pods) or started:
+    if count_running(observed.pods) or started:
         return Verdict("JOB_STATE_RUNNING", trouble or Finding(REASON_RUNNING, "the workers predict"))
     return Verdict("JOB_STATE_PENDING", trouble or Finding(REASON_PENDING, "the workers start"))
 
@@ -176,7 +179,6 @@ def compute_batch_status(batch: BatchPredictionJob, observed: Observed, now: dat
     ended, started = verdict.state in ENDED, verdict.state == "JOB_STATE_RUNNING" or before.start_time
     shards = merge_progress(before.shards, observed.progress)
     start = before.start_time or (now if started else None)
-    running = sum(_is_running(pod) for pod in observed.pods)
     status = BatchPredictionJobStatus(
         observed_generation=batch.metadata.generation,
         conditions=_judge_all(batch, verdict, now),
@@ -192,11 +194,13 @@ def compute_batch_status(batch: BatchPredictionJob, observed: Observed, now: dat
         output_info=OutputInfo(gcs_output_directory=observed.output),
         partial_failures=_find_failures(observed.pods) if ended else [],
         error=_make_error(verdict.finding) if verdict.state == "JOB_STATE_FAILED" else None,
-        resources_consumed=_consume(before, running, now),
-        shards=shards,
+        resources_consumed=_consume(before, count_running(observed.pods), now),
+        # A job may have a thousand, and stay for years.
+        shards=[] if verdict.state == "JOB_STATE_SUCCEEDED" else [one for one in shards if _has_begun(one)],
         renewed=renew_value(batch),
     )
-    return before if _says_nothing_new(status, before, now) else status.model_copy(update={"update_time": now})
+    news = status if observed.due else _take_counts(status, before)
+    return before if news == before else status.model_copy(update={"update_time": now})
 
 
 def observe_end(batch: BatchPredictionJob) -> BatchPredictionJobStatus:
@@ -209,11 +213,14 @@ def observe_end(batch: BatchPredictionJob) -> BatchPredictionJobStatus:
     return batch.status.model_copy(update={**now, "conditions": conditions})
 
 
-def _says_nothing_new(status: BatchPredictionJobStatus, before: BatchPredictionJobStatus, now: datetime) -> bool:
-    """Time alone is news only now and then: the operator sees what it wrote, and would have to write at once again."""
-    if before.update_time is None or now - before.update_time >= _TIME_IS_NEWS:
-        return status == before
-    return status.model_copy(update={"resources_consumed": before.resources_consumed}) == before
+def _take_counts(status: BatchPredictionJobStatus, before: BatchPredictionJobStatus) -> BatchPredictionJobStatus:
+    """A status with the counts of the one before: what is left to differ is worth a write of its own."""
+    counts = ("progress", "estimated_end_time", "completion_stats", "resources_consumed", "shards")
+    return status.model_copy(update={name: getattr(before, name) for name in counts})
+
+
+def _has_begun(shard: ShardProgress) -> bool:
+    return shard != ShardProgress(shard=shard.shard)
 
 
 def _judge_all(batch: BatchPredictionJob, verdict: Verdict, now: datetime) -> list[Any]:
@@ -273,8 +280,11 @@ def _make_error(finding: Finding) -> JobError:
     return JobError(code=_CODES.get(finding.reason, _UNKNOWN_CODE), message=f"{finding.reason}: {finding.message}")
 
 
-def _is_running(pod: Manifest) -> bool:
-    return bool(pod.get("status", {}).get("phase") == "Running" and not pod["metadata"].get("deletionTimestamp"))
+def count_running(pods: Sequence[Manifest]) -> int:
+    """How many workers run, and are to."""
+    return sum(
+        pod.get("status", {}).get("phase") == "Running" and not pod["metadata"].get("deletionTimestamp") for pod in pods
+    )
 
 
 def _status(job: Manifest | None) -> Mapping[str, Any]:

@@ -1,10 +1,13 @@
 """The reconcile of a BatchPredictionJob against a fake cluster."""
 
 import json
+import random
+from datetime import timedelta
 
 import pytest
 from pierhead_operator.batch_reconcile import BatchReconciler
 from pierhead_operator.cluster import ClusterError, Key
+from pierhead_operator.progress import PACE_SECONDS, ProgressPoller
 from pierhead_operator.settings import NetworkPolicySettings
 from pierhead_operator.types import ShardProgress
 
@@ -20,27 +23,43 @@ class FakeWorkers:
 
     def __init__(self):
         self.progress = {}
+        self.asked = 0
 
     async def ask_progress(self, address):
+        self.asked += 1
         return self.progress.get(address)
+
+
+def _make(cluster, settings):
+    clock, workers = Clock(), FakeWorkers()
+    poller = ProgressPoller(workers, lambda: clock().timestamp())
+    return BatchReconciler(cluster, poller, settings, clock), workers
 
 
 @pytest.fixture
 def make_reconciler(settings):
     def make(*objects):
         cluster = FakeCluster(*objects)
-        return cluster, BatchReconciler(cluster, FakeWorkers(), settings, Clock())
+        reconciler, workers = _make(cluster, settings)
+        cluster.workers = workers
+        return cluster, reconciler
 
     return make
 
 
+def _wait(reconciler, seconds=PACE_SECONDS):
+    reconciler.clock.now += timedelta(seconds=seconds)
+
+
 def _put_pod(cluster, shard=0, phase="Running"):
     labels = {**LABELS, "batch.kubernetes.io/job-completion-index": str(shard)}
+    state = {"terminated": {"exitCode": 137}} if phase == "Failed" else {"running": {}}
+    containers = [{"name": "server", "ready": False, "started": False, "state": state}]
     cluster.objects["Pod", f"worker-{shard}"] = {
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {"name": f"worker-{shard}", "labels": labels},
-        "status": {"phase": phase, "podIP": f"10.0.0.{shard}"},
+        "status": {"phase": phase, "podIP": f"10.0.0.{shard}", "containerStatuses": containers},
     }
 
 
@@ -60,7 +79,8 @@ async def test_job_is_made_once_watched_and_ends(make_reconciler):
     await reconciler.reconcile(BATCH)
     assert cluster.calls == [], "stable: no writes"
     _put_pod(cluster)
-    reconciler.workers.progress["10.0.0.0"] = ShardProgress(shard=0, successful=5, bytes_done=1, bytes_total=2)
+    cluster.workers.progress["10.0.0.0"] = ShardProgress(shard=0, successful=5, bytes_done=1, bytes_total=2)
+    _wait(reconciler)
     await reconciler.reconcile(BATCH)
     status = cluster.objects["BatchPredictionJob", "nightly"]["status"]
     assert (_state(cluster), status["progress"]) == ("RUNNING", "50%")
@@ -83,16 +103,14 @@ async def test_installations_change_leaves_what_runs(make_reconciler, settings):
     await reconciler.reconcile(BATCH)
     changed = settings.model_copy(update={"server": settings.server.model_copy(update={"image": "other"})})
     cluster.calls.clear()
-    await BatchReconciler(cluster, FakeWorkers(), changed, Clock()).reconcile(BATCH)
+    await _make(cluster, changed)[0].reconcile(BATCH)
     assert cluster.calls == []
 
 
 async def test_workers_come_after_their_network_policy_which_is_repaired(settings):
     cluster = FakeCluster(make_model(), make_batch())
     policy = NetworkPolicySettings.model_validate(NETWORK_POLICY)
-    reconciler = BatchReconciler(
-        cluster, FakeWorkers(), settings.model_copy(update={"network_policy": policy}), Clock()
-    )
+    reconciler, _ = _make(cluster, settings.model_copy(update={"network_policy": policy}))
     cluster.refuse("NetworkPolicy")
     with pytest.raises(ClusterError):
         await reconciler.reconcile(BATCH)
@@ -209,6 +227,76 @@ async def test_another_try_takes_the_same_folder(make_reconciler):
     await reconciler.reconcile(BATCH)
     assert _state(cluster) == "PENDING"
     assert document() == before
+
+
+SHARDS = 100
+
+
+class Minute:
+    """A job of many shards on a fake clock: each event, also of what the operator wrote itself, is looked at at once."""
+
+    def __init__(self, cluster, reconciler):
+        self.cluster, self.reconciler = cluster, reconciler
+        self.chance = random.Random(7)  # noqa: S311  # the same minute each time
+        self.timer = 0.0
+
+    async def run(self):
+        for tick in range(600):
+            self._advance()
+            # Some worker's pod changes every now and then: a probe, a condition.
+            events = [True] if self.chance.random() < 0.2 else []
+            now = tick / 10
+            while events or now >= self.timer:
+                events.clear()
+                writes = self.cluster.calls.count(("status", "BatchPredictionJob", "nightly"))
+                self.timer = now + await self.reconciler.reconcile(BATCH)
+                if self.cluster.calls.count(("status", "BatchPredictionJob", "nightly")) > writes:
+                    events.append(True)
+            _wait(self.reconciler, 0.1)
+
+    def _advance(self):
+        for shard in range(SHARDS):
+            address, before = f"10.0.0.{shard}", self.cluster.workers.progress.get(f"10.0.0.{shard}")
+            done = (before.successful if before else 0) + self.chance.randrange(20)
+            self.cluster.workers.progress[address] = ShardProgress(
+                shard=shard, successful=done, bytes_done=done, bytes_total=100_000
+            )
+
+
+async def test_minute_of_a_hundred_shards_takes_a_dozen_writes(make_reconciler):
+    cluster, reconciler = make_reconciler(make_model(), make_batch(dedicatedResources={"startingReplicaCount": SHARDS}))
+    await reconciler.reconcile(BATCH)
+    for shard in range(SHARDS):
+        _put_pod(cluster, shard)
+    cluster.calls.clear()
+    await Minute(cluster, reconciler).run()
+    assert 10 <= cluster.calls.count(("status", "BatchPredictionJob", "nightly")) <= 15
+    assert 10 * SHARDS <= cluster.workers.asked <= 13 * SHARDS
+    told = cluster.objects["BatchPredictionJob", "nightly"]["status"]["completionStats"]["successfulCount"]
+    done = sum(progress.successful for progress in cluster.workers.progress.values())
+    assert told > 0.9 * done, "it tells how far they are now"
+
+
+async def test_state_is_told_at_once_and_counts_in_their_turn(make_reconciler):
+    cluster, reconciler = make_reconciler(make_model(), make_batch())
+    await reconciler.reconcile(BATCH)
+    _put_pod(cluster)
+    cluster.workers.progress["10.0.0.0"] = ShardProgress(shard=0, successful=5, bytes_done=1, bytes_total=2)
+    _wait(reconciler, 1)
+    assert await reconciler.reconcile(BATCH) == PACE_SECONDS - 1
+    assert _state(cluster) == "RUNNING"
+    cluster.calls.clear()
+    _wait(reconciler, 1)
+    await reconciler.reconcile(BATCH)
+    assert (cluster.calls, cluster.workers.asked) == ([], 0)
+    _wait(reconciler, 3)
+    await reconciler.reconcile(BATCH)
+    assert cluster.objects["BatchPredictionJob", "nightly"]["status"]["progress"] == "50%"
+    _put_pod(cluster, phase="Failed")
+    cluster.calls.clear()
+    await reconciler.reconcile(BATCH)
+    assert cluster.calls[0] == ("status", "BatchPredictionJob", "nightly")
+    assert cluster.ready(BATCH) == ("False", "CrashLooping")
 
 
 async def test_job_deletes_itself_when_its_time_is_over(make_reconciler):

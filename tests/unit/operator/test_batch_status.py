@@ -39,9 +39,9 @@ def ended(type_, reason="", message=""):
     return {"type": type_, "status": "True", "reason": reason, "message": message}
 
 
-def judge(batch, job=None, pods=(), problem=None, progress=(), now=NOW):
+def judge(batch, job=None, pods=(), problem=None, progress=(), now=NOW, due=True):
     batch = BatchPredictionJob.model_validate(batch)
-    return compute_batch_status(batch, Observed("1", OUTPUT, problem, job, pods, progress), now)
+    return compute_batch_status(batch, Observed("1", OUTPUT, problem, job, pods, progress, due), now)
 
 
 UNSCHEDULABLE = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "no nvidia.com/gpu"}
@@ -173,13 +173,56 @@ def test_stable_no_change():
     assert judge(batch, make_job(), [NO_GPU], now=NOW + timedelta(minutes=1)) == status
 
 
-def test_stable_while_only_time_passes():
-    batch = make_batch()
-    for seconds, changes in ((0, True), (1, False), (3, False), (5, True), (6, False)):
-        status = judge(batch, make_job(), [make_pod()], now=NOW + timedelta(seconds=seconds))
-        assert (status.dump() != batch.get("status")) == changes
+def test_stable_while_only_time_and_counts_go_on_and_it_is_not_their_turn():
+    batch, told = make_batch(), 0
+    for seconds, due in ((0, True), (1, False), (3, False), (5, True), (6, False)):
+        now, progress = NOW + timedelta(seconds=seconds), [_shard(0, seconds, successful=seconds)]
+        status = judge(batch, make_job(), [make_pod()], progress=progress, now=now, due=due)
+        assert (status.dump() != batch.get("status")) == due
         batch["status"] = status.dump()
+        told = seconds if due else told
+        assert status.completion_stats.successful_count == told
     assert status.resources_consumed.replica_hours == pytest.approx(5 / 3600, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "news",
+    [
+        {"job": make_job(conditions=[ended("Complete")])},
+        {"job": make_job(conditions=[STOPPED])},
+        {"job": make_job(suspend=True)},
+        {"pods": [NO_GPU]},
+        {"batch": {"cancel": True}},
+    ],
+    ids=["done", "failed", "suspended", "no room", "cancelled"],
+)
+def test_news_wait_for_no_turn_and_bring_the_counts_along(news):
+    batch = make_batch()
+    batch["status"] = judge(batch, make_job(), [make_pod()]).dump()
+    batch["spec"] |= news.get("batch", {})
+    job, pods = news.get("job", make_job()), news.get("pods", [make_pod()])
+    status = judge(batch, job, pods, progress=[_shard(successful=7)], due=False)
+    assert status.update_time == NOW
+    assert status.dump() != batch["status"]
+    assert status.completion_stats.successful_count == 7
+
+
+def test_shards_are_told_without_what_is_nothing():
+    progress = [_shard(0, 0), ShardProgress(shard=1), _shard(2, 100, successful=9, done=True)]
+    running = judge(make_batch(), make_job(), [make_pod()], progress=progress).dump()
+    assert running["shards"] == [
+        {"shard": 0, "bytesTotal": 100},
+        {"shard": 2, "successful": 9, "bytesDone": 100, "bytesTotal": 100, "done": True},
+    ]
+    assert BatchPredictionJobStatus.model_validate(running).dump() == running
+
+
+def test_job_that_succeeded_tells_its_counts_alone():
+    batch = make_batch()
+    progress = [_shard(shard, 100, successful=9, done=True) for shard in range(3)]
+    batch["status"] = judge(batch, make_job(), [make_pod()], progress=progress).dump()
+    status = judge(batch, make_job(conditions=[ended("Complete")]))
+    assert (status.completion_stats.successful_count, status.shards) == (27, [])
 
 
 def test_what_was_committed_once_stays():

@@ -13,6 +13,7 @@ from pierhead_operator.__main__ import _tidy, make_work
 from pierhead_operator.batch_reconcile import BatchReconciler
 from pierhead_operator.cluster import Cluster, ClusterError, Conflict, Invalid, Key, Rejected
 from pierhead_operator.metrics import Metrics
+from pierhead_operator.progress import ProgressPoller
 from pierhead_operator.queue import RetryLater
 from pierhead_operator.reconcile import Reconciler
 
@@ -83,7 +84,8 @@ async def _work_through(cluster, settings):
     """Three times over all keys, as the queue does; time enough goes by for what waits."""
     clock = Clock()
     reconciler = Reconciler(cluster, FakeProber(), settings, clock)
-    batches = BatchReconciler(cluster, FakeWorkers(), settings, clock)
+    poller = ProgressPoller(FakeWorkers(), lambda: clock().timestamp())
+    batches = BatchReconciler(cluster, poller, settings, clock)
 
     async def reconcile(key):
         return await (batches if key.kind == "BatchPredictionJob" else reconciler).reconcile(key)
