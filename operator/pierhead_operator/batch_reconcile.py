@@ -1,7 +1,7 @@
 """The reconcile of a BatchPredictionJob: its Kubernetes Job is made once, watched, and ended when it is cancelled."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from pierhead_operator import names
@@ -21,18 +21,19 @@ from pierhead_operator.batch_status import (
     observe_end,
     parse_progress,
 )
-from pierhead_operator.cluster import Key, UnreadableError
+from pierhead_operator.cluster import ClusterError, Key, UnreadableError
 from pierhead_operator.progress import ProgressPoller
 from pierhead_operator.reconcile import explain_machine, explain_model
 from pierhead_operator.resources import Manifest, is_owned
 from pierhead_operator.resources.batch import (
     Batching,
     explain_document,
+    find_output,
     is_of_another_try,
     make_control,
     make_job,
+    make_output,
     make_worker_policies,
-    output_folder,
     renew_value,
 )
 from pierhead_operator.settings import OperatorSettings
@@ -67,27 +68,52 @@ class BatchReconciler:
             self.workers.forget(key)
             await write_status(self.cluster, batch, batch.status, observe_end(batch))
             return await self._outlive(batch)
-        model = await self.cluster.get_resource(Model, batch.namespace, batch.spec.model)
-        version = resolve_version(batch, model)
-        batching = Batching(batch, model, version, self.settings) if model and version else None
-        wanted = batch.status.model_version or batch.spec.model_version or ""
-        problem = explain_model(batch.spec.model, batch, model, wanted, version)
-        problem = problem or (explain_batching(batching) if batching else None)
+        live = await self._find_job(batch)
+        batching, problem = await self._resolve(batch, live)
         if batching and not problem:
-            problem = await self._apply(batching)
+            batching = batching if live else await self._tell_output(batching)
+            batch, problem = batching.job, await self._apply(batching, live)
         elif batch.spec.cancel or is_renewed(batch):
-            await self._end(batch)
+            await self._end(live)
         observed = await self._observe(batch, batching, problem)
         await write_status(self.cluster, batch, batch.status, compute_batch_status(batch, observed, self.clock()))
         retry_if_rejected(problem)
         return self.workers.seconds_left(key) if batching or observed.job else None
 
-    async def _apply(self, batching: Batching) -> Finding | None:
+    async def _resolve(
+        self, batch: BatchPredictionJob, live: Manifest | None
+    ) -> tuple[Batching | None, Finding | None]:
+        """What the job comes to, if its Model is there, and why no worker can be made of it, if none can."""
+        model = await self.cluster.get_resource(Model, batch.namespace, batch.spec.model)
+        version = resolve_version(batch, model)
+        wanted = batch.status.model_version or batch.spec.model_version or ""
+        problem = explain_model(batch.spec.model, batch, model, wanted, version)
+        if model is None or version is None:
+            return None, problem
+        output = find_output(batch, live) or make_output(batch, model)
+        batching = Batching(batch, model, version, self.settings, output)
+        return batching, problem or explain_batching(batching)
+
+    async def _tell_output(self, batching: Batching) -> Batching:
+        """Writes the folder and the version into the status before there are workers that hold to them.
+
+        Whatever becomes of this process and of the Model, every Job of this BatchPredictionJob has the same.
+        """
+        batch = batching.job
+        if batch.spec.cancel or _tells(batch, batching):
+            return batching
+        observed = Observed(batching.version.name, batching.output, problem=None, job=None, pods=[], progress=[])
+        await write_status(self.cluster, batch, batch.status, compute_batch_status(batch, observed, self.clock()))
+        written = await self.cluster.get_resource(BatchPredictionJob, batch.namespace, batch.name)
+        if written is None or not _tells(written, batching):
+            raise ClusterError(f"the status of {batch.name} does not tell its folder: no worker is made")
+        return replace(batching, job=written)
+
+    async def _apply(self, batching: Batching, live: Manifest | None) -> Finding | None:
         """Makes the Job, or what of it may change."""
         batch = batching.job
-        live = await self._find_job(batch)
         if batch.spec.cancel or (live and is_of_another_try(live, batch)):
-            await self._end(batch)
+            await self._end(live)
             return None
         # Before its workers: none runs that everybody may reach.
         if problem := await apply_all(self.cluster, batch, make_worker_policies(batching), self._settled):
@@ -98,30 +124,26 @@ class BatchReconciler:
             await self.cluster.apply_control(live, control)
         return None
 
-    async def _end(self, batch: BatchPredictionJob) -> None:
+    async def _end(self, live: Manifest | None) -> None:
         """Takes the workers away; what they committed stays."""
-        if live := await self._find_job(batch):
+        if live:
             await self.cluster.delete(live)
 
     async def _find_job(self, batch: BatchPredictionJob) -> Manifest | None:
         live = await self.cluster.get("Job", batch.namespace, names.batch(batch.name))
         return live if live and is_owned(live, batch) else None
 
-    async def _find_present_job(self, batch: BatchPredictionJob) -> Manifest | None:
-        live = await self._find_job(batch)
-        return None if live and is_of_another_try(live, batch) else live
-
     async def _observe(self, batch: BatchPredictionJob, batching: Batching | None, problem: Finding | None) -> Observed:
         # By its uid: pods of a job of the same name that was deleted may still be there.
         labels = {**names.OURS, names.LABEL_BATCH_PREDICTION_JOB_UID: batch.metadata.uid}
-        pods = await self.cluster.list_objects("Pod", batch.namespace, labels)
+        live, pods = await self._find_job(batch), await self.cluster.list_objects("Pod", batch.namespace, labels)
         key, attempt = Key(batch.KIND, batch.namespace, batch.name), f"{batch.metadata.uid} {renew_value(batch)}"
         poll = await self.workers.poll(key, attempt, find_addresses(pods))
         return Observed(
             version=batching.version.name if batching else batch.status.model_version,
-            output=output_folder(batch, batching.model) if batching else batch.status.output_info.gcs_output_directory,
+            output=batching.output if batching else find_output(batch, live),
             problem=problem,
-            job=await self._find_present_job(batch),
+            job=None if live and is_of_another_try(live, batch) else live,
             pods=pods,
             progress=[*poll.progress, *(told for pod in pods if (told := parse_progress(pod)))],
             due=poll.due,
@@ -143,6 +165,12 @@ def _make_reference(batch: BatchPredictionJob) -> Manifest:
     """As much of it as a deletion needs."""
     metadata = {"name": batch.name, "namespace": batch.namespace, "uid": batch.metadata.uid}
     return {"kind": batch.KIND, "metadata": metadata}
+
+
+def _tells(batch: BatchPredictionJob, batching: Batching) -> bool:
+    """Whether a job's status tells where its output will be, and of which version."""
+    told = batch.status
+    return (told.output_info.gcs_output_directory, told.model_version) == (batching.output, batching.version.name)
 
 
 def find_addresses(pods: Sequence[Manifest]) -> list[str]:

@@ -71,6 +71,7 @@ _UNKNOWN_CODE = 13
 _HOPELESS = (REASON_MACHINE_UNKNOWN, REASON_SPEC_TOO_LARGE)
 _INDEX = "batch.kubernetes.io/job-completion-index"
 _MOST_FAILURES = 10
+_STARTING = Finding(REASON_PENDING, "the workers start")
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def decide_state(batch: BatchPredictionJob, observed: Observed, *, started: bool
     if "Failed" in conditions:
         return _judge_failure(conditions["Failed"], observed)
     if observed.job is None:
-        problem = observed.problem or Finding(REASON_PENDING, "the workers are about to be made")
+        problem = observed.problem or _STARTING
         return Verdict("JOB_STATE_FAILED" if problem.reason in _HOPELESS else "JOB_STATE_PENDING", problem)
     if observed.job["spec"].get("suspend"):
         why = "a queue decides when it starts" if is_queued(batch) else "spec.suspend is true"
@@ -123,7 +124,7 @@ def decide_state(batch: BatchPredictionJob, observed: Observed, *, started: bool
     trouble = explain_pods(observed.pods)
     if count_running(observed.pods) or started:
         return Verdict("JOB_STATE_RUNNING", trouble or Finding(REASON_RUNNING, "the workers predict"))
-    return Verdict("JOB_STATE_PENDING", trouble or Finding(REASON_PENDING, "the workers start"))
+    return Verdict("JOB_STATE_PENDING", trouble or _STARTING)
 
 
 def _judge_failure(condition: Mapping[str, Any], observed: Observed) -> Verdict:

@@ -151,6 +151,21 @@ def test_cancelled_job_ends_and_what_was_committed_can_be_read(slow, storage):
     assert count_predictions(parts) >= status["completionStats"]["successfulCount"] > 0
 
 
+def test_jobs_of_one_second_with_one_prefix_have_folders_of_their_own(slow, storage):
+    lines = [{"number": number} for number in range(10)]
+    uri = _put_lines(storage, "twins.jsonl", lines)
+    names = [f"twin-{number}" for number in range(3)]
+    slow.apply(*(make_batch(name, [uri], modelParameters={}) for name in names))
+    made = {slow.get("batchpredictionjob", name)["metadata"]["creationTimestamp"] for name in names}
+    assert len(made) < len(names), "at least two were made within one second"
+    folders = [_wait_end(slow, name)["outputInfo"]["gcsOutputDirectory"] for name in names]
+    assert len(set(folders)) == len(names)
+    for folder in folders:
+        output = read_output(storage, folder)
+        assert "_SUCCESS" in output.names
+        assert [record["instance"] for record in output.predictions] == lines
+
+
 def test_another_try_takes_what_the_one_before_had_committed(slow, storage):
     lines = [{"number": number} for number in range(1_000)]
     slow.apply(make_batch("again", [_put_lines(storage, "again.jsonl", lines)], modelParameters={}))

@@ -32,6 +32,10 @@ _RETRIES_OF_A_SHARD = 100
 _GRACE_SECONDS = 20
 _PVC = re.compile(r"^pvc://([^/]+)/")
 _PVC_FOLDER = "/pierhead/pvc"
+_DOCUMENT_VARIABLE = "PIERHEAD_BATCH_JOB"
+# A file system's name has at most 255 bytes, and the folder's has 41 more than this.
+_MAX_SHOWN_BYTES = 128
+_UID_CHARACTERS = 8
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,7 @@ class Batching:
     model: Model
     version: ModelVersion
     settings: OperatorSettings
+    output: str  # the job's own folder
 
     @property
     def labels(self) -> dict[str, str]:
@@ -53,13 +58,34 @@ class Batching:
         }
 
 
-def output_folder(job: BatchPredictionJob, model: Model) -> str:
-    """The job's own folder, as Vertex AI names it: of the model and of the moment in which the job was made."""
+def make_output(job: BatchPredictionJob, model: Model) -> str:
+    """A job's own folder, as Vertex AI names it: of the model and of the moment in which the job was made.
+
+    In the place of the moment's milliseconds, which Kubernetes does not tell, is the beginning of the job's uid: jobs
+    of one manifest are made in one second.
+    """
     prefix = job.spec.output_config.gcs_destination.output_uri_prefix.rstrip("/")
-    shown = re.sub(r"[^\w.-]+", "_", model.display_name or model.name)
+    shown = re.sub(r"[^\w.-]+", "_", model.display_name).encode()[:_MAX_SHOWN_BYTES].decode(errors="ignore")
     created = job.metadata.creation_timestamp
     assert created is not None  # the API server gave it
-    return f"{prefix}/prediction-{shown}-{created:%Y_%m_%dT%H_%M_%S}Z"
+    return f"{prefix}/prediction-{shown}-{created:%Y_%m_%dT%H_%M_%S}_{job.metadata.uid[:_UID_CHARACTERS]}Z"
+
+
+def find_output(job: BatchPredictionJob, live: Manifest | None) -> str:
+    """The job's own folder: where its workers write to, else what its status tells; empty where there is none yet."""
+    return (read_output(live) if live else "") or job.status.output_info.gcs_output_directory
+
+
+def read_output(live: Manifest) -> str:
+    """The folder that the workers of a Job were told; empty where it does not say."""
+    containers = live["spec"]["template"]["spec"]["containers"]
+    variables = [variable for container in containers for variable in container.get("env", [])]
+    told = next((one.get("value", "") for one in variables if one["name"] == _DOCUMENT_VARIABLE), "")
+    try:
+        document = json.loads(told.replace("$$(", "$("))
+    except ValueError:
+        return ""
+    return str(document.get("outputUri", "")) if isinstance(document, dict) else ""
 
 
 def make_document(batching: Batching) -> str:
@@ -70,7 +96,7 @@ def make_document(batching: Batching) -> str:
         "inputFormat": spec.input_config.instances_format,
         "inputUris": spec.input_config.gcs_source.uris,
         "outputFormat": spec.output_config.predictions_format,
-        "outputUri": output_folder(job, batching.model),
+        "outputUri": batching.output,
         "modelParameters": spec.model_parameters,
         "shards": spec.dedicated_resources.max_replicas,
         "batchSize": spec.manual_batch_tuning_parameters.batch_size,
@@ -168,7 +194,7 @@ def _make_template(batching: Batching) -> Manifest:
         env=[
             *make_model_env(batching.model, batching.version, settings),
             # Kubernetes would put other variables' values where it sees $(NAME).
-            *make_variables({"PIERHEAD_BATCH_JOB": make_document(batching).replace("$(", "$$(")}),
+            *make_variables({_DOCUMENT_VARIABLE: make_document(batching).replace("$(", "$$(")}),
         ],
     )
     container = make_container(

@@ -51,6 +51,21 @@ def _wait(reconciler, seconds=PACE_SECONDS):
     reconciler.clock.now += timedelta(seconds=seconds)
 
 
+def _folder(cluster, name="nightly"):
+    """The one that the workers were told."""
+    env = cluster.objects["Job", f"bpj-{name}"]["spec"]["template"]["spec"]["containers"][0]["env"]
+    return json.loads(next(one["value"] for one in env if one["name"] == "PIERHEAD_BATCH_JOB"))["outputUri"]
+
+
+def _told_folder(cluster, name="nightly"):
+    return cluster.objects["BatchPredictionJob", name]["status"]["outputInfo"]["gcsOutputDirectory"]
+
+
+def _change(cluster, kind, name, **spec):
+    cluster.objects[kind, name]["spec"] |= spec
+    cluster.objects[kind, name]["metadata"]["generation"] += 1
+
+
 def _put_pod(cluster, shard=0, phase="Running"):
     labels = {**LABELS, "batch.kubernetes.io/job-completion-index": str(shard)}
     state = {"terminated": {"exitCode": 137}} if phase == "Failed" else {"running": {}}
@@ -74,7 +89,7 @@ def _state(cluster):
 async def test_job_is_made_once_watched_and_ends(make_reconciler):
     cluster, reconciler = make_reconciler(make_model(), make_batch())
     assert await reconciler.reconcile(BATCH)
-    assert cluster.calls == [("apply", "Job", "bpj-nightly"), ("status", "BatchPredictionJob", "nightly")]
+    assert cluster.calls == [("status", "BatchPredictionJob", "nightly"), ("apply", "Job", "bpj-nightly")]
     cluster.calls.clear()
     await reconciler.reconcile(BATCH)
     assert cluster.calls == [], "stable: no writes"
@@ -85,7 +100,9 @@ async def test_job_is_made_once_watched_and_ends(make_reconciler):
     status = cluster.objects["BatchPredictionJob", "nightly"]["status"]
     assert (_state(cluster), status["progress"]) == ("RUNNING", "50%")
     assert status["modelVersion"] == "1"
-    assert status["outputInfo"]["gcsOutputDirectory"] == "gs://out/photos/prediction-Photos-2026_11_22T12_00_00Z"
+    assert (
+        status["outputInfo"]["gcsOutputDirectory"] == "gs://out/photos/prediction-Photos-2026_11_22T12_00_00_uid-nighZ"
+    )
     _end(cluster)
     del cluster.objects["Pod", "worker-0"]
     await reconciler.reconcile(BATCH)
@@ -204,29 +221,100 @@ async def test_queue_alone_starts_what_is_in_it(make_reconciler):
     assert not [call for call in cluster.calls if call[1] == "Job"]
 
 
-async def test_another_try_takes_the_same_folder(make_reconciler):
-    cluster, reconciler = make_reconciler(make_model(), make_batch())
-    await reconciler.reconcile(BATCH)
+async def _renew(cluster, reconciler):
     _end(cluster, "Failed", reason="PodFailurePolicy", message="m")
     await reconciler.reconcile(BATCH)
     assert _state(cluster) == "FAILED"
-
-    def document():
-        env = cluster.objects["Job", "bpj-nightly"]["spec"]["template"]["spec"]["containers"][0]["env"]
-        return json.loads(next(one["value"] for one in env if one["name"] == "PIERHEAD_BATCH_JOB"))
-
-    before = document()
     cluster.objects["BatchPredictionJob", "nightly"]["metadata"]["annotations"]["pierhead.dev/renew"] = "again"
     old = cluster.objects["Job", "bpj-nightly"]
     await reconciler.reconcile(BATCH)
     assert ("delete", "Job", "bpj-nightly") in cluster.calls
+    return old
+
+
+async def test_another_try_takes_the_same_folder(make_reconciler):
+    cluster, reconciler = make_reconciler(make_model(), make_batch())
+    await reconciler.reconcile(BATCH)
+    before = _folder(cluster)
+    old = await _renew(cluster, reconciler)
     cluster.objects["Job", "bpj-nightly"] = old  # its end takes a moment
     await reconciler.reconcile(BATCH)
     assert _state(cluster) == "PENDING", "what the old one came to is of no interest any more"
     cluster.objects.pop(("Job", "bpj-nightly"), None)
     await reconciler.reconcile(BATCH)
     assert _state(cluster) == "PENDING"
-    assert document() == before
+    assert _folder(cluster) == before
+
+
+async def test_folder_stays_though_its_model_gets_another_name(make_reconciler):
+    cluster, reconciler = make_reconciler(make_model(), make_batch())
+    await reconciler.reconcile(BATCH)
+    before = _folder(cluster)
+    _change(cluster, "Model", "photos", displayName="Photographs")
+    await reconciler.reconcile(BATCH)
+    assert _told_folder(cluster) == before
+    await _renew(cluster, reconciler)
+    await reconciler.reconcile(BATCH)
+    assert (_folder(cluster), _told_folder(cluster)) == (before, before)
+
+
+async def test_folder_is_told_before_any_worker_is_made(make_reconciler):
+    """What comes to pass before the next try changes nothing."""
+    cluster, reconciler = make_reconciler(make_model(), make_batch())
+    cluster.refuse("Job")
+    with pytest.raises(ClusterError):
+        await reconciler.reconcile(BATCH)
+    told = _told_folder(cluster)
+    versions = [{"name": name, "artifactUri": f"gs://models/photos/{name}"} for name in ("1", "2")]
+    _change(cluster, "Model", "photos", displayName="Photographs", defaultVersion="2", versions=versions)
+    cluster.rejects.clear()
+    await reconciler.reconcile(BATCH)
+    assert (_folder(cluster), _told_folder(cluster)) == (told, told)
+    assert cluster.objects["BatchPredictionJob", "nightly"]["status"]["modelVersion"] == "1"
+
+
+class DeafCluster(FakeCluster):
+    """Takes no status, as an API server that a webhook of somebody else's keeps from it."""
+
+    async def apply_status(self, resource, status):
+        pass
+
+
+async def test_no_worker_is_made_whose_folder_is_not_told(settings):
+    cluster = DeafCluster(make_model(), make_batch())
+    with pytest.raises(ClusterError, match="does not tell its folder"):
+        await _make(cluster, settings)[0].reconcile(BATCH)
+    assert ("Job", "bpj-nightly") not in cluster.objects
+
+
+async def test_jobs_of_one_second_write_into_folders_of_their_own(make_reconciler):
+    first, second = make_batch(), make_batch()
+    second["metadata"] |= {"name": "again", "uid": "e5b0a7c2-9d31-4c1e-8a0f-6f1f0f3b2a11"}
+    cluster, reconciler = make_reconciler(make_model(), first, second)
+    for name in ("nightly", "again"):
+        await reconciler.reconcile(Key("BatchPredictionJob", "default", name))
+    assert _folder(cluster) != _folder(cluster, "again")
+    assert (_folder(cluster), _folder(cluster, "again")) == (_told_folder(cluster), _told_folder(cluster, "again"))
+
+
+async def test_job_of_before_an_upgrade_keeps_its_folder(make_reconciler):
+    """A 0.1.0 named it without the uid, and told it anew by the Model's name of each moment."""
+    cluster, reconciler = make_reconciler(make_model(), make_batch())
+    await reconciler.reconcile(BATCH)
+    old = "gs://out/photos/prediction-Photos-2026_11_22T12_00_00Z"
+    container = cluster.objects["Job", "bpj-nightly"]["spec"]["template"]["spec"]["containers"][0]
+    for variable in container["env"]:
+        if variable["name"] == "PIERHEAD_BATCH_JOB":
+            variable["value"] = json.dumps({"outputUri": old})
+    renamed = old.replace("Photos", "Photographs")
+    cluster.objects["BatchPredictionJob", "nightly"]["status"]["outputInfo"]["gcsOutputDirectory"] = renamed
+    cluster.calls.clear()
+    await reconciler.reconcile(BATCH)
+    assert cluster.calls == [("status", "BatchPredictionJob", "nightly")]
+    assert _told_folder(cluster) == old
+    await _renew(cluster, reconciler)
+    await reconciler.reconcile(BATCH)
+    assert _folder(cluster) == old
 
 
 SHARDS = 100

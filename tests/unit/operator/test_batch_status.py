@@ -15,7 +15,7 @@ from pierhead_operator.types import BatchPredictionJob, BatchPredictionJobStatus
 
 from tests.unit.operator.conftest import NOW, make_batch
 
-OUTPUT = "gs://out/photos/prediction-Photos-2026_11_22T12_00_00Z"
+OUTPUT = "gs://out/photos/prediction-Photos-2026_11_22T12_00_00_uid-nighZ"
 
 
 def make_job(suspend=False, **status):
