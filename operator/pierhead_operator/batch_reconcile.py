@@ -17,11 +17,12 @@ from pierhead_operator.batch_status import (
     ENDED,
     Observed,
     compute_batch_status,
+    count_running,
     is_renewed,
     observe_end,
     parse_progress,
 )
-from pierhead_operator.cluster import ClusterError, Key, UnreadableError
+from pierhead_operator.cluster import ClusterError, Invalid, Key, Rejected, UnreadableError
 from pierhead_operator.progress import ProgressPoller
 from pierhead_operator.reconcile import explain_machine, explain_model
 from pierhead_operator.resources import Manifest, is_owned
@@ -37,7 +38,7 @@ from pierhead_operator.resources.batch import (
     renew_value,
 )
 from pierhead_operator.settings import OperatorSettings
-from pierhead_operator.status import REASON_SPEC_TOO_LARGE, Finding
+from pierhead_operator.status import REASON_INVALID, REASON_REJECTED, REASON_SPEC_TOO_LARGE, Finding
 from pierhead_operator.types import BatchPredictionJob, Model, ModelVersion
 
 
@@ -50,6 +51,7 @@ class BatchReconciler:
     settings: OperatorSettings
     clock: Callable[[], datetime]
     _settled: Settled = field(default_factory=Settled, init=False)
+    _controlled: Settled = field(default_factory=Settled, init=False)  # what came of patches
 
     async def reconcile(self, key: Key) -> float | None:
         """Looks after one job; in how many seconds to look again. Raises ClusterError where another try may help."""
@@ -68,16 +70,17 @@ class BatchReconciler:
             self.workers.forget(key)
             await write_status(self.cluster, batch, batch.status, observe_end(batch))
             return await self._outlive(batch)
-        live = await self._find_job(batch)
+        live, pods = await self._find_job(batch), await self._list_pods(batch)
         batching, problem = await self._resolve(batch, live)
         if batching and not problem:
             batching = batching if live else await self._tell_output(batching)
-            batch, problem = batching.job, await self._apply(batching, live)
+            batch, problem = batching.job, await self._apply(batching, live, count_running(pods))
         elif batch.spec.cancel or is_renewed(batch):
             await self._end(live)
-        observed = await self._observe(batch, batching, problem)
+        observed = await self._observe(batch, batching, problem, pods)
         await write_status(self.cluster, batch, batch.status, compute_batch_status(batch, observed, self.clock()))
-        retry_if_rejected(problem)
+        if observed.job is None:  # else there is more to look after than what was refused
+            retry_if_rejected(problem)
         return self.workers.seconds_left(key) if batching or observed.job else None
 
     async def _resolve(
@@ -109,7 +112,7 @@ class BatchReconciler:
             raise ClusterError(f"the status of {batch.name} does not tell its folder: no worker is made")
         return replace(batching, job=written)
 
-    async def _apply(self, batching: Batching, live: Manifest | None) -> Finding | None:
+    async def _apply(self, batching: Batching, live: Manifest | None, running: int) -> Finding | None:
         """Makes the Job, or what of it may change."""
         batch = batching.job
         if batch.spec.cancel or (live and is_of_another_try(live, batch)):
@@ -118,10 +121,25 @@ class BatchReconciler:
         # Before its workers: none runs that everybody may reach.
         if problem := await apply_all(self.cluster, batch, make_worker_policies(batching), self._settled):
             return problem
-        if live is None:
-            return await apply_all(self.cluster, batch, [make_job(batching)], self._settled)
-        if control := make_control(batch, live):
-            await self.cluster.apply_control(live, control)
+        return await (self._control(live, make_control(batch, live, running)) if live else self._make(batching))
+
+    async def _make(self, batching: Batching) -> Finding | None:
+        job, batch = make_job(batching), batching.job
+        # Another operator may have made it a moment ago, and a queue have changed it since: no watch has told yet.
+        live = await self.cluster.fetch("Job", batch.namespace, job["metadata"]["name"])
+        return None if live and is_owned(live, batch) else await apply_all(self.cluster, batch, [job], self._settled)
+
+    async def _control(self, live: Manifest, changes: Manifest) -> Finding | None:
+        place = {name: live["metadata"][name] for name in ("name", "namespace")}
+        asked = {"kind": live["kind"], **changes, "metadata": {**changes.get("metadata", {}), **place}}
+        if not changes or self._controlled.knows(asked, live):
+            return None
+        try:
+            if written := await self.cluster.patch(live, changes):
+                self._controlled.remember(asked, written)
+        except Rejected as error:
+            reason = REASON_INVALID if isinstance(error, Invalid) else REASON_REJECTED
+            return Finding(reason, f"Job {live['metadata']['name']}: {error}")
         return None
 
     async def _end(self, live: Manifest | None) -> None:
@@ -133,10 +151,19 @@ class BatchReconciler:
         live = await self.cluster.get("Job", batch.namespace, names.batch(batch.name))
         return live if live and is_owned(live, batch) else None
 
-    async def _observe(self, batch: BatchPredictionJob, batching: Batching | None, problem: Finding | None) -> Observed:
+    async def _list_pods(self, batch: BatchPredictionJob) -> Sequence[Manifest]:
         # By its uid: pods of a job of the same name that was deleted may still be there.
         labels = {**names.OURS, names.LABEL_BATCH_PREDICTION_JOB_UID: batch.metadata.uid}
-        live, pods = await self._find_job(batch), await self.cluster.list_objects("Pod", batch.namespace, labels)
+        return await self.cluster.list_objects("Pod", batch.namespace, labels)
+
+    async def _observe(
+        self,
+        batch: BatchPredictionJob,
+        batching: Batching | None,
+        problem: Finding | None,
+        pods: Sequence[Manifest],
+    ) -> Observed:
+        live = await self._find_job(batch)
         key, attempt = Key(batch.KIND, batch.namespace, batch.name), f"{batch.metadata.uid} {renew_value(batch)}"
         poll = await self.workers.poll(key, attempt, find_addresses(pods))
         return Observed(

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from fractions import Fraction
 from typing import Any
 
 from pydantic import ValidationError
@@ -20,11 +21,14 @@ from pierhead_operator.status import (
     REASON_FAILED,
     REASON_INPUT_INVALID,
     REASON_INPUT_NOT_FOUND,
+    REASON_INVALID,
     REASON_MACHINE_UNKNOWN,
+    REASON_NOT_OWNED,
     REASON_OUT_OF_MEMORY,
     REASON_OUTPUT_NOT_WRITABLE,
     REASON_PENDING,
     REASON_QUEUED,
+    REASON_REJECTED,
     REASON_RUNNING,
     REASON_SPEC_TOO_LARGE,
     REASON_STORAGE_UNREACHABLE,
@@ -119,12 +123,17 @@ def decide_state(batch: BatchPredictionJob, observed: Observed, *, started: bool
         problem = observed.problem or _STARTING
         return Verdict("JOB_STATE_FAILED" if problem.reason in _HOPELESS else "JOB_STATE_PENDING", problem)
     if observed.job["spec"].get("suspend"):
-        why = "a queue decides when it starts" if is_queued(batch) else "spec.suspend is true"
+        why = "a queue decides when it starts" if is_queued(batch.metadata.labels) else "spec.suspend is true"
         return Verdict("JOB_STATE_QUEUED", Finding(REASON_QUEUED, why))
-    trouble = explain_pods(observed.pods)
+    trouble = explain_pods(observed.pods) or _find_refusal(observed.problem)
     if count_running(observed.pods) or started:
         return Verdict("JOB_STATE_RUNNING", trouble or Finding(REASON_RUNNING, "the workers predict"))
     return Verdict("JOB_STATE_PENDING", trouble or _STARTING)
+
+
+def _find_refusal(problem: Finding | None) -> Finding | None:
+    """What keeps the spec from having its effect; a Model that is gone, say, is no trouble to workers that run."""
+    return problem if problem and problem.reason in (REASON_INVALID, REASON_REJECTED, REASON_NOT_OWNED) else None
 
 
 def _judge_failure(condition: Mapping[str, Any], observed: Observed) -> Verdict:
@@ -180,17 +189,18 @@ def compute_batch_status(batch: BatchPredictionJob, observed: Observed, now: dat
     ended, started = verdict.state in ENDED, verdict.state == "JOB_STATE_RUNNING" or before.start_time
     shards = merge_progress(before.shards, observed.progress)
     start = before.start_time or (now if started else None)
+    share = _compute_share(shards, _count_parts(batch, observed.job))
     status = BatchPredictionJobStatus(
         observed_generation=batch.metadata.generation,
         conditions=_judge_all(batch, verdict, now),
         state=verdict.state,
-        progress=_render_progress(shards, verdict.state),
+        progress=_render_progress(share, verdict.state),
         model_version=observed.version,
         create_time=batch.metadata.creation_timestamp,
         start_time=start,
         end_time=now if ended else None,
         update_time=before.update_time,
-        estimated_end_time=None if ended or start is None else _estimate_end(start, shards, now),
+        estimated_end_time=None if ended or start is None else _estimate_end(start, share, now),
         completion_stats=_count(shards, complete=verdict.state == "JOB_STATE_SUCCEEDED"),
         output_info=OutputInfo(gcs_output_directory=observed.output),
         partial_failures=_find_failures(observed.pods) if ended else [],
@@ -241,22 +251,34 @@ def _count(shards: Sequence[ShardProgress], *, complete: bool) -> CompletionStat
     )
 
 
-def _render_progress(shards: Sequence[ShardProgress], state: JobState) -> str:
+def _render_progress(share: Fraction | None, state: JobState) -> str:
     if state == "JOB_STATE_SUCCEEDED":
         return "100%"
-    done, total = _sum_bytes(shards)
-    return f"{math.floor(100 * done / total)}%" if total else ""
+    return "" if share is None else f"{math.floor(100 * share)}%"
 
 
-def _sum_bytes(shards: Sequence[ShardProgress]) -> tuple[int, int]:
-    return sum(one.bytes_done for one in shards), sum(one.bytes_total for one in shards)
+def _count_parts(batch: BatchPredictionJob, job: Manifest | None) -> int:
+    """Into how many parts the input is cut."""
+    parts: int = (job or {}).get("spec", {}).get("completions", batch.spec.dedicated_resources.max_replicas)
+    return parts
 
 
-def _estimate_end(start: datetime, shards: Sequence[ShardProgress], now: datetime) -> datetime | None:
-    done, total = _sum_bytes(shards)
-    if not done:
+def _compute_share(shards: Sequence[ShardProgress], parts: int) -> Fraction | None:
+    """How much of the input is done, from 0 to 1; None while nothing is known.
+
+    Parts that nobody has begun are as long as the others: the input is cut so.
+    """
+    known = [one for one in shards if one.bytes_total or one.done]
+    total = sum(one.bytes_total for one in known)
+    if not total:
         return None
-    left = (now - start) * ((total - done) / done)
+    return Fraction(sum(one.bytes_done for one in known) * len(known), total * max(parts, len(known)))
+
+
+def _estimate_end(start: datetime, share: Fraction | None, now: datetime) -> datetime | None:
+    if not share:
+        return None
+    left = (now - start) * float(1 / share - 1)
     return (now + left).replace(second=0, microsecond=0) + timedelta(minutes=1)
 
 

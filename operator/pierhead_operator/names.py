@@ -27,6 +27,7 @@ LABEL_DEPLOYED_MODEL = f"{GROUP}/deployed-model"
 LABEL_BATCH_PREDICTION_JOB = f"{GROUP}/batch-prediction-job"
 LABEL_BATCH_PREDICTION_JOB_UID = f"{GROUP}/batch-prediction-job-uid"
 ANNOTATION_APPLIED = f"{GROUP}/applied"
+ANNOTATION_DEADLINE = f"{GROUP}/active-deadline-seconds"
 ANNOTATION_PINNED = f"{GROUP}/pinned"
 ANNOTATION_RENEW = f"{GROUP}/renew"
 

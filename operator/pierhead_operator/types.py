@@ -551,9 +551,11 @@ class BatchDedicatedResources(ApiObject):
     )
 
     machine_spec: MachineSpec = Field(default_factory=MachineSpec, description="The machine that one worker needs.")
-    starting_replica_count: int = Field(1, ge=1, le=1000, description="Workers, where maxReplicaCount is left out.")
+    starting_replica_count: int = Field(
+        1, ge=1, le=1000, description="Workers at the start; more follow, up to maxReplicaCount, while all of them run."
+    )
     max_replica_count: int | None = Field(
-        None, ge=1, le=1000, description="Workers at most; startingReplicaCount where left out."
+        None, ge=1, le=1000, description="Workers at most, and parts of the input; startingReplicaCount where left out."
     )
 
     @property

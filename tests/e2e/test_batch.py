@@ -166,6 +166,17 @@ def test_jobs_of_one_second_with_one_prefix_have_folders_of_their_own(slow, stor
         assert [record["instance"] for record in output.predictions] == lines
 
 
+def test_more_workers_follow_once_the_first_one_runs(slow, storage):
+    lines = [{"number": number} for number in range(3_000)]
+    resources = {"startingReplicaCount": 1, "maxReplicaCount": 3}
+    uri = _put_lines(storage, "growing.jsonl", lines)
+    slow.apply(make_batch("growing", [uri], modelParameters={}, dedicatedResources=resources))
+    wait_until("its Job is there", lambda: slow.get("job", "bpj-growing"))
+    wait_until("all workers may run", lambda: slow.get("job", "bpj-growing")["spec"]["parallelism"] == 3)
+    output = read_output(storage, _wait_end(slow, "growing")["outputInfo"]["gcsOutputDirectory"])
+    assert [record["instance"] for record in output.predictions] == lines
+
+
 def test_another_try_takes_what_the_one_before_had_committed(slow, storage):
     lines = [{"number": number} for number in range(1_000)]
     slow.apply(make_batch("again", [_put_lines(storage, "again.jsonl", lines)], modelParameters={}))

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +26,9 @@ from pierhead_operator.types import BatchPredictionJob, Model, ModelVersion
 EXIT_USER_ERROR = 65
 # One string of a process's environment can be 128 KiB.
 MAX_DOCUMENT_BYTES = 120 * 1024
-_QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+_KUEUE = "kueue.x-k8s.io/"
+_QUEUE_LABEL = f"{_KUEUE}queue-name"
+_MIN_PARALLELISM_ANNOTATION = f"{_KUEUE}job-min-parallelism"
 # A worker that is lost takes a chunk with it, and the next one goes on from there: many may be lost.
 _RETRIES_OF_A_SHARD = 100
 # To commit what is being written.
@@ -115,11 +118,12 @@ def explain_document(batching: Batching) -> str | None:
 def make_job(batching: Batching) -> Manifest:
     """The workers. Made once: of what it runs nothing of a Job can change."""
     job = batching.job
-    replicas = job.spec.dedicated_resources.max_replicas
+    resources, queued = job.spec.dedicated_resources, is_queued(job.metadata.labels)
     spec: Manifest = {
         "completionMode": "Indexed",
-        "completions": replicas,
-        "parallelism": replicas,
+        "completions": resources.max_replicas,
+        # A queue gives room to as many as it has, and need not wait for it to be enough for all.
+        "parallelism": resources.max_replicas if queued else resources.starting_replica_count,
         "backoffLimitPerIndex": _RETRIES_OF_A_SHARD,
         "podReplacementPolicy": "Failed",
         "podFailurePolicy": {
@@ -136,14 +140,18 @@ def make_job(batching: Batching) -> Manifest:
             ]
         },
         # A queue decides when it begins; so does whoever suspends it.
-        "suspend": job.spec.suspend or is_queued(job),
+        "suspend": job.spec.suspend or queued,
         "template": _make_template(batching),
     }
-    if job.spec.active_deadline_seconds:
-        spec["activeDeadlineSeconds"] = job.spec.active_deadline_seconds
-    queue = {_QUEUE_LABEL: job.metadata.labels[_QUEUE_LABEL]} if is_queued(job) else {}
-    metadata = make_metadata(names.batch(job.name), job, {**batching.labels, **queue})
-    metadata["annotations"] = {names.ANNOTATION_RENEW: renew_value(job)}
+    annotations = {names.ANNOTATION_RENEW: renew_value(job)}
+    if deadline := job.spec.active_deadline_seconds:
+        spec["activeDeadlineSeconds"] = deadline
+        annotations[names.ANNOTATION_DEADLINE] = str(deadline)
+    if queued and resources.starting_replica_count < resources.max_replicas:
+        annotations[_MIN_PARALLELISM_ANNOTATION] = str(resources.starting_replica_count)
+    kueue = {label: value for label, value in job.metadata.labels.items() if label.startswith(_KUEUE)}
+    metadata = make_metadata(names.batch(job.name), job, {**batching.labels, **kueue})
+    metadata["annotations"] = annotations
     return {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": spec}
 
 
@@ -167,20 +175,43 @@ def is_of_another_try(live: Manifest, job: BatchPredictionJob) -> bool:
     return bool(live["metadata"].get("annotations", {}).get(names.ANNOTATION_RENEW, "") != renew_value(job))
 
 
-def make_control(job: BatchPredictionJob, live: Manifest) -> Manifest:
-    """What of the spec of a Job that is there has to be changed; empty where nothing has."""
+def make_control(job: BatchPredictionJob, live: Manifest, running: int) -> Manifest:
+    """What of a Job that is there has to be changed, as a merge patch; empty where nothing has.
+
+    `running` workers run.
+    """
     wanted: Manifest = {}
-    if not is_queued(job):  # what a queue takes away or gives is not ours to say
-        wanted["suspend"] = job.spec.suspend
-    if job.spec.active_deadline_seconds:
-        wanted["activeDeadlineSeconds"] = job.spec.active_deadline_seconds
-    changed = any(live["spec"].get(field) != value for field, value in wanted.items())
-    return wanted if changed else {}
+    # What a queue takes away or gives is not ours to say. The Job's own label tells: one of its owner may come later.
+    if not is_queued(live["metadata"].get("labels", {})):
+        wanted = {"suspend": job.spec.suspend, "parallelism": decide_parallelism(job, live["spec"], running)}
+    deadline = job.spec.active_deadline_seconds
+    asked = live["metadata"].get("annotations", {}).get(names.ANNOTATION_DEADLINE)
+    if deadline or asked:  # else one that is there is somebody else's
+        wanted["activeDeadlineSeconds"] = deadline
+    changes: Manifest = {}
+    if spec := {field: value for field, value in wanted.items() if live["spec"].get(field) != value}:
+        changes["spec"] = spec
+    if asked != (told := str(deadline) if deadline else None):
+        changes["metadata"] = {"annotations": {names.ANNOTATION_DEADLINE: told}}
+    return changes
 
 
-def is_queued(job: BatchPredictionJob) -> bool:
-    """Whether Kueue decides when the job runs."""
-    return _QUEUE_LABEL in job.metadata.labels
+def decide_parallelism(job: BatchPredictionJob, spec: Manifest, running: int) -> int:
+    """How many workers a Job of this spec may have at a time: `startingReplicaCount`, twice as many once all run.
+
+    So those that wait for room are never more than those that have it.
+    """
+    resources = job.spec.dedicated_resources
+    most: int = min(resources.max_replicas, spec.get("completions", 1))
+    if job.spec.suspend:  # it starts again as it did at first
+        return min(resources.starting_replica_count, most)
+    now: int = spec["parallelism"]
+    return min(2 * now if running >= now else now, most)
+
+
+def is_queued(labels: Mapping[str, str]) -> bool:
+    """Whether Kueue decides when a job with these labels runs."""
+    return _QUEUE_LABEL in labels
 
 
 def _make_template(batching: Batching) -> Manifest:

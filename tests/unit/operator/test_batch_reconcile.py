@@ -2,6 +2,7 @@
 
 import json
 import random
+from copy import deepcopy
 from datetime import timedelta
 
 import pytest
@@ -198,15 +199,70 @@ async def test_suspended_job_is_told_so_and_nothing_else(make_reconciler):
     assert _state(cluster) == "QUEUED"
 
 
-async def test_deadline_may_come_later(make_reconciler):
+async def test_deadline_may_come_later_and_go_again(make_reconciler):
     cluster, reconciler = make_reconciler(make_model(), make_batch())
     await reconciler.reconcile(BATCH)
-    cluster.objects["BatchPredictionJob", "nightly"]["spec"]["activeDeadlineSeconds"] = 60
+    _change(cluster, "BatchPredictionJob", "nightly", activeDeadlineSeconds=60)
     await reconciler.reconcile(BATCH)
     assert cluster.objects["Job", "bpj-nightly"]["spec"]["activeDeadlineSeconds"] == 60
     cluster.calls.clear()
     await reconciler.reconcile(BATCH)
     assert cluster.calls == []
+    del cluster.objects["BatchPredictionJob", "nightly"]["spec"]["activeDeadlineSeconds"]
+    await reconciler.reconcile(BATCH)
+    assert "activeDeadlineSeconds" not in cluster.objects["Job", "bpj-nightly"]["spec"]
+
+
+async def test_deadline_that_the_job_was_made_with_goes_with_the_specs(make_reconciler):
+    cluster, reconciler = make_reconciler(make_model(), make_batch(activeDeadlineSeconds=60))
+    await reconciler.reconcile(BATCH)
+    del cluster.objects["BatchPredictionJob", "nightly"]["spec"]["activeDeadlineSeconds"]
+    await reconciler.reconcile(BATCH)
+    assert "activeDeadlineSeconds" not in cluster.objects["Job", "bpj-nightly"]["spec"]
+
+
+async def test_change_that_the_api_server_refuses_is_told_and_the_job_looked_after(make_reconciler):
+    cluster, reconciler = make_reconciler(make_model(), make_batch())
+    await reconciler.reconcile(BATCH)
+    cluster.refuse("Job")
+    _put_pod(cluster)
+    _change(cluster, "BatchPredictionJob", "nightly", activeDeadlineSeconds=60)
+    assert await reconciler.reconcile(BATCH) <= PACE_SECONDS
+    assert (_state(cluster), cluster.ready(BATCH)) == ("RUNNING", ("False", "Rejected"))
+    cluster.rejects.clear()
+    await reconciler.reconcile(BATCH)
+    assert cluster.ready(BATCH) == ("False", "Running")
+
+
+async def test_change_that_a_webhook_takes_back_is_not_asked_for_at_each_look(make_reconciler):
+    cluster, reconciler = make_reconciler(make_model(), make_batch())
+    await reconciler.reconcile(BATCH)
+    cluster.mutate = lambda live: live["spec"].update(activeDeadlineSeconds=30)
+    _change(cluster, "BatchPredictionJob", "nightly", activeDeadlineSeconds=60)
+    for _ in range(2):
+        await reconciler.reconcile(BATCH)
+    cluster.calls.clear()
+    await reconciler.reconcile(BATCH)
+    assert cluster.calls == []
+    cluster.mutate = lambda _: None
+    _change(cluster, "BatchPredictionJob", "nightly", activeDeadlineSeconds=90)
+    await reconciler.reconcile(BATCH)
+    assert cluster.objects["Job", "bpj-nightly"]["spec"]["activeDeadlineSeconds"] == 90
+
+
+async def test_more_workers_follow_once_the_first_ones_run(make_reconciler):
+    resources = {"startingReplicaCount": 2, "maxReplicaCount": 5}
+    cluster, reconciler = make_reconciler(make_model(), make_batch(dedicatedResources=resources))
+    counts = []
+    for pods in (0, 1, 2, 3, 4, 5):
+        for shard in range(pods):
+            _put_pod(cluster, shard)
+        if pods == 3:
+            _put_pod(cluster, 3, "Pending")  # there is no room for it yet
+        await reconciler.reconcile(BATCH)
+        counts.append(cluster.objects["Job", "bpj-nightly"]["spec"]["parallelism"])
+    assert counts == [2, 2, 4, 4, 5, 5]
+    assert cluster.objects["Job", "bpj-nightly"]["spec"]["completions"] == 5
 
 
 async def test_queue_alone_starts_what_is_in_it(make_reconciler):
@@ -219,6 +275,47 @@ async def test_queue_alone_starts_what_is_in_it(make_reconciler):
     cluster.calls.clear()
     await reconciler.reconcile(BATCH)
     assert not [call for call in cluster.calls if call[1] == "Job"]
+
+
+def _inject(job):
+    """What Kueue changes of a Job when it gives it room."""
+    job["spec"] |= {"suspend": False, "parallelism": 3}
+    template = job["spec"]["template"]
+    template["spec"] |= {"nodeSelector": {"pool": "spot"}, "tolerations": [{"key": "spot", "operator": "Exists"}]}
+    template["metadata"]["labels"]["kueue.x-k8s.io/podset"] = "main"
+
+
+async def test_what_a_queue_injects_stays(make_reconciler):
+    resources = {"startingReplicaCount": 2, "maxReplicaCount": 8}
+    labels = {"kueue.x-k8s.io/queue-name": "gpus", "kueue.x-k8s.io/priority-class": "low"}
+    cluster, reconciler = make_reconciler(make_model(), make_batch(labels=labels, dedicatedResources=resources))
+    await reconciler.reconcile(BATCH)
+    job = cluster.objects["Job", "bpj-nightly"]
+    assert job["metadata"]["labels"].items() >= labels.items()
+    _inject(job)
+    before = deepcopy(job)
+    for shard in range(3):
+        _put_pod(cluster, shard)
+    for _ in range(3):
+        _wait(reconciler)
+        await reconciler.reconcile(BATCH)
+    assert cluster.objects["Job", "bpj-nightly"] == before
+
+
+class LateCluster(FakeCluster):
+    """Of a Job no watch has told yet."""
+
+    async def get(self, kind, namespace, name):
+        return None if kind == "Job" else await super().get(kind, namespace, name)
+
+
+async def test_what_a_queue_injects_stays_though_the_operator_that_made_the_job_is_gone(make_reconciler, settings):
+    cluster, reconciler = make_reconciler(make_model(), make_batch(labels={"kueue.x-k8s.io/queue-name": "gpus"}))
+    await reconciler.reconcile(BATCH)
+    _inject(cluster.objects["Job", "bpj-nightly"])
+    late = LateCluster(*cluster.objects.values())
+    await _make(late, settings)[0].reconcile(BATCH)
+    assert late.objects["Job", "bpj-nightly"] == cluster.objects["Job", "bpj-nightly"]
 
 
 async def _renew(cluster, reconciler):

@@ -207,6 +207,18 @@ def test_news_wait_for_no_turn_and_bring_the_counts_along(news):
     assert status.completion_stats.successful_count == 7
 
 
+def test_parts_that_nobody_has_begun_are_not_done():
+    """Fewer workers may start than there are parts."""
+    batch = make_batch(dedicatedResources={"startingReplicaCount": 1, "maxReplicaCount": 4})
+    job = {**make_job(), "spec": {"suspend": False, "completions": 4}}
+    batch["status"] = judge(batch, job, [make_pod()]).dump()
+    half = judge(batch, job, [make_pod()], progress=[_shard(0, 100), _shard(1, 100)], now=NOW + timedelta(minutes=3))
+    assert half.progress == "50%"
+    assert half.estimated_end_time == NOW + timedelta(minutes=7)
+    cancelled = judge(make_batch(**{**batch["spec"], "cancel": True}), progress=[_shard(0, 100)])
+    assert cancelled.progress == "25%"
+
+
 def test_shards_are_told_without_what_is_nothing():
     progress = [_shard(0, 0), ShardProgress(shard=1), _shard(2, 100, successful=9, done=True)]
     running = judge(make_batch(), make_job(), [make_pod()], progress=progress).dump()
@@ -223,6 +235,17 @@ def test_job_that_succeeded_tells_its_counts_alone():
     batch["status"] = judge(batch, make_job(), [make_pod()], progress=progress).dump()
     status = judge(batch, make_job(conditions=[ended("Complete")]))
     assert (status.completion_stats.successful_count, status.shards) == (27, [])
+
+
+@pytest.mark.parametrize("reason", ["Rejected", "NotOwned"])
+def test_what_keeps_a_spec_from_its_effect_is_told_while_workers_run(reason):
+    status = judge(make_batch(), make_job(), [make_pod()], problem=Finding(reason, "admission webhook denied it"))
+    assert (status.state, status.condition(READY).reason) == ("JOB_STATE_RUNNING", reason)
+
+
+def test_model_that_is_gone_is_no_trouble_to_workers_that_run():
+    status = judge(make_batch(), make_job(), [make_pod()], problem=Finding("ModelNotFound", "no Model photos"))
+    assert status.condition(READY).reason == "Running"
 
 
 def test_what_was_committed_once_stays():

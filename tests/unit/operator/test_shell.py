@@ -35,7 +35,7 @@ ERRORS = [
     Invalid("spec.x: wrong"),
     RuntimeError("a bug"),
 ]
-CALLS = ("get", "fetch", "list_objects", "get_resource", "list_deployed_models", "apply", "apply_control")
+CALLS = ("get", "fetch", "list_objects", "get_resource", "list_deployed_models", "apply", "patch")
 CALLS += ("apply_status", "apply_raw_status", "delete", "create_event")
 
 
@@ -166,6 +166,7 @@ REQUESTS = {
     "create": lambda cluster: cluster.create(LIVE),
     "update": lambda cluster: cluster.update(LIVE),
     "apply": lambda cluster: cluster.apply(LIVE, LIVE),
+    "patch": lambda cluster: cluster.patch(LIVE, {"spec": {}}),
     "apply_raw_status": lambda cluster: cluster.apply_raw_status(KEYS[0], "u", {}),
     "delete": lambda cluster: cluster.delete(LIVE),
 }
