@@ -27,6 +27,7 @@ from pierhead_operator.installation import Installations, make_name, spare_other
 from pierhead_operator.lease import Candidate, Lease, LeaseLostError
 from pierhead_operator.metrics import Metrics
 from pierhead_operator.prober import Prober
+from pierhead_operator.progress import ProgressPoller
 from pierhead_operator.queue import RetryLater, WorkQueue
 from pierhead_operator.reconcile import Reconciler
 from pierhead_operator.resource_metrics import ResourceMetrics
@@ -48,7 +49,7 @@ async def run(settings: OperatorSettings) -> None:
     metrics, events = Metrics(), health.Heartbeat()
     kinds = watched_kinds(settings)
     store = Store(kinds)
-    async with ApiClient(await load_configuration()) as api, aiohttp.ClientSession() as session:
+    async with ApiClient(await load_configuration()) as api, _make_session() as session:
         lease, installation = _make_lease(api, metrics, settings), make_name(_find_lease_key())
 
         async def reconcile(key: Key) -> float | None:
@@ -63,7 +64,7 @@ async def run(settings: OperatorSettings) -> None:
         prober, clock = Prober(session, queue.add), partial(datetime.now, UTC)
         installations = Installations(cluster, installation)
         reconciler = Reconciler(cluster, prober, settings, clock, installation)
-        batches = BatchReconciler(cluster, prober, settings, clock, installation)
+        batches = BatchReconciler(cluster, ProgressPoller(prober), settings, clock, installation)
         resync = Resync(cluster, kinds, settings.watch_namespaces, feed.tell_listed, metrics.set_resources)
 
         def silence() -> float:
@@ -151,6 +152,11 @@ def make_work(reconcile: Work, metrics: Metrics) -> Work:
                 raise RetryLater from error
 
     return work
+
+
+def _make_session() -> aiohttp.ClientSession:
+    """How pods are asked. Who asks bounds how many at once: workers that hang take no connection that a probe needs."""
+    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
 
 
 def _find_lease_key() -> Key:

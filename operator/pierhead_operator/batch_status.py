@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from fractions import Fraction
 from typing import Any
 
 from pydantic import ValidationError
@@ -20,11 +21,14 @@ from pierhead_operator.status import (
     REASON_FAILED,
     REASON_INPUT_INVALID,
     REASON_INPUT_NOT_FOUND,
+    REASON_INVALID,
     REASON_MACHINE_UNKNOWN,
+    REASON_NOT_OWNED,
     REASON_OUT_OF_MEMORY,
     REASON_OUTPUT_NOT_WRITABLE,
     REASON_PENDING,
     REASON_QUEUED,
+    REASON_REJECTED,
     REASON_RUNNING,
     REASON_SPEC_TOO_LARGE,
     REASON_STORAGE_UNREACHABLE,
@@ -71,12 +75,15 @@ _UNKNOWN_CODE = 13
 _HOPELESS = (REASON_MACHINE_UNKNOWN, REASON_SPEC_TOO_LARGE)
 _INDEX = "batch.kubernetes.io/job-completion-index"
 _MOST_FAILURES = 10
-_TIME_IS_NEWS = timedelta(seconds=4)
+_STARTING = Finding(REASON_PENDING, "the workers start")
 
 
 @dataclass(frozen=True)
 class Observed:
-    """What there is of a job: its version, its Kubernetes Job and pods, and how far running workers say they are."""
+    """What there is of a job: its version, its Kubernetes Job and pods, and how far running workers say they are.
+
+    `due` says whether it is time to tell what changes all the while, such as counts; all else is told at once.
+    """
 
     version: str
     output: str
@@ -84,6 +91,7 @@ class Observed:
     job: Manifest | None
     pods: Sequence[Manifest]
     progress: Sequence[ShardProgress]
+    due: bool = True
 
 
 def is_renewed(batch: BatchPredictionJob) -> bool:
@@ -112,15 +120,20 @@ def decide_state(batch: BatchPredictionJob, observed: Observed, *, started: bool
     if "Failed" in conditions:
         return _judge_failure(conditions["Failed"], observed)
     if observed.job is None:
-        problem = observed.problem or Finding(REASON_PENDING, "the workers are about to be made")
+        problem = observed.problem or _STARTING
         return Verdict("JOB_STATE_FAILED" if problem.reason in _HOPELESS else "JOB_STATE_PENDING", problem)
     if observed.job["spec"].get("suspend"):
-        why = "a queue decides when it starts" if is_queued(batch) else "spec.suspend is true"
+        why = "a queue decides when it starts" if is_queued(batch.metadata.labels) else "spec.suspend is true"
         return Verdict("JOB_STATE_QUEUED", Finding(REASON_QUEUED, why))
-    trouble = explain_pods(observed.pods)
-    if any(_is_running(pod) for pod in observed.pods) or started:
+    trouble = explain_pods(observed.pods) or _find_refusal(observed.problem)
+    if count_running(observed.pods) or started:
         return Verdict("JOB_STATE_RUNNING", trouble or Finding(REASON_RUNNING, "the workers predict"))
-    return Verdict("JOB_STATE_PENDING", trouble or Finding(REASON_PENDING, "the workers start"))
+    return Verdict("JOB_STATE_PENDING", trouble or _STARTING)
+
+
+def _find_refusal(problem: Finding | None) -> Finding | None:
+    """What keeps the spec from having its effect; a Model that is gone, say, is no trouble to workers that run."""
+    return problem if problem and problem.reason in (REASON_INVALID, REASON_REJECTED, REASON_NOT_OWNED) else None
 
 
 def _judge_failure(condition: Mapping[str, Any], observed: Observed) -> Verdict:
@@ -176,27 +189,29 @@ def compute_batch_status(batch: BatchPredictionJob, observed: Observed, now: dat
     ended, started = verdict.state in ENDED, verdict.state == "JOB_STATE_RUNNING" or before.start_time
     shards = merge_progress(before.shards, observed.progress)
     start = before.start_time or (now if started else None)
-    running = sum(_is_running(pod) for pod in observed.pods)
+    share = _compute_share(shards, _count_parts(batch, observed.job))
     status = BatchPredictionJobStatus(
         observed_generation=batch.metadata.generation,
         conditions=_judge_all(batch, verdict, now),
         state=verdict.state,
-        progress=_render_progress(shards, verdict.state),
+        progress=_render_progress(share, verdict.state),
         model_version=observed.version,
         create_time=batch.metadata.creation_timestamp,
         start_time=start,
         end_time=now if ended else None,
         update_time=before.update_time,
-        estimated_end_time=None if ended or start is None else _estimate_end(start, shards, now),
+        estimated_end_time=None if ended or start is None else _estimate_end(start, share, now),
         completion_stats=_count(shards, complete=verdict.state == "JOB_STATE_SUCCEEDED"),
         output_info=OutputInfo(gcs_output_directory=observed.output),
         partial_failures=_find_failures(observed.pods) if ended else [],
         error=_make_error(verdict.finding) if verdict.state == "JOB_STATE_FAILED" else None,
-        resources_consumed=_consume(before, running, now),
-        shards=shards,
+        resources_consumed=_consume(before, count_running(observed.pods), now),
+        # A job may have a thousand, and stay for years.
+        shards=[] if verdict.state == "JOB_STATE_SUCCEEDED" else [one for one in shards if _has_begun(one)],
         renewed=renew_value(batch),
     )
-    return before if _says_nothing_new(status, before, now) else status.model_copy(update={"update_time": now})
+    news = status if observed.due else _take_counts(status, before)
+    return before if news == before else status.model_copy(update={"update_time": now})
 
 
 def observe_end(batch: BatchPredictionJob) -> BatchPredictionJobStatus:
@@ -209,11 +224,14 @@ def observe_end(batch: BatchPredictionJob) -> BatchPredictionJobStatus:
     return batch.status.model_copy(update={**now, "conditions": conditions})
 
 
-def _says_nothing_new(status: BatchPredictionJobStatus, before: BatchPredictionJobStatus, now: datetime) -> bool:
-    """Time alone is news only now and then: the operator sees what it wrote, and would have to write at once again."""
-    if before.update_time is None or now - before.update_time >= _TIME_IS_NEWS:
-        return status == before
-    return status.model_copy(update={"resources_consumed": before.resources_consumed}) == before
+def _take_counts(status: BatchPredictionJobStatus, before: BatchPredictionJobStatus) -> BatchPredictionJobStatus:
+    """A status with the counts of the one before: what is left to differ is worth a write of its own."""
+    counts = ("progress", "estimated_end_time", "completion_stats", "resources_consumed", "shards")
+    return status.model_copy(update={name: getattr(before, name) for name in counts})
+
+
+def _has_begun(shard: ShardProgress) -> bool:
+    return shard != ShardProgress(shard=shard.shard)
 
 
 def _judge_all(batch: BatchPredictionJob, verdict: Verdict, now: datetime) -> list[Any]:
@@ -233,22 +251,34 @@ def _count(shards: Sequence[ShardProgress], *, complete: bool) -> CompletionStat
     )
 
 
-def _render_progress(shards: Sequence[ShardProgress], state: JobState) -> str:
+def _render_progress(share: Fraction | None, state: JobState) -> str:
     if state == "JOB_STATE_SUCCEEDED":
         return "100%"
-    done, total = _sum_bytes(shards)
-    return f"{math.floor(100 * done / total)}%" if total else ""
+    return "" if share is None else f"{math.floor(100 * share)}%"
 
 
-def _sum_bytes(shards: Sequence[ShardProgress]) -> tuple[int, int]:
-    return sum(one.bytes_done for one in shards), sum(one.bytes_total for one in shards)
+def _count_parts(batch: BatchPredictionJob, job: Manifest | None) -> int:
+    """Into how many parts the input is cut."""
+    parts: int = (job or {}).get("spec", {}).get("completions", batch.spec.dedicated_resources.max_replicas)
+    return parts
 
 
-def _estimate_end(start: datetime, shards: Sequence[ShardProgress], now: datetime) -> datetime | None:
-    done, total = _sum_bytes(shards)
-    if not done:
+def _compute_share(shards: Sequence[ShardProgress], parts: int) -> Fraction | None:
+    """How much of the input is done, from 0 to 1; None while nothing is known.
+
+    Parts that nobody has begun are as long as the others: the input is cut so.
+    """
+    known = [one for one in shards if one.bytes_total or one.done]
+    total = sum(one.bytes_total for one in known)
+    if not total:
         return None
-    left = (now - start) * ((total - done) / done)
+    return Fraction(sum(one.bytes_done for one in known) * len(known), total * max(parts, len(known)))
+
+
+def _estimate_end(start: datetime, share: Fraction | None, now: datetime) -> datetime | None:
+    if not share:
+        return None
+    left = (now - start) * float(1 / share - 1)
     return (now + left).replace(second=0, microsecond=0) + timedelta(minutes=1)
 
 
@@ -273,8 +303,11 @@ def _make_error(finding: Finding) -> JobError:
     return JobError(code=_CODES.get(finding.reason, _UNKNOWN_CODE), message=f"{finding.reason}: {finding.message}")
 
 
-def _is_running(pod: Manifest) -> bool:
-    return bool(pod.get("status", {}).get("phase") == "Running" and not pod["metadata"].get("deletionTimestamp"))
+def count_running(pods: Sequence[Manifest]) -> int:
+    """How many workers run, and are to."""
+    return sum(
+        pod.get("status", {}).get("phase") == "Running" and not pod["metadata"].get("deletionTimestamp") for pod in pods
+    )
 
 
 def _status(job: Manifest | None) -> Mapping[str, Any]:

@@ -46,6 +46,8 @@ ObserveRequest = Callable[[str, str, str, float], None]
 # HTTP's methods of Kubernetes' verbs, as RBAC and the metrics name them.
 _METHODS = {"get": "GET", "list": "GET", "create": "POST", "update": "PUT", "patch": "PATCH", "delete": "DELETE"}
 _READING_VERBS = ("get", "list")
+_APPLY_PATCH = "application/apply-patch+yaml"
+_MERGE_PATCH = "application/merge-patch+json"
 
 # Where each kind lives that Pierhead reads or writes: its API's path and its plural.
 _PATHS: dict[str, tuple[str, str]] = {
@@ -132,6 +134,7 @@ class _Request:
     path: str
     query: Mapping[str, str] = field(default_factory=dict)
     body: Manifest | None = None
+    patch: str = _APPLY_PATCH
 
     def __str__(self) -> str:
         return f"{self.verb} {self.path}"
@@ -308,11 +311,19 @@ class Cluster:
             await self._apply(handover, names.HANDOVER_FIELD_MANAGER)
         return await self._apply(manifest, names.FIELD_MANAGER)
 
-    async def apply_control(self, live: Manifest, spec: Manifest) -> None:
-        """Sets these fields of an object of ours that was made once and is not applied as a whole again."""
-        metadata = {key: live["metadata"][key] for key in ("name", "namespace", "uid")}
-        manifest = {"apiVersion": live["apiVersion"], "kind": live["kind"], "metadata": metadata, "spec": spec}
-        await self._apply(manifest, names.CONTROL_FIELD_MANAGER)
+    async def patch(self, live: Manifest, changes: Manifest) -> Manifest | None:
+        """Changes these fields of this very object; None takes one away. Raises Rejected. None where it is gone.
+
+        A merge patch: an apply would leave what was set when the object was made, under another manager.
+        """
+        metadata = live["metadata"]
+        path = _path(live["kind"], metadata["namespace"], metadata["name"])
+        body = {**changes, "metadata": {**changes.get("metadata", {}), "uid": metadata["uid"]}}
+        query = {"fieldManager": names.CONTROL_FIELD_MANAGER}
+        request = _Request("patch", live["kind"], path, query, body, _MERGE_PATCH)
+        if written := await self._request(request, missing_ok=True):
+            self._keep(written)
+        return written
 
     async def apply_status(self, resource: Resource, status: Status) -> None:
         """Writes a whole status; nothing where the resource is gone, or is another one of that name by now.
@@ -423,7 +434,7 @@ class Cluster:
         method = _METHODS[request.verb]
         headers = {"Accept": "application/json"}
         if method == "PATCH":
-            headers["Content-Type"] = "application/apply-patch+yaml"
+            headers["Content-Type"] = request.patch
         await self._api.update_params_for_auth(headers, None, ["BearerToken"], request.path, method, request.body)
         return headers
 

@@ -7,7 +7,7 @@ say with a message for a person (`rule`). `crd.py` turns these classes into Cust
 from datetime import datetime
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from pierhead_operator.schema import AGE, MESSAGE, READY, REASON, ApiObject, Column, Resource, Status, rule
 
@@ -551,9 +551,11 @@ class BatchDedicatedResources(ApiObject):
     )
 
     machine_spec: MachineSpec = Field(default_factory=MachineSpec, description="The machine that one worker needs.")
-    starting_replica_count: int = Field(1, ge=1, le=1000, description="Workers, where maxReplicaCount is left out.")
+    starting_replica_count: int = Field(
+        1, ge=1, le=1000, description="Workers at the start; more follow, up to maxReplicaCount, while all of them run."
+    )
     max_replica_count: int | None = Field(
-        None, ge=1, le=1000, description="Workers at most; startingReplicaCount where left out."
+        None, ge=1, le=1000, description="Workers at most, and parts of the input; startingReplicaCount where left out."
     )
 
     @property
@@ -664,6 +666,11 @@ class ShardProgress(ApiObject):
     bytes_total: Count = 0
     done: bool = False
 
+    @model_serializer(mode="wrap")
+    def _leave_out_nothings(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """There may be a thousand in one status."""
+        return {name: value for name, value in serialize(self).items() if value or name == "shard"}
+
 
 JobState = Literal[
     "JOB_STATE_PENDING",
@@ -697,7 +704,10 @@ class BatchPredictionJobStatus(Status):
     resources_consumed: ResourcesConsumed = Field(
         default_factory=ResourcesConsumed, description="What the workers took."
     )
-    shards: list[ShardProgress] = Field(default_factory=list, description="How far each worker's part is.")
+    shards: list[ShardProgress] = Field(
+        default_factory=list,
+        description="How far each part is that was begun; once the job has succeeded, manifest.json tells it.",
+    )
     renewed: str = Field("", description="The value of the annotation pierhead.dev/renew that was acted on.")
 
 

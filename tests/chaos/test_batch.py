@@ -171,7 +171,9 @@ class Watch:
             moment = time.monotonic()
             status = _status(self.kubectl, self.name)
             stats = status.get("completionStats", {})
-            shards = {one["shard"]: one["successful"] + one["failed"] for one in status.get("shards", [])}
+            if status["state"] == "JOB_STATE_SUCCEEDED":
+                return  # its shards are told by its manifest.json alone
+            shards = {one["shard"]: one.get("successful", 0) + one.get("failed", 0) for one in status["shards"]}
             counted = stats.get("successfulCount", 0) + stats.get("failedCount", 0)
             assert counted == sum(shards.values())
             ages = [self._find_age(shard, shards.get(shard, 0), moment) for shard in range(SHARDS)]
@@ -253,9 +255,7 @@ def _check_output(storage, folder, status):
     assert (manifest["successful"], manifest["failed"]) == (len(numbers), len(failed))
     assert (stats["successfulCount"], stats["failedCount"]) == (len(numbers), len(failed))
     assert stats["incompleteCount"] == 0
-    assert [(one["successful"], one["failed"]) for one in manifest["shards"]] == [
-        (one["successful"], one["failed"]) for one in status["shards"]
-    ]
+    assert len(manifest["shards"]) == SHARDS
 
 
 def test_cancel_ends_a_job_whose_worker_and_operator_were_just_killed(photos, storage):

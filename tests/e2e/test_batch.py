@@ -151,6 +151,32 @@ def test_cancelled_job_ends_and_what_was_committed_can_be_read(slow, storage):
     assert count_predictions(parts) >= status["completionStats"]["successfulCount"] > 0
 
 
+def test_jobs_of_one_second_with_one_prefix_have_folders_of_their_own(slow, storage):
+    lines = [{"number": number} for number in range(10)]
+    uri = _put_lines(storage, "twins.jsonl", lines)
+    names = [f"twin-{number}" for number in range(3)]
+    slow.apply(*(make_batch(name, [uri], modelParameters={}) for name in names))
+    made = {slow.get("batchpredictionjob", name)["metadata"]["creationTimestamp"] for name in names}
+    assert len(made) < len(names), "at least two were made within one second"
+    folders = [_wait_end(slow, name)["outputInfo"]["gcsOutputDirectory"] for name in names]
+    assert len(set(folders)) == len(names)
+    for folder in folders:
+        output = read_output(storage, folder)
+        assert "_SUCCESS" in output.names
+        assert [record["instance"] for record in output.predictions] == lines
+
+
+def test_more_workers_follow_once_the_first_one_runs(slow, storage):
+    lines = [{"number": number} for number in range(3_000)]
+    resources = {"startingReplicaCount": 1, "maxReplicaCount": 3}
+    uri = _put_lines(storage, "growing.jsonl", lines)
+    slow.apply(make_batch("growing", [uri], modelParameters={}, dedicatedResources=resources))
+    wait_until("its Job is there", lambda: slow.get("job", "bpj-growing"))
+    wait_until("all workers may run", lambda: slow.get("job", "bpj-growing")["spec"]["parallelism"] == 3)
+    output = read_output(storage, _wait_end(slow, "growing")["outputInfo"]["gcsOutputDirectory"])
+    assert [record["instance"] for record in output.predictions] == lines
+
+
 def test_another_try_takes_what_the_one_before_had_committed(slow, storage):
     lines = [{"number": number} for number in range(1_000)]
     slow.apply(make_batch("again", [_put_lines(storage, "again.jsonl", lines)], modelParameters={}))

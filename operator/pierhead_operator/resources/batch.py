@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,13 +26,19 @@ from pierhead_operator.types import BatchPredictionJob, Model, ModelVersion
 EXIT_USER_ERROR = 65
 # One string of a process's environment can be 128 KiB.
 MAX_DOCUMENT_BYTES = 120 * 1024
-_QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+_KUEUE = "kueue.x-k8s.io/"
+_QUEUE_LABEL = f"{_KUEUE}queue-name"
+_MIN_PARALLELISM_ANNOTATION = f"{_KUEUE}job-min-parallelism"
 # A worker that is lost takes a chunk with it, and the next one goes on from there: many may be lost.
 _RETRIES_OF_A_SHARD = 100
 # To commit what is being written.
 _GRACE_SECONDS = 20
 _PVC = re.compile(r"^pvc://([^/]+)/")
 _PVC_FOLDER = "/pierhead/pvc"
+_DOCUMENT_VARIABLE = "PIERHEAD_BATCH_JOB"
+# A file system's name has at most 255 bytes, and the folder's has 41 more than this.
+_MAX_SHOWN_BYTES = 128
+_UID_CHARACTERS = 8
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,7 @@ class Batching:
     model: Model
     version: ModelVersion
     settings: OperatorSettings
+    output: str  # the job's own folder
 
     @property
     def labels(self) -> dict[str, str]:
@@ -53,13 +61,34 @@ class Batching:
         }
 
 
-def output_folder(job: BatchPredictionJob, model: Model) -> str:
-    """The job's own folder, as Vertex AI names it: of the model and of the moment in which the job was made."""
+def make_output(job: BatchPredictionJob, model: Model) -> str:
+    """A job's own folder, as Vertex AI names it: of the model and of the moment in which the job was made.
+
+    In the place of the moment's milliseconds, which Kubernetes does not tell, is the beginning of the job's uid: jobs
+    of one manifest are made in one second.
+    """
     prefix = job.spec.output_config.gcs_destination.output_uri_prefix.rstrip("/")
-    shown = re.sub(r"[^\w.-]+", "_", model.display_name or model.name)
+    shown = re.sub(r"[^\w.-]+", "_", model.display_name).encode()[:_MAX_SHOWN_BYTES].decode(errors="ignore")
     created = job.metadata.creation_timestamp
     assert created is not None  # the API server gave it
-    return f"{prefix}/prediction-{shown}-{created:%Y_%m_%dT%H_%M_%S}Z"
+    return f"{prefix}/prediction-{shown}-{created:%Y_%m_%dT%H_%M_%S}_{job.metadata.uid[:_UID_CHARACTERS]}Z"
+
+
+def find_output(job: BatchPredictionJob, live: Manifest | None) -> str:
+    """The job's own folder: where its workers write to, else what its status tells; empty where there is none yet."""
+    return (read_output(live) if live else "") or job.status.output_info.gcs_output_directory
+
+
+def read_output(live: Manifest) -> str:
+    """The folder that the workers of a Job were told; empty where it does not say."""
+    containers = live["spec"]["template"]["spec"]["containers"]
+    variables = [variable for container in containers for variable in container.get("env", [])]
+    told = next((one.get("value", "") for one in variables if one["name"] == _DOCUMENT_VARIABLE), "")
+    try:
+        document = json.loads(told.replace("$$(", "$("))
+    except ValueError:
+        return ""
+    return str(document.get("outputUri", "")) if isinstance(document, dict) else ""
 
 
 def make_document(batching: Batching) -> str:
@@ -70,7 +99,7 @@ def make_document(batching: Batching) -> str:
         "inputFormat": spec.input_config.instances_format,
         "inputUris": spec.input_config.gcs_source.uris,
         "outputFormat": spec.output_config.predictions_format,
-        "outputUri": output_folder(job, batching.model),
+        "outputUri": batching.output,
         "modelParameters": spec.model_parameters,
         "shards": spec.dedicated_resources.max_replicas,
         "batchSize": spec.manual_batch_tuning_parameters.batch_size,
@@ -89,11 +118,12 @@ def explain_document(batching: Batching) -> str | None:
 def make_job(batching: Batching) -> Manifest:
     """The workers. Made once: of what it runs nothing of a Job can change."""
     job = batching.job
-    replicas = job.spec.dedicated_resources.max_replicas
+    resources, queued = job.spec.dedicated_resources, is_queued(job.metadata.labels)
     spec: Manifest = {
         "completionMode": "Indexed",
-        "completions": replicas,
-        "parallelism": replicas,
+        "completions": resources.max_replicas,
+        # A queue gives room to as many as it has, and need not wait for it to be enough for all.
+        "parallelism": resources.max_replicas if queued else resources.starting_replica_count,
         "backoffLimitPerIndex": _RETRIES_OF_A_SHARD,
         "podReplacementPolicy": "Failed",
         "podFailurePolicy": {
@@ -110,14 +140,18 @@ def make_job(batching: Batching) -> Manifest:
             ]
         },
         # A queue decides when it begins; so does whoever suspends it.
-        "suspend": job.spec.suspend or is_queued(job),
+        "suspend": job.spec.suspend or queued,
         "template": _make_template(batching),
     }
-    if job.spec.active_deadline_seconds:
-        spec["activeDeadlineSeconds"] = job.spec.active_deadline_seconds
-    queue = {_QUEUE_LABEL: job.metadata.labels[_QUEUE_LABEL]} if is_queued(job) else {}
-    metadata = make_metadata(names.batch(job.name), job, {**batching.labels, **queue})
-    metadata["annotations"] = {names.ANNOTATION_RENEW: renew_value(job)}
+    annotations = {names.ANNOTATION_RENEW: renew_value(job)}
+    if deadline := job.spec.active_deadline_seconds:
+        spec["activeDeadlineSeconds"] = deadline
+        annotations[names.ANNOTATION_DEADLINE] = str(deadline)
+    if queued and resources.starting_replica_count < resources.max_replicas:
+        annotations[_MIN_PARALLELISM_ANNOTATION] = str(resources.starting_replica_count)
+    kueue = {label: value for label, value in job.metadata.labels.items() if label.startswith(_KUEUE)}
+    metadata = make_metadata(names.batch(job.name), job, {**batching.labels, **kueue})
+    metadata["annotations"] = annotations
     return {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": spec}
 
 
@@ -141,20 +175,43 @@ def is_of_another_try(live: Manifest, job: BatchPredictionJob) -> bool:
     return bool(live["metadata"].get("annotations", {}).get(names.ANNOTATION_RENEW, "") != renew_value(job))
 
 
-def make_control(job: BatchPredictionJob, live: Manifest) -> Manifest:
-    """What of the spec of a Job that is there has to be changed; empty where nothing has."""
+def make_control(job: BatchPredictionJob, live: Manifest, running: int) -> Manifest:
+    """What of a Job that is there has to be changed, as a merge patch; empty where nothing has.
+
+    `running` workers run.
+    """
     wanted: Manifest = {}
-    if not is_queued(job):  # what a queue takes away or gives is not ours to say
-        wanted["suspend"] = job.spec.suspend
-    if job.spec.active_deadline_seconds:
-        wanted["activeDeadlineSeconds"] = job.spec.active_deadline_seconds
-    changed = any(live["spec"].get(field) != value for field, value in wanted.items())
-    return wanted if changed else {}
+    # What a queue takes away or gives is not ours to say. The Job's own label tells: one of its owner may come later.
+    if not is_queued(live["metadata"].get("labels", {})):
+        wanted = {"suspend": job.spec.suspend, "parallelism": decide_parallelism(job, live["spec"], running)}
+    deadline = job.spec.active_deadline_seconds
+    asked = live["metadata"].get("annotations", {}).get(names.ANNOTATION_DEADLINE)
+    if deadline or asked:  # else one that is there is somebody else's
+        wanted["activeDeadlineSeconds"] = deadline
+    changes: Manifest = {}
+    if spec := {field: value for field, value in wanted.items() if live["spec"].get(field) != value}:
+        changes["spec"] = spec
+    if asked != (told := str(deadline) if deadline else None):
+        changes["metadata"] = {"annotations": {names.ANNOTATION_DEADLINE: told}}
+    return changes
 
 
-def is_queued(job: BatchPredictionJob) -> bool:
-    """Whether Kueue decides when the job runs."""
-    return _QUEUE_LABEL in job.metadata.labels
+def decide_parallelism(job: BatchPredictionJob, spec: Manifest, running: int) -> int:
+    """How many workers a Job of this spec may have at a time: `startingReplicaCount`, twice as many once all run.
+
+    So those that wait for room are never more than those that have it.
+    """
+    resources = job.spec.dedicated_resources
+    most: int = min(resources.max_replicas, spec.get("completions", 1))
+    if job.spec.suspend:  # it starts again as it did at first
+        return min(resources.starting_replica_count, most)
+    now: int = spec["parallelism"]
+    return min(2 * now if running >= now else now, most)
+
+
+def is_queued(labels: Mapping[str, str]) -> bool:
+    """Whether Kueue decides when a job with these labels runs."""
+    return _QUEUE_LABEL in labels
 
 
 def _make_template(batching: Batching) -> Manifest:
@@ -168,7 +225,7 @@ def _make_template(batching: Batching) -> Manifest:
         env=[
             *make_model_env(batching.model, batching.version, settings),
             # Kubernetes would put other variables' values where it sees $(NAME).
-            *make_variables({"PIERHEAD_BATCH_JOB": make_document(batching).replace("$(", "$$(")}),
+            *make_variables({_DOCUMENT_VARIABLE: make_document(batching).replace("$(", "$$(")}),
         ],
     )
     container = make_container(

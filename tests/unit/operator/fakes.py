@@ -107,10 +107,14 @@ class FakeCluster:
         self.mutate(self.objects[kind, name])
         return self.objects[kind, name]
 
-    async def apply_control(self, live, spec):
+    async def patch(self, live, changes):
         key = live["kind"], live["metadata"]["name"]
-        self.calls.append(("control", *key))
-        self.objects[key]["spec"] |= spec
+        if key[0] in self.rejects:
+            raise self.rejects[key[0]]
+        self.calls.append(("patch", *key))
+        _merge(self.objects[key], changes)
+        self.mutate(self.objects[key])
+        return self.objects[key]
 
     async def apply_status(self, resource, status):
         self.calls.append(("status", resource.KIND, resource.name))
@@ -145,3 +149,14 @@ class FakeCluster:
     def ready(self, key):
         conditions = self.objects[key.kind, key.name]["status"]["conditions"]
         return next((c["status"], c["reason"]) for c in conditions if c["type"] == "Ready")
+
+
+def _merge(live, changes):
+    """As a merge patch does."""
+    for name, value in changes.items():
+        if isinstance(value, dict):
+            _merge(live.setdefault(name, {}), value)
+        elif value is None:
+            live.pop(name, None)
+        else:
+            live[name] = value

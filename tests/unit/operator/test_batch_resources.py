@@ -1,17 +1,21 @@
 """The Job of a BatchPredictionJob against golden manifests."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 from pierhead_operator.resources.batch import (
     Batching,
+    decide_parallelism,
     explain_document,
+    find_output,
+    make_control,
     make_document,
     make_job,
+    make_output,
     make_worker_policies,
-    output_folder,
 )
 from pierhead_operator.settings import NetworkPolicySettings
 from pierhead_operator.types import BatchPredictionJob, Model
@@ -44,7 +48,7 @@ def make_batching(settings, **spec):
     batch, model = BatchPredictionJob.model_validate(make_batch(**spec)), Model.model_validate(make_model())
     version = model.spec.version(batch.spec.model_version or "1")
     assert version
-    return Batching(batch, model, version, settings)
+    return Batching(batch, model, version, settings, make_output(batch, model))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -69,10 +73,137 @@ def test_policy_of_workers_is_that_of_their_pods(settings):
     assert policy["spec"]["podSelector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
 
 
-def test_folder_is_the_models_and_of_the_moment():
-    batch = BatchPredictionJob.model_validate(make_batch())
-    model = Model.model_validate(make_model(displayName="Photos: all / of them"))
-    assert output_folder(batch, model) == "gs://out/photos/prediction-Photos_all_of_them-2026_11_22T12_00_00Z"
+def _make_output(display_name="Photos", uid="1b4e28ba-2fa1-11d2-883f-0016d3cca427"):
+    batch = make_batch()
+    batch["metadata"]["uid"] = uid
+    model = Model.model_validate(make_model(displayName=display_name))
+    return make_output(BatchPredictionJob.model_validate(batch), model)
+
+
+def test_folder_is_the_models_of_the_moment_and_of_the_job():
+    assert _make_output("Photos: all / of them") == (
+        "gs://out/photos/prediction-Photos_all_of_them-2026_11_22T12_00_00_1b4e28baZ"
+    )
+
+
+def test_jobs_of_one_model_prefix_and_second_have_folders_of_their_own():
+    assert _make_output() != _make_output(uid="6c84fb90-12c4-11e1-840d-7b25c5ee775a")
+
+
+@pytest.mark.parametrize(
+    "display_name",
+    [
+        "a" * 128,
+        "\u5199" * 128,
+        "\U0001f5bc" * 128,
+        "../../etc",
+        "..",
+        "/",
+        " ",
+        "a\nb",
+        "%2e%2e%2f",
+        "Fotos \u00e4\u00f6\u00fc",
+    ],
+    ids=ascii,
+)
+def test_folder_is_one_name_that_storage_takes(display_name):
+    prefix, _, name = _make_output(display_name).rpartition("/")
+    assert prefix == "gs://out/photos"
+    assert len(name.encode()) <= 255
+    assert re.fullmatch(r"prediction-[\w.-]+-2026_11_22T12_00_00_1b4e28baZ", name)
+
+
+def test_folder_is_where_the_workers_write_to_whatever_the_status_tells(settings):
+    """A 0.1.0 wrote the folder of the Model's present name into the status."""
+    batch = make_batch(outputConfig={"gcsDestination": {"outputUriPrefix": "gs://out/$(X)/$$(Y)"}})
+    batch["status"] = {"outputInfo": {"gcsOutputDirectory": "gs://out/told"}}
+    batch = BatchPredictionJob.model_validate(batch)
+    assert find_output(batch, None) == "gs://out/told"
+    batching = make_batching(settings, outputConfig=batch.spec.output_config.dump())
+    live = make_job(batching)
+    assert find_output(batch, live) == batching.output
+    assert "/$(X)/$$(Y)/" in batching.output
+    for value in ("", "no JSON", "[]"):
+        live["spec"]["template"]["spec"]["containers"][0]["env"] = [{"name": "PIERHEAD_BATCH_JOB", "value": value}]
+        assert find_output(batch, live) == "gs://out/told"
+
+
+KUEUE = {"kueue.x-k8s.io/queue-name": "gpus", "kueue.x-k8s.io/priority-class": "low"}
+
+
+def test_queue_gets_its_labels_and_may_begin_with_fewer_workers(settings):
+    resources = {"startingReplicaCount": 2, "maxReplicaCount": 8}
+    job = make_job(make_batching(settings, labels={**KUEUE, "team": "photos"}, dedicatedResources=resources))
+    assert job["metadata"]["labels"].items() >= KUEUE.items()
+    assert "team" not in job["metadata"]["labels"]
+    assert job["metadata"]["annotations"]["kueue.x-k8s.io/job-min-parallelism"] == "2"
+    assert (job["spec"]["suspend"], job["spec"]["parallelism"], job["spec"]["completions"]) == (True, 8, 8)
+    # Kueue refuses a minimum that is not below the maximum.
+    same = make_job(make_batching(settings, labels=KUEUE, dedicatedResources={"startingReplicaCount": 8}))
+    assert "kueue.x-k8s.io/job-min-parallelism" not in same["metadata"]["annotations"]
+
+
+@pytest.mark.parametrize(
+    ("parallelism", "running", "expected"),
+    [(2, 0, 2), (2, 1, 2), (2, 2, 4), (4, 3, 4), (4, 4, 8), (8, 8, 10), (10, 10, 10), (16, 16, 10), (0, 0, 0)],
+)
+def test_workers_are_twice_as_many_once_all_run(parallelism, running, expected):
+    resources = {"startingReplicaCount": 2, "maxReplicaCount": 10}
+    job = BatchPredictionJob.model_validate(make_batch(dedicatedResources=resources))
+    assert decide_parallelism(job, {"parallelism": parallelism, "completions": 10}, running) == expected
+
+
+def test_workers_begin_again_as_at_first_after_they_were_taken_away():
+    resources = {"startingReplicaCount": 2, "maxReplicaCount": 10}
+    job = BatchPredictionJob.model_validate(make_batch(dedicatedResources=resources, suspend=True))
+    assert decide_parallelism(job, {"parallelism": 8, "completions": 10}, 0) == 2
+
+
+def test_workers_are_no_more_than_a_maximum_that_was_lowered_nor_than_parts():
+    for most, expected in ((3, 3), (20, 10)):
+        job = BatchPredictionJob.model_validate(make_batch(dedicatedResources={"maxReplicaCount": most}))
+        assert decide_parallelism(job, {"parallelism": 10, "completions": 10}, 10) == expected
+
+
+ANNOTATION = "pierhead.dev/active-deadline-seconds"
+# The spec's deadline; the Job's, and the one that it was given by us -> what is changed.
+DEADLINES = {
+    "none": (None, None, None, {}),
+    "as it is": (60, 60, "60", {}),
+    "new": (60, None, None, {"spec": {"activeDeadlineSeconds": 60}, "metadata": {"annotations": {ANNOTATION: "60"}}}),
+    "another": (90, 60, "60", {"spec": {"activeDeadlineSeconds": 90}, "metadata": {"annotations": {ANNOTATION: "90"}}}),
+    "removed": (None, 60, "60", {"spec": {"activeDeadlineSeconds": None}, "metadata": {"annotations": {ANNOTATION: None}}}),
+    "changed by hand": (60, 90, "60", {"spec": {"activeDeadlineSeconds": 60}}),
+    "somebody else's": (None, 3600, None, {}),
+    "of a 0.1.0": (60, 60, None, {"metadata": {"annotations": {ANNOTATION: "60"}}}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("row", DEADLINES.values(), ids=DEADLINES.keys())
+def test_deadline_is_the_specs_and_goes_with_it(row):
+    wanted, there, asked, expected = row
+    job = BatchPredictionJob.model_validate(make_batch(**({"activeDeadlineSeconds": wanted} if wanted else {})))
+    spec = {"suspend": False, "parallelism": 1, "completions": 1}
+    live = {
+        "metadata": {"annotations": {ANNOTATION: asked} if asked else {}},
+        "spec": {**spec, "activeDeadlineSeconds": there} if there else spec,
+    }
+    assert make_control(job, live, running=0) == expected
+
+
+@pytest.mark.parametrize("labels", [KUEUE, {}], ids=["of its owner, too", "of the Job alone"])
+def test_what_a_queue_decides_is_not_taken_back(labels):
+    """An installation of Kueue may put all Jobs into a default queue."""
+    job = BatchPredictionJob.model_validate(make_batch(labels=labels, dedicatedResources={"maxReplicaCount": 8}))
+    for suspend, parallelism, running in ((True, 8, 0), (False, 3, 3), (True, 3, 3)):
+        spec = {"suspend": suspend, "parallelism": parallelism, "completions": 8}
+        assert make_control(job, {"metadata": {"labels": KUEUE}, "spec": spec}, running) == {}
+
+
+def test_job_outside_of_a_queue_follows_its_spec_though_its_owner_is_labelled_later():
+    job = BatchPredictionJob.model_validate(make_batch(labels=KUEUE))
+    live = {"metadata": {}, "spec": {"suspend": True, "parallelism": 1, "completions": 1}}
+    assert make_control(job, live, running=0) == {"spec": {"suspend": False}}
 
 
 def test_document_has_no_limit_but_the_systems(settings):

@@ -15,7 +15,7 @@ from pierhead_operator.types import BatchPredictionJob, BatchPredictionJobStatus
 
 from tests.unit.operator.conftest import NOW, make_batch
 
-OUTPUT = "gs://out/photos/prediction-Photos-2026_11_22T12_00_00Z"
+OUTPUT = "gs://out/photos/prediction-Photos-2026_11_22T12_00_00_uid-nighZ"
 
 
 def make_job(suspend=False, **status):
@@ -39,9 +39,9 @@ def ended(type_, reason="", message=""):
     return {"type": type_, "status": "True", "reason": reason, "message": message}
 
 
-def judge(batch, job=None, pods=(), problem=None, progress=(), now=NOW):
+def judge(batch, job=None, pods=(), problem=None, progress=(), now=NOW, due=True):
     batch = BatchPredictionJob.model_validate(batch)
-    return compute_batch_status(batch, Observed("1", OUTPUT, problem, job, pods, progress), now)
+    return compute_batch_status(batch, Observed("1", OUTPUT, problem, job, pods, progress, due), now)
 
 
 UNSCHEDULABLE = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "no nvidia.com/gpu"}
@@ -173,13 +173,79 @@ def test_stable_no_change():
     assert judge(batch, make_job(), [NO_GPU], now=NOW + timedelta(minutes=1)) == status
 
 
-def test_stable_while_only_time_passes():
-    batch = make_batch()
-    for seconds, changes in ((0, True), (1, False), (3, False), (5, True), (6, False)):
-        status = judge(batch, make_job(), [make_pod()], now=NOW + timedelta(seconds=seconds))
-        assert (status.dump() != batch.get("status")) == changes
+def test_stable_while_only_time_and_counts_go_on_and_it_is_not_their_turn():
+    batch, told = make_batch(), 0
+    for seconds, due in ((0, True), (1, False), (3, False), (5, True), (6, False)):
+        now, progress = NOW + timedelta(seconds=seconds), [_shard(0, seconds, successful=seconds)]
+        status = judge(batch, make_job(), [make_pod()], progress=progress, now=now, due=due)
+        assert (status.dump() != batch.get("status")) == due
         batch["status"] = status.dump()
+        told = seconds if due else told
+        assert status.completion_stats.successful_count == told
     assert status.resources_consumed.replica_hours == pytest.approx(5 / 3600, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "news",
+    [
+        {"job": make_job(conditions=[ended("Complete")])},
+        {"job": make_job(conditions=[STOPPED])},
+        {"job": make_job(suspend=True)},
+        {"pods": [NO_GPU]},
+        {"batch": {"cancel": True}},
+    ],
+    ids=["done", "failed", "suspended", "no room", "cancelled"],
+)
+def test_news_wait_for_no_turn_and_bring_the_counts_along(news):
+    batch = make_batch()
+    batch["status"] = judge(batch, make_job(), [make_pod()]).dump()
+    batch["spec"] |= news.get("batch", {})
+    job, pods = news.get("job", make_job()), news.get("pods", [make_pod()])
+    status = judge(batch, job, pods, progress=[_shard(successful=7)], due=False)
+    assert status.update_time == NOW
+    assert status.dump() != batch["status"]
+    assert status.completion_stats.successful_count == 7
+
+
+def test_parts_that_nobody_has_begun_are_not_done():
+    """Fewer workers may start than there are parts."""
+    batch = make_batch(dedicatedResources={"startingReplicaCount": 1, "maxReplicaCount": 4})
+    job = {**make_job(), "spec": {"suspend": False, "completions": 4}}
+    batch["status"] = judge(batch, job, [make_pod()]).dump()
+    half = judge(batch, job, [make_pod()], progress=[_shard(0, 100), _shard(1, 100)], now=NOW + timedelta(minutes=3))
+    assert half.progress == "50%"
+    assert half.estimated_end_time == NOW + timedelta(minutes=7)
+    cancelled = judge(make_batch(**{**batch["spec"], "cancel": True}), progress=[_shard(0, 100)])
+    assert cancelled.progress == "25%"
+
+
+def test_shards_are_told_without_what_is_nothing():
+    progress = [_shard(0, 0), ShardProgress(shard=1), _shard(2, 100, successful=9, done=True)]
+    running = judge(make_batch(), make_job(), [make_pod()], progress=progress).dump()
+    assert running["shards"] == [
+        {"shard": 0, "bytesTotal": 100},
+        {"shard": 2, "successful": 9, "bytesDone": 100, "bytesTotal": 100, "done": True},
+    ]
+    assert BatchPredictionJobStatus.model_validate(running).dump() == running
+
+
+def test_job_that_succeeded_tells_its_counts_alone():
+    batch = make_batch()
+    progress = [_shard(shard, 100, successful=9, done=True) for shard in range(3)]
+    batch["status"] = judge(batch, make_job(), [make_pod()], progress=progress).dump()
+    status = judge(batch, make_job(conditions=[ended("Complete")]))
+    assert (status.completion_stats.successful_count, status.shards) == (27, [])
+
+
+@pytest.mark.parametrize("reason", ["Rejected", "NotOwned"])
+def test_what_keeps_a_spec_from_its_effect_is_told_while_workers_run(reason):
+    status = judge(make_batch(), make_job(), [make_pod()], problem=Finding(reason, "admission webhook denied it"))
+    assert (status.state, status.condition(READY).reason) == ("JOB_STATE_RUNNING", reason)
+
+
+def test_model_that_is_gone_is_no_trouble_to_workers_that_run():
+    status = judge(make_batch(), make_job(), [make_pod()], problem=Finding("ModelNotFound", "no Model photos"))
+    assert status.condition(READY).reason == "Running"
 
 
 def test_what_was_committed_once_stays():

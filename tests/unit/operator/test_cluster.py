@@ -39,12 +39,14 @@ class ApiServer:
     def __init__(self):
         self.requests = []
         self.answers = [(200, SERVICE)]
+        self.content_types = []
         self.hold = asyncio.Event()
         self.hold.set()
 
     async def answer(self, request):
         body = await request.text()
         self.requests.append((request.method, request.path, dict(request.query), json.loads(body) if body else None))
+        self.content_types.append(request.content_type)
         status, answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         await self.hold.wait()
         return web.json_response(answer, status=status)
@@ -69,6 +71,7 @@ WRITES = {
     "create": lambda cluster: cluster.create(SERVICE),
     "update": lambda cluster: cluster.update(SERVICE),
     "apply": lambda cluster: cluster.apply(SERVICE),
+    "patch": lambda cluster: cluster.patch(SERVICE, {"spec": {"type": None}}),
     "apply_status": lambda cluster: cluster.apply_status(DM, DM.status),
     "delete": lambda cluster: cluster.delete(SERVICE),
 }
@@ -113,6 +116,21 @@ async def test_update_and_create_go_where_the_object_lives(api, server):
         ("PUT", "/api/v1/namespaces/default/services/s", SERVICE),
         ("POST", "/api/v1/namespaces/default/services", SERVICE),
     ]
+
+
+async def test_patch_takes_away_what_is_none_of_this_very_object(api, server):
+    server.answers = [(200, SERVICE)]
+    await Cluster(api).patch(SERVICE, {"metadata": {"labels": {"a": "b"}}, "spec": {"type": None}})
+    [(method, path, query, body)] = server.requests
+    assert (method, path) == ("PATCH", "/api/v1/namespaces/default/services/s")
+    assert (query["fieldManager"], "force" in query) == ("pierhead-control", False)
+    assert body == {"metadata": {"labels": {"a": "b"}, "uid": "u"}, "spec": {"type": None}}
+    assert server.content_types == ["application/merge-patch+json"]
+
+
+async def test_patch_of_what_is_gone_does_nothing(api, server):
+    server.answers = [(404, {})]
+    await Cluster(api).patch(SERVICE, {"spec": {"type": None}})
 
 
 async def test_list_reads_all_pages_and_says_what_the_items_are(api, server):

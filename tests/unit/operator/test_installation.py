@@ -14,6 +14,7 @@ from pierhead_operator.installation import (
     mark_claimed,
     spare_others,
 )
+from pierhead_operator.progress import ProgressPoller
 from pierhead_operator.reconcile import Reconciler
 from pierhead_operator.settings import NetworkPolicySettings
 from pierhead_operator.types import ModelStatus
@@ -45,7 +46,7 @@ class Installation:
         self.cluster, self.name, self.steady = cluster, name, Steady()
         self.installations = Installations(cluster, name, self.steady)
         self.reconciler = Reconciler(cluster, FakeProber(), settings, Clock(), name)
-        self.batches = BatchReconciler(cluster, FakeWorkers(), settings, Clock(), name)
+        self.batches = BatchReconciler(cluster, ProgressPoller(FakeWorkers()), settings, Clock(), name)
 
     async def work(self, *keys):
         """What it does for each of these resources; how soon it looks at the last one again."""

@@ -11,6 +11,7 @@ from typing import get_args, get_origin
 import pytest
 from pierhead_operator import names
 from pierhead_operator.batch_reconcile import BatchReconciler
+from pierhead_operator.progress import ProgressPoller
 from pierhead_operator.reconcile import Reconciler
 from pierhead_operator.settings import MachineSettings, OperatorSettings, ServerSettings
 from pierhead_operator.types import KINDS
@@ -240,10 +241,10 @@ async def test_field_restarts_pods(old, new, path, value, restarts):
 )
 async def test_field_ends_workers(old, new, path, value, ends):
     cluster = FakeCluster(make_model(), make_batch())
-    await BatchReconciler(cluster, FakeWorkers(), old, Clock()).reconcile(BATCH)
+    await BatchReconciler(cluster, ProgressPoller(FakeWorkers()), old, Clock()).reconcile(BATCH)
     before = deepcopy(cluster.objects["Job", "bpj-nightly"]["spec"])
     _put(cluster.objects["BatchPredictionJob", "nightly"]["spec"], path.partition(".")[2], value)
-    await BatchReconciler(cluster, FakeWorkers(), new, Clock()).reconcile(BATCH)
+    await BatchReconciler(cluster, ProgressPoller(FakeWorkers()), new, Clock()).reconcile(BATCH)
     job = cluster.objects.get(("Job", "bpj-nightly"))
     assert (job is None or job["spec"]["suspend"]) is ends
     assert job is None or job["spec"]["template"] == before["template"]

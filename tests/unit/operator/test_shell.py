@@ -13,6 +13,7 @@ from pierhead_operator.batch_reconcile import BatchReconciler
 from pierhead_operator.cluster import Cluster, ClusterError, Conflict, Invalid, Key, Rejected
 from pierhead_operator.installation import Installations
 from pierhead_operator.metrics import Metrics
+from pierhead_operator.progress import ProgressPoller
 from pierhead_operator.queue import RetryLater
 from pierhead_operator.reconcile import Reconciler
 
@@ -34,7 +35,7 @@ ERRORS = [
     Invalid("spec.x: wrong"),
     RuntimeError("a bug"),
 ]
-CALLS = ("get", "fetch", "list_objects", "get_resource", "list_deployed_models", "apply", "apply_control")
+CALLS = ("get", "fetch", "list_objects", "get_resource", "list_deployed_models", "apply", "patch")
 CALLS += ("apply_status", "apply_raw_status", "delete", "create_event")
 
 
@@ -83,7 +84,8 @@ async def _work_through(cluster, settings):
     """Three times over all keys, as the queue does; time enough goes by for what waits."""
     clock = Clock()
     reconciler = Reconciler(cluster, FakeProber(), settings, clock)
-    batches = BatchReconciler(cluster, FakeWorkers(), settings, clock)
+    poller = ProgressPoller(FakeWorkers(), lambda: clock().timestamp())
+    batches = BatchReconciler(cluster, poller, settings, clock)
 
     async def reconcile(key):
         return await (batches if key.kind == "BatchPredictionJob" else reconciler).reconcile(key)
@@ -162,6 +164,7 @@ REQUESTS = {
     "create": lambda cluster: cluster.create(LIVE),
     "update": lambda cluster: cluster.update(LIVE),
     "apply": lambda cluster: cluster.apply(LIVE, LIVE),
+    "patch": lambda cluster: cluster.patch(LIVE, {"spec": {}}),
     "apply_raw_status": lambda cluster: cluster.apply_raw_status(KEYS[0], "u", {}),
     "delete": lambda cluster: cluster.delete(LIVE),
 }

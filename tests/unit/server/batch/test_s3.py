@@ -12,7 +12,7 @@ from pierhead_server.batch.storage import Storage
 from prometheus_client import CollectorRegistry
 
 from tests.s3 import PAGE, running_s3
-from tests.unit.server.batch.jobs import Answering, Runner, make_document
+from tests.unit.server.batch.jobs import Answering, Runner, make_document, read_outputs
 
 LINES = 40
 
@@ -49,6 +49,30 @@ def read_lines(s3, folder, kind="predictions"):
     """The lines of all shards' files, parsed."""
     names = [name for name in s3.list("batch-out", folder) if name.startswith(f"{folder}/{kind}_")]
     return [json.loads(line) for name in names for line in s3.get("batch-out", name).splitlines()]
+
+
+# As the operator makes them of a Model's display name.
+FOLDERS = [
+    "prediction-" + name for name in ("\u5199" * 42, "\U0001f5bc", "..", "_.._etc", "Fotos_\u00e4\u00f6", "a" * 128)
+]
+
+
+@pytest.mark.parametrize("name", FOLDERS, ids=ascii)
+@pytest.mark.parametrize("prefix", ["s3://batch-out", "file://{tmp_path}", "pvc://claim"])
+async def test_folder_may_have_any_models_name(artifact, s3, tmp_path, monkeypatch, prefix, name):
+    monkeypatch.setattr(Storage.__init__, "__defaults__", (str(tmp_path),))
+    uri = put_lines(s3, "names/1.jsonl", range(3))
+    folder = f"{prefix.format(tmp_path=tmp_path)}/{name}-2026_11_22T12_00_00_1b4e28baZ"
+    runner = Runner(artifact, make_document(folder, [uri], shards=2))
+    assert await runner.run()
+    where = folder.partition("://")[2].removeprefix("batch-out/")
+    if prefix.startswith("s3"):
+        assert [line["prediction"] for line in read_lines(s3, where)] == [0, 1, 2]
+        assert f"{where}/_SUCCESS" in s3.list("batch-out", where)
+    else:
+        path = tmp_path / where.removeprefix(f"{tmp_path}/")
+        assert [line["prediction"] for line in read_outputs(path)] == [0, 1, 2]
+        assert (path / "_SUCCESS").is_file()
 
 
 async def test_job_is_run_resumed_and_finished(artifact, s3):
