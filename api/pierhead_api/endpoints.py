@@ -88,6 +88,17 @@ _REFUSED = {
 }
 
 
+class RolloutOptions(Message):
+    """Of v1beta1. A number that is 0 was given, as the oneofs that they are have it."""
+
+    max_surge_replicas: int | None = None
+    max_surge_percentage: int | None = None
+    max_unavailable_replicas: int | None = None
+    max_unavailable_percentage: int | None = None
+    previous_deployed_model: str = ""
+    revision_number: Whatever = None
+
+
 class DeployedModelBody(Message):
     """What a client sends of a DeployedModel. What only answers have is taken and not read."""
 
@@ -96,6 +107,7 @@ class DeployedModelBody(Message):
     display_name: str = ""
     dedicated_resources: DedicatedResources | None = None
     automatic_resources: AutomaticResources | None = None
+    rollout_options: RolloutOptions | None = None
     service_account: str = ""
     shared_resources: str = ""
     explanation_spec: Whatever = None
@@ -231,12 +243,23 @@ def make_deployed_model(body: DeployedModelBody, place: Place, name: str, target
     if body.service_account and not _SERVICE_ACCOUNT.fullmatch(body.service_account):
         raise InvalidArgumentError("must be the name of a ServiceAccount of the namespace", "serviceAccount")
     spec = drop_empty({**target, "serviceAccount": body.service_account})
+    if body.rollout_options:
+        spec["rolloutOptions"] = make_rollout_options(body.rollout_options)
     if body.dedicated_resources:
         spec["dedicatedResources"] = make_dedicated_resources(body.dedicated_resources)
     if body.automatic_resources:
         spec["automaticResources"] = make_automatic_resources(body.automatic_resources)
     manifest = objects.make_object(DeployedModel, place.namespace, name, spec)
     return objects.mark(manifest, {}, collect(body, _KEPT_DEPLOYED))
+
+
+def make_rollout_options(options: RolloutOptions) -> Body:
+    """The spec's rolloutOptions; raises InvalidArgumentError."""
+    refuse(
+        options,
+        {"previous_deployed_model": "is not supported: the endpoint's trafficSplit moves from one to the other"},
+    )
+    return options.model_dump(by_alias=True, exclude_none=True, exclude={"previous_deployed_model", "revision_number"})
 
 
 def patch_deployed_model(body: DeployedModelBody, manifest: Manifest, fields: set[str]) -> Body:
@@ -271,6 +294,7 @@ def to_deployed_model(manifest: Manifest, place: Place) -> Body:
             "displayName": dm.spec.display_name or dm.name,
             "createTime": objects.create_time(manifest),
             "serviceAccount": dm.spec.service_account,
+            "rolloutOptions": dm.spec.rollout_options.dump(),
             **_to_resources(dm),
             "status": _to_status(dm.status, dm.status.available_replica_count),
         }

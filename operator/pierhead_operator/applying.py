@@ -1,7 +1,7 @@
 """What all reconciles do: bring what belongs to a resource to what is desired, and write what is true of it."""
 
 import asyncio
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -10,6 +10,7 @@ from typing import Protocol, TypeVar
 from pierhead_operator import removal
 from pierhead_operator.cluster import ClusterError, Conflict, Invalid, Key, Rejected, UnreadableError
 from pierhead_operator.resources import Manifest, describe_held, is_owned, mark_applied, needs_apply
+from pierhead_operator.routing import Server
 from pierhead_operator.schema import Resource, Status
 from pierhead_operator.status import (
     REASON_INVALID,
@@ -37,6 +38,7 @@ class ClusterAccess(Protocol):
     ) -> Sequence[Manifest]: ...
     async def get_resource(self, kind: type[R], namespace: str, name: str) -> R | None: ...
     async def list_deployed_models(self, namespace: str, label: str, name: str) -> Sequence[DeployedModel]: ...
+    def find_public_servers(self, namespace: str, model: str) -> tuple[Mapping[str, Server], Collection[str]]: ...
     def is_routed(self, kinds: Iterable[str], namespace: str, service: str) -> bool: ...
     async def apply(self, manifest: Manifest, live: Manifest | None = None) -> Manifest: ...
     async def apply_control(self, live: Manifest, spec: Manifest) -> None: ...

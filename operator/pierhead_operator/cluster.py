@@ -18,12 +18,13 @@ from pydantic import ValidationError
 from pydantic_core import from_json
 
 from pierhead_operator import names
-from pierhead_operator.facts import explain_unreadable
+from pierhead_operator.facts import DeployedModelFacts, EndpointFacts, explain_unreadable
 from pierhead_operator.resources import Manifest, owns_replicas
+from pierhead_operator.routing import Server
 from pierhead_operator.schema import Resource, Status
 from pierhead_operator.status import Event
 from pierhead_operator.store import BACKEND, Store
-from pierhead_operator.types import KINDS, DeployedModel
+from pierhead_operator.types import KINDS, DeployedModel, Endpoint
 
 logger = logging.getLogger(__name__)
 
@@ -260,6 +261,21 @@ class Cluster:
         """The DeployedModels whose spec names this Endpoint or this Model; `label` says which of the two."""
         found = self._store.select("DeployedModel", namespace, {label: name})
         return [dm for live in found if (dm := parse_neighbour(live))]
+
+    def find_public_servers(self, namespace: str, model: str) -> tuple[dict[str, Server], set[str]]:
+        """The DeployedModels of a Model by name, and of their Endpoints those that are public.
+
+        What cannot be read is in neither: it cannot be shown to be public.
+        """
+        its = self._store.names(DeployedModel.KIND, namespace, names.LABEL_MODEL, model)
+        facts = {name: self._store.find_facts(DeployedModel.KIND, namespace, name) for name in its}
+        servers = {name: one.server for name, one in facts.items() if isinstance(one, DeployedModelFacts)}
+        endpoints = {server.endpoint for server in servers.values()}
+        return servers, {name for name in endpoints if self._is_public(namespace, name)}
+
+    def _is_public(self, namespace: str, endpoint: str) -> bool:
+        facts = self._store.find_facts(Endpoint.KIND, namespace, endpoint)
+        return isinstance(facts, EndpointFacts) and facts.is_public
 
     def is_routed(self, kinds: Iterable[str], namespace: str, service: str) -> bool:
         """Whether a route of one of these kinds leads to a Service, as far as watches told."""

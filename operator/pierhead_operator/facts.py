@@ -11,9 +11,12 @@ from datetime import datetime
 from pydantic import ValidationError
 
 from pierhead_operator.resources import Manifest
+from pierhead_operator.routing import Server, describe_server, is_offered
 from pierhead_operator.schema import Resource
-from pierhead_operator.status import AVAILABLE, READY, REASON_MIRROR_NOT_SERVING
+from pierhead_operator.status import AVAILABLE, READY, REASON_MIRROR_NOT_SERVING, SCALING_ACTIVE
 from pierhead_operator.types import BatchPredictionJob, DeployedModel, Endpoint, JobState, Model
+
+_NOBODY = Server("", "", "", 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,17 +37,18 @@ class DeployedModelFacts(Facts):
     """Of a DeployedModel."""
 
     uid: str = ""
-    endpoint: str = ""
-    model: str = ""
+    server: Server = _NOBODY
     ready: bool = False
     min_replicas: int = 1
     available_replicas: int = 0
+    scaling_active: bool | None = None  # None where no condition says so
 
 
 @dataclass(frozen=True, slots=True)
 class EndpointFacts(Facts):
     """Of an Endpoint."""
 
+    is_public: bool = False
     ready: bool = False
     wanted: Mapping[str, int] | None = None  # the split of the spec
     effective: Mapping[str, int] = field(default_factory=dict)
@@ -107,6 +111,7 @@ def _read_endpoint(live: Manifest) -> EndpointFacts:
     return EndpointFacts(
         _describe_asked(live),
         _digest(endpoint.metadata.generation, _leaves(endpoint)),
+        is_public=is_offered(endpoint, offers_private=False),
         ready=endpoint.status.is_true(READY),
         wanted=endpoint.spec.traffic_split,
         effective=endpoint.status.traffic_split,
@@ -136,11 +141,11 @@ def _read_deployed_model(live: Manifest) -> DeployedModelFacts:
         _describe_asked(live),
         told,
         uid=dm.metadata.uid,
-        endpoint=dm.spec.endpoint,
-        model=dm.spec.model,
+        server=describe_server(dm),
         ready=status.is_true(READY),
         min_replicas=dm.spec.resources.min_replica_count,
         available_replicas=status.available_replica_count,
+        scaling_active=status.is_true(SCALING_ACTIVE) if status.condition(SCALING_ACTIVE) else None,
     )
 
 

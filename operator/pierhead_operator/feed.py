@@ -111,11 +111,11 @@ def find_readers(kind: str, namespace: str, name: str, facts: Facts, store: Stor
                 # What is on a private endpoint is not on its Model's own paths.
                 its = store.find_facts(DeployedModel.KIND, namespace, deployed_model)
                 if isinstance(its, DeployedModelFacts):
-                    yield Key(Model.KIND, namespace, its.model)
+                    yield Key(Model.KIND, namespace, its.server.model)
         case DeployedModel.KIND if isinstance(facts, DeployedModelFacts):
-            yield Key(Endpoint.KIND, namespace, facts.endpoint)
+            yield Key(Endpoint.KIND, namespace, facts.server.endpoint)
             # A Model's own routes lead to whoever serves its versions.
-            yield Key(Model.KIND, namespace, facts.model)
+            yield Key(Model.KIND, namespace, facts.server.model)
 
 
 def find_owner(live: Manifest) -> Key | None:

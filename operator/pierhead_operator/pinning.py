@@ -1,66 +1,220 @@
-"""What pods are made of stays as it was until their DeployedModel's spec changes: no upgrade restarts them. Pure.
+"""What pods are made of stays as it was until what they run changes: nothing else restarts them. Pure.
 
-The Deployment carries what it was made with: the server's settings and the version of the template, and what of the
-DeployedModel it was made for. When that changes, or somebody asks for it, the installation's present settings count.
+The Deployment carries, as an annotation, a digest of what its pods run and what else they were made with. While the
+digest stays, pods are made with the same again. A pin of settings holds from the moment in which one of the pods
+answered: what never served is made with the installation's present settings.
 """
 
 import hashlib
 import json
+import re
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from pierhead_operator import names
-from pierhead_operator.resources import Manifest
+from pierhead_operator.resources import Limits, Manifest, Serving, find_limits, has_served
 from pierhead_operator.settings import MachineSettings, OperatorSettings, ServerSettings
-from pierhead_operator.types import DeployedModel
+from pierhead_operator.types import DeployedModel, MachineSpec, Model
 
 TEMPLATE = 1  # of what resources/pods.py makes; a change that would restart pods is another version, beside this one
 
+# What of the server's settings is in a pod.
+_SERVER_OF_PODS = frozenset(
+    {
+        "image",
+        "image_pull_policy",
+        "env",
+        "env_from",
+        "resources",
+        "compiled_cache",
+        "artifact_cache",
+        "artifact_cache_bytes",
+    }
+)
+# What of a DeployedModel's spec is not in a pod, or is there in another form: see `describe_wish`.
+_NOT_OF_PODS = frozenset(
+    {"display_name", "model_version", "automatic_resources", "dedicated_resources", "rollout_options"}
+)
+
 
 class Pin(BaseModel):
-    """The annotation."""
+    """The annotation. Release 0.1.0 reads the first four fields, and writes no others."""
 
-    made_for: str  # describe_wish
+    made_for: str  # _describe_as_0_1
     template: int
     server: ServerSettings
-    machines: MachineSettings
+    machines: MachineSettings  # those that the DeployedModel asks for
+    runs: str = ""  # describe_wish
+    location: str = ""
+    display_name: str = ""  # the Model's
+    limits: Limits | None = None
+
+    @property
+    def is_of_0_1(self) -> bool:
+        return not self.runs
 
 
-_NOT_OF_PODS = frozenset({"display_name", "automatic_resources", "dedicated_resources"})
+def describe_wish(serving: Serving) -> str:
+    """A digest of what a DeployedModel's pods run and where, not how many, and of its annotation `renew`.
+
+    Of what has its default nothing is in it: a field that a later release adds leaves it as it is.
+    """
+    dm = serving.deployed_model
+    spec = dm.spec.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude=set(_NOT_OF_PODS))
+    machine = dm.spec.machine_spec.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    return _digest([spec, serving.version.name, machine, _renewal(dm)])
 
 
-def describe_wish(dm: DeployedModel) -> str:
-    """A digest of what of a DeployedModel its pods are made of, not how many, and of its annotation `renew`."""
-    spec = dm.spec.model_dump(mode="json", exclude=set(_NOT_OF_PODS))
-    dedicated = dm.spec.dedicated_resources
-    machine = dedicated.machine_spec.model_dump(mode="json") if dedicated else None
-    asked = dm.metadata.annotations.get(names.ANNOTATION_RENEW, "")
-    return hashlib.sha256(json.dumps([spec, machine, asked], sort_keys=True).encode()).hexdigest()[:16]
+def pin(serving: Serving, live: Manifest | None) -> Serving:
+    """A DeployedModel as its pods are to be made: as those of its live Deployment, while they run the same."""
+    found = _read(live)
+    if live is None or found is None or not _is_made_for(found, serving):
+        return serving
+    served = has_served(live)
+    settings = _pin_settings(found, serving.settings) if served else serving.settings
+    return replace(
+        serving,
+        settings=settings.model_copy(update={"location": found.location or settings.location}),
+        model=_pin_display_name(found, serving.model),
+        limits=_pin_limits(found, serving, served),
+    )
 
 
-def pin_settings(dm: DeployedModel, live: Manifest | None, settings: OperatorSettings) -> OperatorSettings:
-    """The settings that a DeployedModel's pods are made with: those of their last change, if nothing changed since."""
-    pin = _read(live)
-    if pin is None or pin.made_for != describe_wish(dm) or pin.template != TEMPLATE:
-        return settings
-    return settings.model_copy(update={"server": pin.server, "machines": pin.machines})
+def explain_limits(serving: Serving) -> str:
+    """What the pods do not know of their Endpoint, as a sentence; empty where they know all."""
+    present = find_limits(serving.endpoint)
+    if serving.limits is not None or present in (None, Limits()):
+        return ""
+    return (
+        f"its pods were there before Endpoint {serving.deployed_model.spec.endpoint}, whose inferenceTimeout and"
+        f" maxRequestBytes they learn once they are renewed: set the annotation {names.ANNOTATION_RENEW}"
+    )
 
 
-def mark_pinned(manifest: Manifest, dm: DeployedModel, settings: OperatorSettings) -> Manifest:
-    """The Deployment with what it was made with."""
-    pin = Pin(made_for=describe_wish(dm), template=TEMPLATE, server=settings.server, machines=settings.machines)
-    value = json.dumps(pin.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+def mark_pinned(manifest: Manifest, serving: Serving) -> Manifest:
+    """The Deployment with what its pods are made with."""
+    dm = serving.deployed_model
+    made = Pin(
+        made_for=_describe_as_0_1(dm),
+        template=TEMPLATE,
+        server=serving.settings.server,
+        machines=_select_machines(dm.spec.machine_spec, serving.settings.machines),
+        runs=describe_wish(serving),
+        location=serving.settings.location,
+        display_name=serving.model.display_name,
+        limits=serving.limits,
+    )
+    others = {"server": ServerSettings.model_fields.keys() - _SERVER_OF_PODS}
+    dumped = made.model_dump(mode="json", exclude=others, exclude_defaults=True)
+    value = json.dumps(dumped, sort_keys=True, separators=(",", ":"))
     metadata = manifest["metadata"]
     annotations: dict[str, Any] = {**metadata.get("annotations", {}), names.ANNOTATION_PINNED: value}
     return {**manifest, "metadata": {**metadata, "annotations": annotations}}
 
 
+def _is_made_for(found: Pin, serving: Serving) -> bool:
+    if found.template != TEMPLATE:
+        return False
+    if found.is_of_0_1:
+        return found.made_for == _describe_as_0_1(serving.deployed_model)
+    return found.runs == describe_wish(serving)
+
+
+def _pin_settings(found: Pin, settings: OperatorSettings) -> OperatorSettings:
+    server = settings.server.model_copy(update={field: getattr(found.server, field) for field in _SERVER_OF_PODS})
+    return settings.model_copy(update={"server": server, "machines": found.machines})
+
+
+def _pin_display_name(found: Pin, model: Model) -> Model:
+    spec = model.spec.model_copy(update={"display_name": found.display_name or model.display_name})
+    return model.model_copy(update={"spec": spec})
+
+
+def _pin_limits(found: Pin, serving: Serving, served: bool) -> Limits | None:
+    """The limits of the Endpoint, whose author changes them; that it comes or goes restarts nothing that served."""
+    if serving.limits is None:
+        return found.limits
+    came_later = found.limits is None and not found.is_of_0_1
+    return None if came_later and served else serving.limits
+
+
+def _select_machines(asked: MachineSpec, machines: MachineSettings) -> MachineSettings:
+    """Of the installation's machines those that are asked for: all of them are kilobytes in each Deployment."""
+    types, accelerators = machines.machine_types, machines.accelerator_types
+    return MachineSettings(
+        machine_types={name: found for name, found in types.items() if name == asked.machine_type},
+        accelerator_types={name: found for name, found in accelerators.items() if name == asked.accelerator_type},
+    )
+
+
+def _renewal(dm: DeployedModel) -> str:
+    return dm.metadata.annotations.get(names.ANNOTATION_RENEW, "")
+
+
+def _digest(wish: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(wish, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def _read(live: Manifest | None) -> Pin | None:
     value = (live or {}).get("metadata", {}).get("annotations", {}).get(names.ANNOTATION_PINNED)
-    if value is None:
+    if live is None or value is None:
         return None
     try:
-        return Pin.model_validate_json(value)
+        found = Pin.model_validate_json(value)
     except ValidationError:  # of a later operator, or changed by hand
         return None
+    return _complete(found, live) if found.is_of_0_1 else found
+
+
+# --- release 0.1.0 ---------------------------------------------------------------------------------------------------
+# It reads what is written here, and what it wrote is read here: neither an upgrade nor the way back restarts a pod.
+
+_SPEC_OF_0_1 = frozenset({"endpoint", "model", "model_version", "service_account"})
+_OVERRIDES_OF_0_1 = frozenset(
+    {
+        "labels",
+        "annotations",
+        "env",
+        "node_selector",
+        "tolerations",
+        "affinity",
+        "priority_class_name",
+        "image_pull_secrets",
+    }
+)
+_MACHINE_OF_0_1 = frozenset({"machine_type", "accelerator_type", "accelerator_count", "resource_claims"})
+_MODEL_RESOURCE = re.compile(r"projects/[^/]+/locations/([^/]+)/models/.+")
+
+
+def _describe_as_0_1(dm: DeployedModel) -> str:
+    """Its digest of what pods are made for: of all fields that it knows, those with their defaults, too."""
+    spec = dm.spec.model_dump(mode="json", include=set(_SPEC_OF_0_1))
+    spec["pod_overrides"] = dm.spec.pod_overrides.model_dump(mode="json", include=set(_OVERRIDES_OF_0_1))
+    dedicated = dm.spec.dedicated_resources
+    machine = dedicated.machine_spec.model_dump(mode="json", include=set(_MACHINE_OF_0_1)) if dedicated else None
+    return _digest([spec, machine, _renewal(dm)])
+
+
+def _complete(found: Pin, live: Manifest) -> Pin:
+    """Its pin with what it only wrote into the template."""
+    told = _find_variables(live)
+    resource = _MODEL_RESOURCE.fullmatch(told.get("PIERHEAD_MODEL", ""))
+    return found.model_copy(
+        update={
+            "location": resource[1] if resource else "",
+            "display_name": told.get("PIERHEAD_MODEL_DISPLAY_NAME", ""),
+        }
+    )
+
+
+def _find_variables(live: Manifest) -> Mapping[str, str]:
+    containers = live.get("spec", {}).get("template", {}).get("spec", {}).get("containers", [])
+    return {
+        variable["name"]: variable["value"]
+        for container in containers
+        for variable in container.get("env", [])
+        if container["name"] == names.SERVER_CONTAINER and "value" in variable
+    }

@@ -133,6 +133,8 @@ class WorkQueue(Generic[K]):
         await begin.wait()
         self._began = self._began or time.monotonic()
         while True:
+            # Work that finds all as it should be waits for nothing: thousands of it would be one turn of the loop.
+            await asyncio.sleep(0)
             key = await self._take()
             # What was added while nobody was to work on it did not wait for a worker.
             self._observe_wait(time.monotonic() - max(self._dirty.pop(key), self._began))

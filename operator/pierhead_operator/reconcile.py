@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Protocol, TypeVar
 
@@ -24,12 +24,14 @@ from pierhead_operator.resources import (
     Serving,
     decide_in_place,
     desired_objects,
+    find_limits,
     is_owned,
     selector,
     serving_kinds,
     unknown_machine,
 )
 from pierhead_operator.routing import Split
+from pierhead_operator.scaling import judge_scaling
 from pierhead_operator.schema import Resource
 from pierhead_operator.settings import OperatorSettings
 from pierhead_operator.status import (
@@ -106,7 +108,7 @@ class Reconciler:
             # Somebody's finalizer may hold it for long, and nobody looks any more who may be reached by its paths.
             await self._delete_surplus_routes(model, [])
             return
-        serving = await self._find_serving(model)
+        serving = self._find_serving(model)
         routes = routing.make_model_routes(model, serving, self.settings)
         problem = await apply_all(self.cluster, model, routes, self._settled)
         await self._delete_surplus_routes(model, routes)
@@ -124,15 +126,19 @@ class Reconciler:
         endpoint = await self.cluster.get_resource(Endpoint, dm.namespace, dm.spec.endpoint)
         version = resolve_version(dm, model)
         before = await self._observe_workload(dm)
-        settings = pinning.pin_settings(dm, before.deployment, self.settings)
-        unknown = explain_machine(dm.spec.machine_spec, settings)
+        serving = make_serving(dm, model, version, endpoint, self.settings)
+        if serving:
+            serving = pinning.pin(serving, before.deployment)
+        unknown = explain_machine(dm.spec.machine_spec, serving.settings if serving else self.settings)
         problem = explain_references(dm, model, version, endpoint) or unknown
-        serving = None if unknown else make_serving(dm, model, version, endpoint, settings)
+        if unknown:
+            serving = None  # what runs is left as it is
         if serving:
             desired = self._desired(serving, before)
             problem = await apply_all(self.cluster, dm, desired, self._settled, BESIDE_PODS) or problem
             await self._delete_surplus(dm, desired)
         outcome = await self._observe_outcome(dm, version if serving else dm.status.model_version, problem)
+        outcome = replace(outcome, note=pinning.explain_limits(serving) if serving else "")
         await write_status(self.cluster, dm, dm.status, compute_deployed_model_status(dm, outcome, self.clock()))
         retry_if_rejected(problem)
         return decide_next_look(outcome, self.prober.find_pause(dm.namespace, dm.name))
@@ -163,29 +169,20 @@ class Reconciler:
         await write_status(self.cluster, endpoint, endpoint.status, status)
         retry_if_rejected(problem)
 
-    async def _find_serving(self, model: Model) -> Mapping[str, Split]:
-        """Who serves each version of a Model to clients outside the cluster."""
-        found = await self.cluster.list_deployed_models(model.namespace, names.LABEL_MODEL, model.name)
-        servers = {dm.name: routing.describe_server(dm) for dm in found}
-        endpoints = {server.endpoint for server in servers.values()}
-        public = {name for name in endpoints if await self._is_public(model.namespace, name)}
+    def _find_serving(self, model: Model) -> Mapping[str, Split]:
+        """Who serves each version of a Model to clients outside the cluster; nobody where no route would tell."""
+        if not routing.route_kinds(self.settings):
+            return {}
+        servers, public = self.cluster.find_public_servers(model.namespace, model.name)
         return routing.find_serving(model.name, [version.name for version in model.spec.versions], servers, public)
-
-    async def _is_public(self, namespace: str, name: str) -> bool:
-        """Whether an Endpoint is there, and for clients outside the cluster."""
-        try:
-            endpoint = await self.cluster.get_resource(Endpoint, namespace, name)
-        except UnreadableError:
-            return False  # of a later release, perhaps, with an access that this one does not know
-        return endpoint is not None and routing.is_offered(endpoint, offers_private=False)
 
     def _desired(self, serving: Serving, before: Workload) -> list[Manifest]:
         """What should exist for a DeployedModel, as it is applied."""
-        dm, wait = serving.deployed_model, self.settings.rollout.capacity_wait_seconds
+        wait = self.settings.rollout.capacity_wait_seconds
         in_place = decide_in_place(before.deployment, before.pods, self.clock(), wait)
         desired = [removal.share(manifest, serving.endpoint) for manifest in desired_objects(serving, in_place)]
         return [
-            pinning.mark_pinned(manifest, dm, serving.settings) if manifest["kind"] == "Deployment" else manifest
+            pinning.mark_pinned(manifest, serving) if manifest["kind"] == "Deployment" else manifest
             for manifest in desired
         ]
 
@@ -198,7 +195,10 @@ class Reconciler:
     async def _observe_outcome(self, dm: DeployedModel, version: str, problem: Finding | None) -> Outcome:
         workload = await self._observe_workload(dm)
         silence = await self._ask(dm) if workload.count("availableReplicas") else None
-        return Outcome(version, problem, workload, silence)
+        autoscaler = await self.cluster.get("HorizontalPodAutoscaler", dm.namespace, names.server(dm.name))
+        ours = autoscaler if autoscaler and is_owned(autoscaler, dm) else None
+        scaling = judge_scaling(dm, ours, self.clock())
+        return Outcome(version, problem, workload, silence, scaling)
 
     async def _ask(self, dm: DeployedModel) -> str | None:
         """Why a DeployedModel's pods, though ready, give no predictions through their Service; None where they do."""
@@ -398,4 +398,4 @@ def make_serving(
 ) -> Serving | None:
     """The DeployedModel with what it resolves to; None where it does not, and what runs is left as it is."""
     found = model.spec.version(version) if model else None
-    return Serving(dm, model, found, settings, endpoint) if model and found else None
+    return Serving(dm, model, found, settings, endpoint, find_limits(endpoint)) if model and found else None

@@ -98,7 +98,7 @@ class ResourceMetrics(Collector):
         return family
 
     def _make_deployed_model_metrics(self) -> Iterator[Metric]:
-        """Whether each DeployedModel is Ready, and how far its Deployment is, which may not be there."""
+        """Whether each DeployedModel is Ready and its autoscaler works, and how far its Deployment is."""
         ready, *replicas = (
             GaugeMetricFamily(f"pierhead_operator_deployed_model_{name}", text, labels=_DEPLOYED_MODEL)
             for name, text in (
@@ -108,17 +108,24 @@ class ResourceMetrics(Collector):
                 ("replicas_available", "Replicas of a DeployedModel that answer predictions."),
             )
         )
+        scaling = GaugeMetricFamily(
+            "pierhead_operator_deployed_model_scaling_active",
+            "1 where the autoscaler of a DeployedModel works, as the condition ScalingActive says.",
+            labels=_DEPLOYED_MODEL,
+        )
         for namespace, name, facts in self._store.facts(DeployedModel.KIND):
             if not isinstance(facts, DeployedModelFacts):
                 continue
-            labels = [namespace, facts.endpoint, name]
+            labels = [namespace, facts.server.endpoint, name]
             ready.add_metric(labels, facts.ready)
+            if facts.scaling_active is not None:
+                scaling.add_metric(labels, facts.scaling_active)
             found = self._store.find_facts("Deployment", namespace, names.server(name))
             rollout = found if isinstance(found, DeploymentFacts) and found.owner == facts.uid else None
             wanted, updated = (rollout.replicas, rollout.updated) if rollout else (facts.min_replicas, 0)
             for family, count in zip(replicas, (wanted, updated, facts.available_replicas), strict=True):
                 family.add_metric(labels, count)
-        return iter((ready, *replicas))
+        return iter((ready, scaling, *replicas))
 
     def _make_batch_metrics(self) -> Iterator[Metric]:
         """How many BatchPredictionJobs there are, in each namespace that has any, and when those that failed did."""

@@ -21,6 +21,7 @@ AVAILABLE = "Available"  # DeployedModel: at least one pod answers predictions, 
 PROGRESSING = "Progressing"  # what the spec asks for is on its way
 STALLED = "Stalled"  # it will not come by itself: somebody must act (kstatus calls it failed)
 TRAFFIC_APPLIED = "TrafficApplied"  # Endpoint: the gateway has taken the effective split
+SCALING_ACTIVE = "ScalingActive"  # DeployedModel with an autoscaler: it can tell how many replicas are wanted
 
 # Ready=True
 REASON_ACCEPTED = "Accepted"  # Model: the spec is in order; nothing runs for a Model alone
@@ -213,10 +214,23 @@ def _stopped(failure: Finding | None) -> Finding | None:
 
 
 def transition_event(before: Status, after: Status) -> Event | None:
-    """The event that tells that Ready changed its status, or why it is not True; None where it did not.
+    """The event that tells of the gravest change of the conditions; None where nothing changed that somebody must know.
 
-    Nor where it is merely on its way: each step would be an event, and the condition tells.
+    Nor where a resource is merely on its way: each step would be an event, and the condition tells.
     """
+    return _explain_readiness(before, after) or _explain_scaling(before, after)
+
+
+def _explain_scaling(before: Status, after: Status) -> Event | None:
+    """That the autoscaler fails, or no longer does."""
+    old, new = before.condition(SCALING_ACTIVE), after.condition(SCALING_ACTIVE)
+    if new is None or new.status == (old.status if old else "True"):
+        return None
+    return Event(type="Normal" if new.status == "True" else "Warning", reason=new.reason, message=new.message)
+
+
+def _explain_readiness(before: Status, after: Status) -> Event | None:
+    """That Ready changed its status, or why it is not True."""
     old, new = before.condition(READY), after.condition(READY)
     if new is None or (old is not None and (old.status, old.reason) == (new.status, new.reason)):
         return None
@@ -311,6 +325,8 @@ class Outcome:
     problem: Finding | None  # what kept its objects from being made as wanted, if anything
     workload: Workload
     silence: str | None = None  # why its pods, though ready, do not answer through their Service; None: they do
+    scaling: Condition | None = None  # scaling.judge_scaling
+    note: str = ""  # what else who looks after it has to know, though it serves
 
 
 def compute_deployed_model_status(dm: DeployedModel, outcome: Outcome, now: datetime) -> DeployedModelStatus:
@@ -323,13 +339,15 @@ def compute_deployed_model_status(dm: DeployedModel, outcome: Outcome, now: date
         failure = Finding(reason, outcome.silence)
     if failure is None and not workload.is_complete(dm):
         failure = _explain_progress(dm, workload)
-    summary = failure or Finding(REASON_SERVING, f"version {outcome.version} answers predictions")
+    serves = f"version {outcome.version} answers predictions"
+    summary = failure or Finding(REASON_SERVING, "; ".join(filter(None, (serves, outcome.note))))
     return DeployedModelStatus(
         observed_generation=dm.metadata.generation,
         conditions=[
             judge(READY, failure is None, summary, dm, now),
             judge(AVAILABLE, available > 0, _explain_availability(available, outcome), dm, now),
             *judge_progress(failure, dm, now),
+            *([outcome.scaling] if outcome.scaling else []),
         ],
         model_version=outcome.version,
         replicas=workload.count("replicas"),
@@ -346,7 +364,7 @@ def _explain_availability(available: int, outcome: Outcome) -> Finding:
 
 
 def _explain_progress(dm: DeployedModel, workload: Workload) -> Finding:
-    if workload.in_place:
+    if workload.in_place and dm.spec.rollout_options.surges:
         return Finding(REASON_WAITING_FOR_CAPACITY, "no room for a new pod beside the old one: it takes its place")
     wanted = dm.spec.resources.min_replica_count
     if is_autoscaled(dm):

@@ -361,6 +361,57 @@ class PodOverrides(ApiObject):
     )
 
 
+_SURGE = (
+    "(has(self.maxSurgeReplicas) ? self.maxSurgeReplicas : has(self.maxSurgePercentage) ? self.maxSurgePercentage : 1)"
+)
+_UNAVAILABLE = (
+    "(has(self.maxUnavailableReplicas) ? self.maxUnavailableReplicas :"
+    " has(self.maxUnavailablePercentage) ? self.maxUnavailablePercentage : 0)"
+)
+
+
+class RolloutOptions(ApiObject):
+    """How many replicas are replaced at a time when what they run changes; percentages are of those that are wanted."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rule(
+            (
+                "!(has(self.maxSurgeReplicas) && has(self.maxSurgePercentage))",
+                "give at most one of maxSurgeReplicas and maxSurgePercentage",
+            ),
+            (
+                "!(has(self.maxUnavailableReplicas) && has(self.maxUnavailablePercentage))",
+                "give at most one of maxUnavailableReplicas and maxUnavailablePercentage",
+            ),
+            (
+                f"{_SURGE} + {_UNAVAILABLE} > 0",
+                "without a surge, maxUnavailableReplicas or maxUnavailablePercentage must be above 0",
+            ),
+        )
+    )
+
+    max_surge_replicas: int | None = Field(
+        None, ge=0, le=1000, description="New replicas that may be there beside the wanted number of replicas."
+    )
+    max_surge_percentage: int | None = Field(
+        None,
+        ge=0,
+        le=100,
+        description="The same as a percentage, rounded up; 25 where neither is given.",
+    )
+    max_unavailable_replicas: int | None = Field(
+        None, ge=0, le=1000, description="Replicas that may be missing meanwhile; 0 where neither is given."
+    )
+    max_unavailable_percentage: int | None = Field(
+        None, ge=0, le=100, description="The same as a percentage, rounded down."
+    )
+
+    @property
+    def surges(self) -> bool:
+        """Whether new replicas come before old ones leave."""
+        return 0 not in (self.max_surge_replicas, self.max_surge_percentage)
+
+
 class DeployedModelSpec(ApiObject):
     """One version of a Model, put on an Endpoint with resources."""
 
@@ -388,6 +439,9 @@ class DeployedModelSpec(ApiObject):
     dedicated_resources: DedicatedResources | None = Field(None, description="Machines of a given kind.")
     automatic_resources: AutomaticResources | None = Field(
         None, description="Machines of the installation's choice; one replica where neither is given."
+    )
+    rollout_options: RolloutOptions = Field(
+        default_factory=RolloutOptions, description="How many replicas are replaced at a time."
     )
     service_account: Name | None = Field(
         None, description="The ServiceAccount of the pods, such as one that storage knows by workload identity."

@@ -106,6 +106,17 @@ REFUSED_AT_CREATION = {
     "scaling to zero": (
         changed(DEPLOYED_MODEL, "spec.dedicatedResources.minReplicaCount", 0),
         "minReplicaCount must be at least 1: scaling to zero is not supported"),
+    "surge in two ways": (
+        changed(DEPLOYED_MODEL, "spec.rolloutOptions", {"maxSurgeReplicas": 1, "maxSurgePercentage": 10}),
+        "give at most one of maxSurgeReplicas and maxSurgePercentage"),
+    "missing in two ways": (
+        changed(DEPLOYED_MODEL, "spec.rolloutOptions", {"maxUnavailableReplicas": 1, "maxUnavailablePercentage": 10}),
+        "give at most one of maxUnavailableReplicas and maxUnavailablePercentage"),
+    "no replica may move": (
+        changed(DEPLOYED_MODEL, "spec.rolloutOptions", {"maxSurgeReplicas": 0}), "without a surge, maxUnavailable"),
+    "no percent of the replicas may move": (
+        changed(DEPLOYED_MODEL, "spec.rolloutOptions", {"maxSurgePercentage": 0, "maxUnavailablePercentage": 0}),
+        "without a surge, maxUnavailable"),
     "timeout of hours": (
         changed(ENDPOINT, "spec.clientConnectionConfig.inferenceTimeout", "3601s"),
         "inferenceTimeout must be at most 3600s"),
@@ -186,6 +197,11 @@ REFUSED_AT_UPDATE = {
 }  # fmt: skip
 
 TAKEN_AT_UPDATE = {
+    "rolls without a surge": (
+        DEPLOYED_MODEL,
+        changed(DEPLOYED_MODEL, "spec.rolloutOptions", {"maxSurgeReplicas": 0, "maxUnavailablePercentage": 10})),
+    "rolls with nobody missing": (
+        DEPLOYED_MODEL, changed(DEPLOYED_MODEL, "spec.rolloutOptions", {"maxUnavailableReplicas": 0})),
     "new version, made the default": (
         MODEL,
         changed(changed(MODEL, "spec.versions", [*MODEL["spec"]["versions"], {"name": "3", "artifactUri": "gs://m/3"}]),

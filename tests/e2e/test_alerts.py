@@ -143,6 +143,14 @@ CASES = (
         good={_told("deployed_model_ready"): "0x10 1 0x10", AVAILABLE: "1x20"},
     ),
     Case(
+        "PierheadModelNotScaling",
+        20,
+        MODEL,
+        "The autoscaler of DeployedModel team-a/photos-1 cannot tell how many replicas are wanted.",
+        bad={_told("deployed_model_scaling_active"): "0x20"},
+        good={_told("deployed_model_scaling_active"): "0x5 1x15"},
+    ),
+    Case(
         "PierheadEndpointNotReady",
         20,
         ENDPOINT,

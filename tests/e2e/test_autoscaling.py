@@ -3,6 +3,7 @@
 from tests.e2e.conftest import (
     ECHO_BODY,
     make_deployed_model,
+    make_echo_model,
     make_endpoint,
     make_predictor_model,
     make_slow_echo,
@@ -49,3 +50,17 @@ def test_requests_in_flight_add_a_replica_and_take_it_away(kubectl):
         wait_until("predictions go on", lambda: prober.answers.total > before + 20)
     prober.check()
     assert "pierhead" not in find_owners_of_replicas(kubectl)
+
+
+def test_autoscaler_without_its_metric_is_told_and_the_model_serves_on(kubectl):
+    resources = {"maxReplicaCount": 2, "autoscalingMetricSpecs": [{"metricName": "gpu/dutyCycle", "target": 60}]}
+    kubectl.apply(make_echo_model(), make_endpoint(), make_deployed_model("photos", dedicatedResources=resources))
+    kubectl.wait_ready("deployedmodel", "photos")
+    found = wait_until(
+        "the condition tells that nobody measures GPUs",
+        lambda: (c := kubectl.condition("deployedmodel", "photos", "ScalingActive")).get("status") == "False" and c,
+        seconds=360,  # two minutes, and a resync
+    )
+    assert found["reason"] == "FailedGetPodsMetric"
+    assert "DCGM_FI_DEV_GPU_UTIL" in found["message"]
+    assert kubectl.condition("deployedmodel", "photos")["status"] == "True"

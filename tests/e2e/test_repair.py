@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.e2e.conftest import make_deployed_model, make_endpoint, make_model
+from tests.e2e.conftest import make_deployed_model, make_echo_model, make_endpoint, make_model
 from tests.kube import OPERATOR, SYSTEM, predict_many, predict_url, scale_operator, wait_answered, wait_until
 
 CHILDREN = "deployments,replicasets,pods,services,endpointslices,horizontalpodautoscalers,httproutes"
@@ -40,6 +40,25 @@ def test_child_changed_by_hand_is_repaired(kubectl):
         lambda: kubectl.get("service", "dm-photos")["spec"]["selector"]["pierhead.dev/deployed-model"] == "photos",
         seconds=30,
     )
+
+
+def test_other_names_and_words_for_the_same_restart_no_pod(kubectl):
+    kubectl.apply(make_echo_model(), make_endpoint(), make_deployed_model("photos"))
+    kubectl.wait_ready("deployedmodel", "photos")
+    before = kubectl.get("deployment", "dm-photos")["metadata"]["generation"]
+    [pod] = kubectl.pods("photos")
+    kubectl.patch("model", "photos", {"spec": {"displayName": "Cats"}})
+    kubectl.patch("deployedmodel", "photos", {"spec": {"displayName": "Cats", "dedicatedResources": {}}})
+    kubectl.wait_ready("deployedmodel", "photos")
+    kubectl("delete", "endpoint.pierhead.dev", "photos")
+    wait_until(
+        "the operator has seen that the endpoint is gone",
+        lambda: kubectl.condition("deployedmodel", "photos").get("reason") == "EndpointNotFound",
+    )
+    kubectl.apply(make_endpoint())
+    kubectl.wait_ready("deployedmodel", "photos")
+    assert kubectl.get("deployment", "dm-photos")["metadata"]["generation"] == before
+    assert [live["metadata"]["uid"] for live in kubectl.pods("photos")] == [pod["metadata"]["uid"]]
 
 
 def _delete_all(kubectl):

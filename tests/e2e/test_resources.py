@@ -54,14 +54,25 @@ def test_update_takes_the_place_of_the_old_pod_where_a_quota_has_no_room_for_a_s
     _update_in_place(kubectl)
 
 
-def _update_in_place(kubectl, **spec):
+def test_update_of_several_replicas_takes_the_place_of_old_pods_where_no_gpu_is_left(kubectl):
+    _advertise_gpus(2)
+    try:
+        machine = {"acceleratorType": "NVIDIA_L4", "acceleratorCount": 1}
+        resources = {"machineSpec": machine, "minReplicaCount": 2}
+        options = {"maxSurgePercentage": 100}
+        _update_in_place(kubectl, surge="100%", dedicatedResources=resources, rolloutOptions=options)
+    finally:
+        _advertise_gpus(0)
+
+
+def _update_in_place(kubectl, surge=1, **spec):
     kubectl.apply(
         make_echo_model("v1", "v2"),
         make_endpoint(),
         make_deployed_model("photos", **spec),
     )
     kubectl.wait_ready("deployedmodel", "photos")
-    [old] = [pod["metadata"]["name"] for pod in kubectl.pods("photos")]
+    old = {pod["metadata"]["name"] for pod in kubectl.pods("photos")}
     kubectl.patch("deployedmodel", "photos", {"spec": {"modelVersion": "v2"}})
     found = wait_until(
         "the condition tells what is waited for",
@@ -71,11 +82,12 @@ def _update_in_place(kubectl, **spec):
     assert kubectl.condition("deployedmodel", "photos", "Available")["status"] == "True", "the old pod serves on"
     kubectl.wait_ready("deployedmodel", "photos")
     assert kubectl.get("deployedmodel", "photos")["status"]["modelVersion"] == "v2"
-    wait_until("the old pod is gone", lambda: old not in [p["metadata"]["name"] for p in kubectl.pods("photos")])
+    wait_until("the old pods are gone", lambda: not old & {p["metadata"]["name"] for p in kubectl.pods("photos")})
     strategy = wait_until(
         "the next update tries a pod beside the old one again",
         lambda: (
-            (s := kubectl.get("deployment", "dm-photos")["spec"]["strategy"]["rollingUpdate"])["maxSurge"] == 1 and s
+            (s := kubectl.get("deployment", "dm-photos")["spec"]["strategy"]["rollingUpdate"])["maxSurge"] == surge
+            and s
         ),
     )
     assert strategy["maxUnavailable"] == 0

@@ -18,8 +18,8 @@ from pierhead_operator.resources.objects import (
     owns_replicas,
     selector,
 )
-from pierhead_operator.resources.pods import Serving
-from pierhead_operator.resources.rollout import decide_in_place
+from pierhead_operator.resources.pods import Limits, Serving, find_limits
+from pierhead_operator.resources.rollout import decide_in_place, has_served
 from pierhead_operator.resources.serving import (
     BESIDE_PODS,
     SERVING_KINDS,
@@ -36,11 +36,14 @@ __all__ = [
     "BESIDE_PODS",
     "NETWORK_POLICY",
     "SERVING_KINDS",
+    "Limits",
     "Manifest",
     "Serving",
     "decide_in_place",
     "describe_held",
     "desired_objects",
+    "find_limits",
+    "has_served",
     "is_autoscaled",
     "is_owned",
     "make_deployment",

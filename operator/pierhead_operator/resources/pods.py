@@ -24,6 +24,22 @@ _SPREAD_OVER = ("kubernetes.io/hostname", "topology.kubernetes.io/zone")
 
 
 @dataclass(frozen=True)
+class Limits:
+    """What an Endpoint says of its requests; without an Endpoint, what the server does by itself."""
+
+    predict_seconds: int = _PREDICT_SECONDS
+    max_request_bytes: int | None = None
+
+
+def find_limits(endpoint: Endpoint | None) -> Limits | None:
+    """The limits of an Endpoint, if it is there."""
+    if endpoint is None:
+        return None
+    spec = endpoint.spec
+    return Limits(spec.client_connection_config.inference_timeout_seconds, spec.max_request_bytes)
+
+
+@dataclass(frozen=True)
 class Serving:
     """A DeployedModel together with what it resolves to."""
 
@@ -31,7 +47,8 @@ class Serving:
     model: Model
     version: ModelVersion
     settings: OperatorSettings
-    endpoint: Endpoint | None  # None until it is there: its limits come with it
+    endpoint: Endpoint | None  # None until it is there
+    limits: Limits | None = None  # of its Endpoint; None where its pods were made without one
 
     @property
     def name(self) -> str:
@@ -47,13 +64,6 @@ class Serving:
             names.LABEL_ENDPOINT: dm.spec.endpoint,
             names.LABEL_MODEL: dm.spec.model,
         }
-
-    @property
-    def predict_seconds(self) -> int:
-        """How long a prediction may take."""
-        if self.endpoint is None:
-            return _PREDICT_SECONDS
-        return self.endpoint.spec.client_connection_config.inference_timeout_seconds
 
 
 @dataclass(frozen=True)
@@ -214,14 +224,14 @@ def _volumes(server: ServerSettings) -> dict[str, tuple[str, Manifest]]:
 
 def make_pod_template(serving: Serving) -> Manifest:
     """What a Deployment makes its pods of."""
-    spec = serving.deployed_model.spec
+    spec, limits = serving.deployed_model.spec, serving.limits or Limits()
     pod = ServerPod(
         server=serving.settings.server,
         machine=compute_machine(spec.machine_spec, serving.settings),
         overrides=spec.pod_overrides,
         service_account=spec.service_account,
         env=make_model_env(serving.model, serving.version, serving.settings, serving.deployed_model.name),
-        limits_env=_limits_env(serving),
+        limits_env=_limits_env(limits),
     )
     container = make_container(
         pod,
@@ -236,7 +246,7 @@ def make_pod_template(serving: Serving) -> Manifest:
             pod,
             container,
             # The drain, then what is in flight. It is only waited for while there is something.
-            terminationGracePeriodSeconds=_DRAIN_SECONDS + max(serving.predict_seconds, _PREDICT_SECONDS),
+            terminationGracePeriodSeconds=_DRAIN_SECONDS + max(limits.predict_seconds, _PREDICT_SECONDS),
             topologySpreadConstraints=_make_spread(serving.deployed_model),
         ),
     }
@@ -260,10 +270,9 @@ def _make_spread(dm: DeployedModel) -> list[Manifest]:
     ]
 
 
-def _limits_env(serving: Serving) -> list[Manifest]:
+def _limits_env(limits: Limits) -> list[Manifest]:
     """What the Endpoint says of its requests, where that is not what the server does anyway."""
-    most = serving.endpoint.spec.max_request_bytes if serving.endpoint else None
-    seconds = serving.predict_seconds
+    most, seconds = limits.max_request_bytes, limits.predict_seconds
     return make_variables(
         {
             "PIERHEAD_MAX_REQUEST_BYTES": str(most or ""),

@@ -8,13 +8,38 @@ from typing import Any
 from pierhead_operator import names
 from pierhead_operator.resources.objects import Manifest
 from pierhead_operator.resources.quantities import parse_quantity
+from pierhead_operator.types import DeployedModel
 
+_SURGE_PERCENTAGE = 25
 _TEMPLATE_LABEL = "pod-template-hash"
 # As the scheduler says it: `0/1 nodes are available: 1 Insufficient nvidia.com/gpu. preemption: ...`.
 _INSUFFICIENT = re.compile(r"Insufficient ([\w./-]*\w)")
 _NO_CLAIM = "cannot allocate all claims"
 # As the API server says it: `exceeded quota: gpus, requested: pods=1,cpu=2, used: pods=3,cpu=6, limited: pods=3,cpu=6`.
 _OVER_QUOTA = re.compile(r"exceeded quota: .*?, requested: (.*?), used: (.*?), limited: (.*)")
+
+
+def make_rolling_update(dm: DeployedModel, in_place: bool) -> Manifest:
+    """How many pods are replaced at a time.
+
+    Make before break: new pods answer before old ones leave. In place: where there is no room for both.
+    """
+    options = dm.spec.rollout_options
+    unavailable = _read_share(options.max_unavailable_replicas, options.max_unavailable_percentage) or 0
+    if in_place:
+        return {"maxSurge": 0, "maxUnavailable": unavailable or 1}
+    surge = _read_share(options.max_surge_replicas, options.max_surge_percentage)
+    if surge is None:
+        # Of so few the share is 1, too.
+        surge = 1 if dm.spec.resources.max_replicas <= 100 // _SURGE_PERCENTAGE else f"{_SURGE_PERCENTAGE}%"
+    return {"maxSurge": surge, "maxUnavailable": unavailable}
+
+
+def _read_share(replicas: int | None, percentage: int | None) -> int | str | None:
+    """As Kubernetes has it: a number, or a percentage of the replicas that are wanted; None where neither is given."""
+    if replicas is not None:
+        return replicas
+    return f"{percentage}%" if percentage else percentage
 
 
 def decide_in_place(deployment: Manifest | None, pods: Sequence[Manifest], now: datetime, wait_seconds: float) -> bool:
@@ -28,20 +53,41 @@ def decide_in_place(deployment: Manifest | None, pods: Sequence[Manifest], now: 
         return False
     status = deployment.get("status", {})
     updated = status.get("updatedReplicas", 0)
-    if _is_in_place(deployment) and updated < deployment["spec"].get("replicas", 1):
+    is_complete = updated >= status.get("replicas", 0)  # there are no old pods
+    if _is_in_place(deployment) and (not is_complete or updated < deployment["spec"].get("replicas", 1)):
         return True
-    if updated >= status.get("replicas", 0):
-        return False  # there are no old pods
+    if is_complete:
+        return False
     staying = [pod for pod in pods if not pod["metadata"].get("deletionTimestamp")]
     since = now - timedelta(seconds=wait_seconds)
-    if refusal := _long_refusal(deployment, since):
+    if not updated and (refusal := _long_refusal(deployment, since)):
         # None of the new template is there: all that stay are old.
-        return not updated and any(_frees_enough(old, refusal) for old in staying)
+        return any(_frees_enough(old, refusal) for old in staying)
     return any(
         _may_take_the_place(new, old, missing)
         for new in staying
-        if (missing := _long_missing(new, since))
+        if (missing := _long_missing(new, since)) and not _is_on_its_way(new, staying)
         for old in staying
+    )
+
+
+def has_served(deployment: Manifest) -> bool:
+    """Whether a pod of the present template has answered, as far as the Deployment's status tells.
+
+    So it does until the Deployment's controller has looked: nobody knows better.
+    """
+    status = deployment.get("status", {})
+    if status.get("observedGeneration", 0) < deployment["metadata"].get("generation", 0):
+        return True
+    old = status.get("replicas", 0) - status.get("updatedReplicas", 0)
+    # Where more pods answer than are old, a new one does. Once all did, they did, whatever became of them.
+    return status.get("availableReplicas", 0) > old or (old == 0 and _was_complete(status))
+
+
+def _was_complete(status: Mapping[str, Any]) -> bool:
+    return any(
+        condition["type"] == "Progressing" and condition.get("reason") == "NewReplicaSetAvailable"
+        for condition in status.get("conditions", [])
     )
 
 
@@ -112,6 +158,19 @@ def _may_take_the_place(new: Manifest, old: Manifest, missing: str) -> bool:
         return True
     resources = _INSUFFICIENT.findall(missing)
     return bool(resources) and all(_amount(asks, name) <= _amount(held, name) for name in resources)
+
+
+def _is_on_its_way(waiting: Manifest, pods: Sequence[Manifest]) -> bool:
+    """Whether another pod of the template starts: once it answers, an old one leaves by itself."""
+    return any(
+        _template(pod) == _template(waiting) and _condition(pod, "PodScheduled") and not _condition(pod, "Ready")
+        for pod in pods
+    )
+
+
+def _condition(pod: Manifest, type_: str) -> bool:
+    conditions = pod.get("status", {}).get("conditions", [])
+    return any(condition["type"] == type_ and condition["status"] == "True" for condition in conditions)
 
 
 def _template(pod: Manifest) -> str | None:

@@ -1,8 +1,10 @@
 """The objects that serve a DeployedModel: its Deployment and what stands around it. Pure."""
 
+from pierhead_operator import names
 from pierhead_operator.resources.network import NETWORK_POLICY, make_network_policy
 from pierhead_operator.resources.objects import Manifest, make_metadata, selector
 from pierhead_operator.resources.pods import Serving, make_pod_template
+from pierhead_operator.resources.rollout import make_rolling_update
 from pierhead_operator.settings import NetworkPolicySettings, OperatorSettings
 from pierhead_operator.types import DedicatedResources, DeployedModel
 
@@ -12,6 +14,7 @@ _SAME_METRICS = {
     "aiplatform.googleapis.com/prediction/online/cpu/utilization": _CPU,
     "aiplatform.googleapis.com/prediction/online/accelerator/duty_cycle": _GPU,
 }
+_UNAVAILABLE_PERCENTAGE = 10
 _DEFAULT_TARGETS = {_CPU: 60}
 
 
@@ -23,12 +26,10 @@ def is_autoscaled(dm: DeployedModel) -> bool:
 def make_deployment(serving: Serving, in_place: bool = False) -> Manifest:
     """The pods. Without `replicas` where an autoscaler owns them; `in_place` is what `decide_in_place` says."""
     dm = serving.deployed_model
-    # Make before break: a new pod answers before an old one leaves. In place: where there is no room for both.
-    step = {"maxSurge": 0, "maxUnavailable": 1} if in_place else {"maxSurge": 1, "maxUnavailable": 0}
     spec: Manifest = {
         "selector": {"matchLabels": selector(dm.name)},
         "revisionHistoryLimit": 2,
-        "strategy": {"type": "RollingUpdate", "rollingUpdate": step},
+        "strategy": {"type": "RollingUpdate", "rollingUpdate": make_rolling_update(dm, in_place)},
         "template": make_pod_template(serving),
     }
     if not is_autoscaled(dm):
@@ -56,14 +57,16 @@ def make_service(serving: Serving) -> Manifest:
 
 
 def make_pod_disruption_budget(serving: Serving) -> Manifest:
-    """Whoever empties nodes takes one replica after the other."""
+    """Whoever empties nodes takes one replica after the other; of many a share, or it would take hours."""
     dm = serving.deployed_model
+    # Kubernetes rounds it up: of so few it is 1, too.
+    few = dm.spec.resources.max_replicas <= 100 // _UNAVAILABLE_PERCENTAGE
     return {
         "apiVersion": "policy/v1",
         "kind": "PodDisruptionBudget",
         "metadata": make_metadata(serving.name, dm, serving.labels),
         "spec": {
-            "maxUnavailable": 1,
+            "maxUnavailable": 1 if few else f"{_UNAVAILABLE_PERCENTAGE}%",
             # A pod that is broken serves nobody: it must not keep its node from being emptied.
             "unhealthyPodEvictionPolicy": "AlwaysAllow",
             "selector": {"matchLabels": selector(dm.name)},
@@ -112,8 +115,12 @@ def _make_metrics(serving: Serving) -> list[Manifest]:
 
 def _make_cpu_metric(target: int) -> Manifest:
     return {
-        "type": "Resource",
-        "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": target}},
+        "type": "ContainerResource",  # of the server alone, whatever else is in its pods
+        "containerResource": {
+            "name": "cpu",
+            "container": names.SERVER_CONTAINER,
+            "target": {"type": "Utilization", "averageUtilization": target},
+        },
     }
 
 
@@ -149,7 +156,8 @@ def desired_objects(serving: Serving, in_place: bool = False) -> list[Manifest]:
     policy = serving.settings.network_policy
     objects = [make_serving_policy(serving, policy)] if policy else []
     objects += [make_deployment(serving, in_place), make_service(serving)]
-    if dm.spec.resources.min_replica_count > 1:
+    # Of one that is alone it takes away nothing from whoever empties its node.
+    if dm.spec.resources.max_replicas > 1:
         objects.append(make_pod_disruption_budget(serving))
     if is_autoscaled(dm):
         objects.append(make_horizontal_pod_autoscaler(serving))

@@ -179,6 +179,10 @@ DEPLOYED = {
         {"dedicatedResources": {"machineSpec": {"acceleratorType": 0, "acceleratorCount": 0}}},
         {"dedicatedResources": {}},
     ),
+    "rollout options": (
+        {"rolloutOptions": {"maxSurgePercentage": "50", "maxUnavailableReplicas": 0, "revisionNumber": 3}},
+        {"rolloutOptions": {"maxSurgePercentage": 50, "maxUnavailableReplicas": 0}},
+    ),
     "service account": ({"serviceAccount": "reader"}, {"serviceAccount": "reader"}),
     "what others have no reservation for": (
         {"dedicatedResources": {"machineSpec": {"reservationAffinity": {"reservationAffinityType": 1}}}},
@@ -215,6 +219,7 @@ DEDICATED_REFUSED = {
         "reservationAffinity: is not",
     ),
     "google's service account": ({"serviceAccount": "a@b.iam.gserviceaccount.com"}, "serviceAccount: must be the name"),
+    "who is replaced": ({"rolloutOptions": {"previousDeployedModel": "12"}}, "previousDeployedModel: is not supported"),
     "labels of a metric": (
         {
             "dedicatedResources": {
@@ -259,6 +264,12 @@ def test_to_deployed_model():
         },
         "status": {"message": "Unschedulable: no", "lastUpdateTime": since, "availableReplicaCount": 1},
     }
+
+
+def test_rollout_options_are_answered_where_they_are_given():
+    options = {"maxSurgeReplicas": 0, "maxUnavailableReplicas": 1}
+    assert to_deployed_model(conftest.make_deployed_model(rolloutOptions=options), PLACE)["rolloutOptions"] == options
+    assert "rolloutOptions" not in to_deployed_model(conftest.make_deployed_model(), PLACE)
 
 
 def test_without_resources_they_are_automatic():

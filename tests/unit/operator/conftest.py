@@ -34,6 +34,23 @@ NETWORK_POLICY = {
 }
 
 
+# Of a Deployment, as its controller leaves it: all of its one pod's template answer, or none did yet.
+SERVED = {
+    "observedGeneration": 1,
+    "replicas": 1,
+    "updatedReplicas": 1,
+    "readyReplicas": 1,
+    "availableReplicas": 1,
+    "conditions": [{"type": "Progressing", "status": "True", "reason": "NewReplicaSetAvailable"}],
+}
+STARTING = {
+    "observedGeneration": 1,
+    "replicas": 1,
+    "updatedReplicas": 1,
+    "conditions": [{"type": "Progressing", "status": "True", "reason": "ReplicaSetUpdated"}],
+}
+
+
 def manifest(kind: str, name: str, spec: dict[str, Any], **status: Any) -> dict[str, Any]:
     """A custom resource as the API server gives it."""
     return {

@@ -86,6 +86,9 @@ class FakeCluster:
     async def list_deployed_models(self, namespace, label, name):
         return await self.watched().list_deployed_models(namespace, label, name)
 
+    def find_public_servers(self, namespace, model):
+        return self.watched().find_public_servers(namespace, model)
+
     def is_routed(self, kinds, namespace, service):
         return self.watched().is_routed(kinds, namespace, service)
 

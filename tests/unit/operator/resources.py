@@ -8,6 +8,7 @@ from pierhead_operator.store import Store
 from tests.unit.operator.conftest import make_batch, make_deployed_model, make_endpoint
 
 Live = dict[str, Any]
+SCALING = {"type": "ScalingActive", "status": "True", "reason": "x", "lastTransitionTime": "2026-11-22T11:00:00Z"}
 
 
 def make_empty_store() -> Store:
@@ -19,7 +20,8 @@ def make_store() -> Store:
     store = make_empty_store()
     endpoint = make_endpoint({"photos-1": 100})
     endpoint["spec"]["mirror"] = {"deployedModel": "photos-1"}
-    for live in (endpoint, make_deployed_model(), make_ended("JOB_STATE_FAILED")):
+    autoscaled = {**make_deployed_model(), "status": {"conditions": [SCALING]}}
+    for live in (endpoint, autoscaled, make_ended("JOB_STATE_FAILED")):
         put(store, live)
     return store
 

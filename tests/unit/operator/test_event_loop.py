@@ -17,7 +17,7 @@ from pierhead_operator.store import Store
 from tests.unit.operator.conftest import make_deployed_model, make_endpoint, make_model
 from tests.unit.operator.fakes import WATCHED, FakeProber
 
-FEW, MANY = 250, 2000
+FEW, MANY = 200, 2000
 
 
 class EchoingCluster(Cluster):
@@ -45,13 +45,13 @@ class Gaps:
 
     def __init__(self):
         self.longest = 0.0
-        self._before = time.thread_time()
 
     async def watch(self):
+        before = time.thread_time()
         while True:
-            now = time.thread_time()
-            self.longest, self._before = max(self.longest, now - self._before), now
             await asyncio.sleep(0)
+            now = time.thread_time()
+            self.longest, before = max(self.longest, now - before), now
 
 
 def _with(live, namespace="default", version=1):
@@ -91,7 +91,7 @@ async def _work(settings, count: int, change: Callable[[Feed, int], list[Key]]) 
     gc.disable()  # it comes when it likes, and is not what is measured
     try:
         begin.set()
-        await asyncio.wait_for(done.wait(), 20)
+        await asyncio.wait_for(done.wait(), 120)
     finally:
         gc.enable()
         for task in tasks:
@@ -121,7 +121,6 @@ def _deploy(feed, count):
 
 @pytest.mark.parametrize("change", [_remove, _deploy], ids=["removals", "deployments"])
 async def test_turns_of_the_loop_do_not_grow_with_what_there_is(settings, change):
-    few = min([await _work(settings, FEW, change) for _ in range(3)])
-    many = await _work(settings, MANY, change)
+    few, many = [min([await _work(settings, count, change) for _ in range(2)]) for count in (FEW, MANY)]
     print(f"longest turn: {few * 1000:.1f} ms of {FEW}, {many * 1000:.1f} ms of {MANY}")
-    assert many < 4 * few  # by objects it would be eight times as long
+    assert many < 5 * few  # by objects it would be ten times as long

@@ -1,62 +1,77 @@
-"""Pods stay as they were made until their DeployedModel changes, or somebody asks."""
+"""The annotation that holds what pods were made with: what is in it, and who reads it."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
 
 import pytest
+import yaml
 from pierhead_operator import names
-from pierhead_operator.pinning import mark_pinned, pin_settings
-from pierhead_operator.types import DeployedModel
+from pierhead_operator.pinning import describe_wish, mark_pinned, pin
+from pierhead_operator.resources import Serving, find_limits, make_deployment
+from pierhead_operator.settings import OperatorSettings, ServerSettings
+from pierhead_operator.types import (
+    DedicatedResources,
+    DeployedModel,
+    DeployedModelSpec,
+    Endpoint,
+    MachineSpec,
+    Model,
+    PodOverrides,
+)
+from pydantic import Field
 
-from tests.unit.operator.conftest import make_deployed_model
+from tests.releases import REPOSITORY, find_releases, unpack
+from tests.unit.operator.conftest import SERVED, STARTING, make_deployed_model, make_endpoint, make_model
+from tests.unit.operator.test_resources import CASES
 
 
-def _deployed_model(spec=None, **annotations):
+def make_serving(settings, spec=None, kind=DeployedModel, endpoint=None, annotations=None):
     raw = make_deployed_model(**(spec or {}))
-    raw["metadata"]["annotations"] = annotations
-    return DeployedModel.model_validate(raw)
+    raw["metadata"]["annotations"] = annotations or {}
+    dm, model = kind.model_validate(raw), Model.model_validate(make_model())
+    version = model.spec.version(dm.spec.model_version or "1")
+    there = Endpoint.model_validate(endpoint or make_endpoint())
+    return Serving(dm, model, version, settings, there, find_limits(there))
 
 
-def _upgraded(settings):
-    server = settings.server.model_copy(update={"image": "pierhead/server:new", "env": []})
-    return settings.model_copy(update={"server": server, "location": "new"})
+def deploy(serving, status=SERVED):
+    return {**mark_pinned(make_deployment(serving), serving), "status": status}
 
 
-@pytest.fixture
-def live(settings):
-    return mark_pinned({"kind": "Deployment", "metadata": {"name": "dm-photos-1"}}, _deployed_model(), settings)
+def template(serving):
+    return make_deployment(serving)["spec"]["template"]
 
 
-def test_upgrade_leaves_pods_as_they_are(settings, live):
-    pinned = pin_settings(_deployed_model(), live, _upgraded(settings))
-    assert pinned.server == settings.server
-    assert pinned.location == "new", "only what pods are made of is pinned"
+def find_pin(live):
+    return live["metadata"]["annotations"][names.ANNOTATION_PINNED]
 
 
-CHANGES = {
-    "its version changed": _deployed_model({"modelVersion": "2"}),
-    "its machine changed": _deployed_model({"dedicatedResources": {"machineSpec": {"machineType": "large"}}}),
-    "its pods changed": _deployed_model({"podOverrides": {"labels": {"team": "a"}}}),
-    "somebody asked": _deployed_model(**{names.ANNOTATION_RENEW: "2026-11-22"}),
-}
+def upgrade(settings, **server):
+    """The settings after an upgrade: nothing of what pods are made of is as it was."""
+    server = {"image": "pierhead/server:new", "env": [], "resources": {}} | server
+    return settings.model_copy(update={"server": settings.server.model_copy(update=server)})
 
 
-@pytest.mark.parametrize("changed", CHANGES.values(), ids=CHANGES.keys())
-def test_change_takes_the_present_settings(settings, live, changed):
-    assert pin_settings(changed, live, _upgraded(settings)).server.image == "pierhead/server:new"
+def test_pin_is_stable(settings):
+    live = deploy(make_serving(settings))
+    pinned = pin(make_serving(upgrade(settings)), live)
+    assert deploy(pinned) == live
 
 
-NO_CHANGES = {
-    "its name": _deployed_model({"displayName": "Photographs"}),
-    "its replicas": _deployed_model({"automaticResources": {"minReplicaCount": 3}}),
-}
-
-
-@pytest.mark.parametrize("changed", NO_CHANGES.values(), ids=NO_CHANGES.keys())
-def test_what_pods_are_not_made_of_leaves_them_as_they_are(settings, live, changed):
-    assert pin_settings(changed, live, _upgraded(settings)).server == settings.server
+def test_only_what_pods_are_made_of_is_pinned(settings):
+    live = deploy(make_serving(settings))
+    rollout = settings.rollout.model_copy(update={"capacity_wait_seconds": 1})
+    pinned = pin(make_serving(upgrade(settings).model_copy(update={"rollout": rollout})), live)
+    assert pinned.settings.server == settings.server
+    assert pinned.settings.rollout == rollout
 
 
 NOTHING_PINNED = {
     "no Deployment": None,
-    "one of before pinning": {"kind": "Deployment", "metadata": {"name": "dm-photos-1"}},
+    "one of before pinning": {"metadata": {"name": "dm-photos-1"}},
     "spoilt by hand": {"metadata": {"annotations": {names.ANNOTATION_PINNED: "{"}}},
     "of a later operator": {"metadata": {"annotations": {names.ANNOTATION_PINNED: '{"made_for": "3"}'}}},
 }
@@ -64,9 +79,174 @@ NOTHING_PINNED = {
 
 @pytest.mark.parametrize("live", NOTHING_PINNED.values(), ids=NOTHING_PINNED.keys())
 def test_without_a_pin_the_present_settings_count(settings, live):
-    assert pin_settings(_deployed_model(), live, settings) == settings
+    serving = make_serving(settings)
+    assert pin(serving, live) == serving
 
 
-def test_pin_is_stable(settings, live):
-    pinned = pin_settings(_deployed_model(), live, _upgraded(settings))
-    assert mark_pinned({"kind": "Deployment", "metadata": {"name": "dm-photos-1"}}, _deployed_model(), pinned) == live
+def test_pin_of_another_template_is_not_followed(settings):
+    live = deploy(make_serving(settings))
+    live["metadata"]["annotations"][names.ANNOTATION_PINNED] = find_pin(live).replace('"template":1', '"template":2')
+    serving = make_serving(upgrade(settings))
+    assert pin(serving, live) == serving
+
+
+def test_pin_is_small():
+    """With the chart's own values, which know 60 machines."""
+    values = yaml.safe_load((REPOSITORY / "charts" / "pierhead" / "values.yaml").read_text())
+    fields = {field.alias for field in ServerSettings.model_fields.values()}
+    server = {key: value for key, value in values["server"].items() if key in fields}
+    settings = OperatorSettings.model_validate({"server": server, "machines": values["machines"]})
+    machine = {"machineType": "g2-standard-4", "acceleratorType": "NVIDIA_L4", "acceleratorCount": 1}
+    live = deploy(make_serving(settings, {"dedicatedResources": {"machineSpec": machine}}))
+    assert len(find_pin(live)) < 600
+
+
+# A later release
+
+
+class LaterOverrides(PodOverrides):
+    added: str = "x"
+
+
+class LaterMachine(MachineSpec):
+    added: str = "x"
+
+
+class LaterResources(DedicatedResources):
+    machine_spec: LaterMachine = Field(default_factory=LaterMachine)
+
+
+class LaterSpec(DeployedModelSpec):
+    pod_overrides: LaterOverrides = Field(default_factory=LaterOverrides)
+    dedicated_resources: LaterResources | None = None
+    added: str = "x"
+
+
+class LaterDeployedModel(DeployedModel):
+    spec: LaterSpec
+
+
+SPEC = {"podOverrides": {"labels": {"team": "a"}}, "dedicatedResources": {"machineSpec": {"machineType": "small"}}}
+
+
+@pytest.mark.parametrize("spec", [{}, SPEC], ids=["nothing given", "all given"])
+def test_field_that_is_added_with_a_default_is_no_other_wish(settings, spec):
+    before, after = make_serving(settings, spec), make_serving(settings, spec, LaterDeployedModel)
+    assert describe_wish(before) == describe_wish(after)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"added": "y"},
+        {"podOverrides": {"labels": {"team": "a"}, "added": "y"}},
+        {"dedicatedResources": {"machineSpec": {"machineType": "small", "added": "y"}}},
+    ],
+)
+def test_field_that_is_added_is_another_wish_once_it_is_set(settings, changed):
+    before, after = (make_serving(settings, spec, LaterDeployedModel) for spec in (SPEC, SPEC | changed))
+    assert describe_wish(before) != describe_wish(after)
+
+
+# The release before
+
+# What the operator of a release makes of DeployedModels and their live Deployments.
+RELEASED = """
+import json, sys
+from pierhead_operator.pinning import mark_pinned, pin_settings
+from pierhead_operator.resources import Serving, make_deployment
+from pierhead_operator.settings import OperatorSettings
+from pierhead_operator.types import DeployedModel, Endpoint, Model
+
+def deploy(case):
+    dm, model = DeployedModel.model_validate(case["dm"]), Model.model_validate(case["model"])
+    endpoint = Endpoint.model_validate(case["endpoint"])
+    settings = pin_settings(dm, case["live"], OperatorSettings.model_validate(case["settings"]))
+    version = model.spec.version(dm.spec.model_version or "1")
+    return mark_pinned(make_deployment(Serving(dm, model, version, settings, endpoint)), dm, settings)
+
+print(json.dumps([deploy(case) for case in json.load(sys.stdin)]))
+"""
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory):
+    """What the operator of the last release makes, by the same cases: from (Serving, live Deployment)."""
+    root = unpack(find_releases()[-1], tmp_path_factory.mktemp("release"))
+    environment = {**os.environ, "PYTHONPATH": str(root / "operator")}
+
+    def deploy_all(cases):
+        given = [_describe(serving, live) for serving, live in cases]
+        ran = subprocess.run(
+            [sys.executable, "-c", RELEASED],
+            input=json.dumps(given),
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+        )
+        return json.loads(ran.stdout)
+
+    return deploy_all
+
+
+def _describe(serving, live):
+    # The last release knows none of these, and no pod is made of them.
+    unknown = {"network_policy": True, "routing": {"api_answers"}}
+    settings = serving.settings.model_dump(mode="json", by_alias=True, exclude=unknown)
+    parts = {"dm": serving.deployed_model, "model": serving.model, "endpoint": serving.endpoint}
+    return {name: part.dump() for name, part in parts.items()} | {"settings": settings, "live": live}
+
+
+CHANGED = {
+    "automatic": {"automaticResources": {"minReplicaCount": 2}},
+    "renamed": {"displayName": "Photographs"},
+    "scaled": {"automaticResources": {"maxReplicaCount": 9}},
+    "in other words": {"dedicatedResources": {"machineSpec": {}}, "modelVersion": "1"},
+}
+
+
+def make_cases(settings):
+    """A DeployedModel of each golden manifest, before and after an upgrade of the installation's settings."""
+    for case in CASES.values():
+        data = settings.model_dump(by_alias=True)
+        sections = {name: (data[name] or {}) | fields for name, fields in case.settings.items()}
+        sections.pop("networkPolicy", None)
+        before = OperatorSettings.model_validate(data | sections)
+        endpoint = make_endpoint()
+        endpoint["spec"] = case.endpoint or {}
+        yield tuple(make_serving(one, case.spec, endpoint=endpoint) for one in (before, upgrade(before)))
+
+
+def test_upgrade_from_the_last_release_restarts_no_pod(settings, released):
+    befores, afters = zip(*make_cases(settings), strict=True)
+    for made, before, after in zip(released([(one, None) for one in befores]), befores, afters, strict=True):
+        assert made["spec"]["template"] == template(before), "what is made anew is as it was"
+        elsewhere = replace(after, settings=after.settings.model_copy(update={"location": "new"}))
+        assert template(pin(elsewhere, {**made, "status": SERVED})) == made["spec"]["template"]
+
+
+def test_way_back_to_the_last_release_restarts_no_pod(settings, released):
+    befores, afters = zip(*make_cases(settings), strict=True)
+    lives = [deploy(one) for one in befores]
+    rewritten = released(list(zip(afters, lives, strict=True)))
+    for live, again, after in zip(lives, rewritten, afters, strict=True):
+        assert again["spec"]["template"] == live["spec"]["template"]
+        # And on again: the release wrote the annotation in its own way.
+        assert template(pin(after, {**again, "status": SERVED})) == live["spec"]["template"]
+
+
+@pytest.mark.parametrize("spec", CHANGED.values(), ids=CHANGED.keys())
+def test_what_says_the_same_restarts_no_pod_on_the_way_back(settings, released, spec):
+    before, after = make_serving(settings), make_serving(upgrade(settings), spec)
+    live = deploy(pin(after, deploy(before)))
+    [again] = released([(after, live)])
+    assert again["spec"]["template"] == template(before)
+
+
+def test_what_the_last_release_made_and_never_served_takes_the_present_settings(settings, released):
+    after = make_serving(upgrade(settings))
+    [made] = released([(make_serving(settings), None)])
+    pinned = pin(after, {**made, "status": STARTING})
+    assert template(pinned) == template(after)

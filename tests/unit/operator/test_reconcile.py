@@ -82,6 +82,35 @@ async def test_autoscaler_comes_and_goes(make_reconciler):
     assert ("HorizontalPodAutoscaler", "dm-photos-1") not in cluster.objects
 
 
+async def test_autoscaler_that_fails_is_told_and_the_model_stays_ready(make_reconciler):
+    spec = {"automaticResources": {"minReplicaCount": 1, "maxReplicaCount": 2}}
+    cluster, reconciler = make_reconciler(make_model(), make_endpoint(), make_deployed_model(**spec))
+    await _answering(cluster, reconciler)
+    await reconciler.reconcile(DM)
+    failure = {
+        "type": "ScalingActive",
+        "status": "False",
+        "reason": "FailedGetContainerResourceMetric",
+        "message": "no metrics",
+    }
+    status = {"conditions": [{**failure, "lastTransitionTime": reconciler.clock.now.isoformat()}]}
+    cluster.objects["HorizontalPodAutoscaler", "dm-photos-1"]["status"] = status
+    cluster.calls.clear()
+    await reconciler.reconcile(DM)
+    assert cluster.calls == [], "it has just begun"
+    reconciler.clock.now += timedelta(minutes=3)
+    await reconciler.reconcile(DM)
+    assert cluster.ready(DM) == ("True", "Serving")
+    assert not cluster.is_true(DM, "ScalingActive")
+    assert cluster.calls == [
+        ("status", "DeployedModel", "photos-1"),
+        ("event", "DeployedModel", "FailedGetContainerResourceMetric"),
+    ]
+    cluster.calls.clear()
+    await reconciler.reconcile(DM)
+    assert cluster.calls == [], "stable: no writes"
+
+
 FOREIGN = {
     "apiVersion": "v1",
     "kind": "Service",

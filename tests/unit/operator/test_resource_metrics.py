@@ -5,7 +5,7 @@ from pierhead_operator.resource_metrics import ResourceMetrics
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.unit.operator.conftest import make_batch, make_deployed_model, make_endpoint
-from tests.unit.operator.resources import make_deployment, make_empty_store, make_ended, put
+from tests.unit.operator.resources import SCALING, make_deployment, make_empty_store, make_ended, put
 
 READY = {"type": "Ready", "status": "True", "reason": "Serving", "lastTransitionTime": "2026-11-22T11:00:00Z"}
 
@@ -84,6 +84,13 @@ def test_readiness_is_the_conditions(store, conditions, value):
     told = read(store)
     assert told["endpoint_ready"] == {"default/photos": value}
     assert told["deployed_model_ready"] == {"default/photos/a": value}
+
+
+@pytest.mark.parametrize(("status", "value"), [("True", 1), ("False", 0)])
+def test_autoscaler_is_told_where_there_is_one(store, status, value):
+    for name, conditions in (("a", [{**SCALING, "status": status}]), ("b", [READY])):
+        put(store, {**make_deployed_model(name), "status": {"conditions": conditions}})
+    assert read(store)["deployed_model_scaling_active"] == {"default/photos/a": value}
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import yaml
 from pierhead_operator.resources import (
     Serving,
     desired_objects,
+    find_limits,
     is_owned,
     make_deployment,
     mark_applied,
@@ -152,7 +153,7 @@ def _serving(model, settings, spec, endpoint=None):
     dm = DeployedModel.model_validate(make_deployed_model(**spec))
     version = model.spec.version(dm.spec.model_version or "1")
     there = None if endpoint is None else Endpoint.model_validate(manifest("Endpoint", "photos", endpoint))
-    return Serving(dm, model, version, settings, there)
+    return Serving(dm, model, version, settings, there, find_limits(there))
 
 
 def _pod(serving):
@@ -332,6 +333,23 @@ def test_scaling_restarts_no_pod(model, settings):
     assert all(template == templates[0] for template in templates)
 
 
+@pytest.mark.parametrize(
+    ("replicas", "unavailable"),
+    [
+        ({}, None),
+        ({"minReplicaCount": 2}, 1),
+        ({"maxReplicaCount": 2}, 1),
+        ({"maxReplicaCount": 10}, 1),
+        ({"maxReplicaCount": 20}, "10%"),
+        ({"minReplicaCount": 50}, "10%"),
+    ],
+)
+def test_budget_follows_what_may_run(model, settings, replicas, unavailable):
+    objects = desired_objects(_serving(model, settings, {"automaticResources": replicas}))
+    budgets = [made["spec"]["maxUnavailable"] for made in objects if made["kind"] == "PodDisruptionBudget"]
+    assert budgets == ([] if unavailable is None else [unavailable])
+
+
 def test_deployment_in_place_differs_in_its_strategy_alone(model, settings):
     serving = _serving(model, settings, {})
     usual, in_place = make_deployment(serving), make_deployment(serving, in_place=True)
@@ -351,7 +369,7 @@ def test_metric_by_both_of_its_names_is_there_once(model, settings):
     autoscaler = desired_objects(_serving(model, settings, {"dedicatedResources": resources}))[-1]
     gpu, cpu = autoscaler["spec"]["metrics"]
     assert gpu["pods"]["target"]["averageValue"] == "90"
-    assert cpu["resource"]["target"]["averageUtilization"] == 50
+    assert cpu["containerResource"]["target"]["averageUtilization"] == 50
 
 
 # What is there

@@ -3,9 +3,11 @@
 from datetime import timedelta
 
 import pytest
-from pierhead_operator.resources import decide_in_place
+from pierhead_operator.resources import decide_in_place, has_served
+from pierhead_operator.resources.rollout import make_rolling_update
+from pierhead_operator.types import DeployedModel
 
-from tests.unit.operator.conftest import NOW
+from tests.unit.operator.conftest import NOW, SERVED, STARTING, make_deployed_model
 
 WAIT = 120
 NO_GPU = "0/1 nodes are available: 1 Insufficient nvidia.com/gpu. preemption: 0/1 nodes are available: 1 No victims."
@@ -33,8 +35,8 @@ def make_failed(message, seconds=WAIT + 1, replicas=1, updated=0):
     return make_deployment(replicas, updated, replicas, conditions=[failure])
 
 
-def make_pod(template, waiting=None, message=NO_GPU, deleting=False, **spec):
-    """A pod that runs, or that waits for a node since `waiting` seconds."""
+def make_pod(template, waiting=None, message=NO_GPU, deleting=False, ready=False, **spec):
+    """A pod that starts or answers, or that waits for a node since `waiting` seconds."""
     requests = spec.pop("requests", {"cpu": "1", "nvidia.com/gpu": "1"})
     condition = {"type": "PodScheduled", "status": "True"}
     if waiting is not None:
@@ -44,7 +46,7 @@ def make_pod(template, waiting=None, message=NO_GPU, deleting=False, **spec):
     return {
         "metadata": metadata | ({"deletionTimestamp": "2026-11-22T12:00:00Z"} if deleting else {}),
         "spec": {"containers": [{"name": "server", "resources": {"requests": requests}}], **spec},
-        "status": {"conditions": [condition]},
+        "status": {"conditions": [condition, {"type": "Ready", "status": str(ready)}]},
     }
 
 
@@ -132,6 +134,23 @@ ROWS = {
         make_deployment(replicas=2, updated=1, wanted=3, step=IN_PLACE), [OLD, make_pod("new")], True,
     ),
     "the last old pod is replaced": (make_deployment(replicas=1, step=IN_PLACE), [make_pod("new")], False),
+    # Several at a time.
+    "all that come wait": (make_deployment(replicas=10, updated=2, wanted=8), [*[OLD] * 8, NEW, NEW], True),
+    "one that came has room and starts, one waits": (
+        make_deployment(replicas=10, updated=2, wanted=8), [*[OLD] * 8, make_pod("new"), NEW], False,
+    ),
+    "one that came answers, and nothing else moves": (
+        make_deployment(replicas=9, updated=2, wanted=8), [*[OLD] * 7, make_pod("new", ready=True), NEW], True,
+    ),
+    "one waits for a node, another for a quota": (
+        make_refused("pods=1", "pods=9", "pods=9", replicas=9, updated=1), [*[OLD] * 8, NEW], True,
+    ),
+    "one of many is replaced in place, the next waits": (
+        make_deployment(replicas=9, updated=2, wanted=8, step=IN_PLACE), [*[OLD] * 7, make_pod("new"), NEW], True,
+    ),
+    "as many came as are wanted, and one that is old is left": (
+        make_deployment(replicas=3, updated=2, wanted=2, step=IN_PLACE), [OLD, make_pod("new"), NEW], True,
+    ),
 }  # fmt: skip
 
 
@@ -144,3 +163,48 @@ def test_decide_in_place(row):
 
 def test_decide_in_place_at_once_where_nobody_is_to_wait():
     assert decide_in_place(make_deployment(), [OLD, make_pod("new", 0)], NOW, 0)
+
+
+COMPLETE, UPDATING = (
+    [{"type": "Progressing", "reason": reason}] for reason in ("NewReplicaSetAvailable", "ReplicaSetUpdated")
+)
+HAS_SERVED = {
+    "serves": (SERVED, True),
+    "starts for the first time": (STARTING, False),
+    "nobody has looked": ({}, True),
+    "the last change was not looked at": ({**STARTING, "observedGeneration": 0}, True),
+    "served, and crashes now": ({**SERVED, "availableReplicas": 0}, True),
+    "a pod of three answers": ({**STARTING, "replicas": 3, "updatedReplicas": 3, "availableReplicas": 1}, True),
+    "the new pod starts beside the old one": ({**STARTING, "replicas": 2, "availableReplicas": 1}, False),
+    "a new pod answers beside an old one": ({**STARTING, "replicas": 2, "availableReplicas": 2}, True),
+    "only old pods are there, of what was complete": (
+        {**SERVED, "updatedReplicas": 0, "conditions": COMPLETE}, False,
+    ),
+    "no pod could be made": ({"observedGeneration": 1, "conditions": UPDATING}, False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("status", "expected"), HAS_SERVED.values(), ids=HAS_SERVED.keys())
+def test_has_served(status, expected):
+    assert has_served({"metadata": {"generation": 1}, "status": status}) is expected
+
+
+# replicas, rolloutOptions -> maxSurge and maxUnavailable, and maxUnavailable in place
+STEPS = {
+    "one": ({}, {}, (1, 0), 1),
+    "four": ({"minReplicaCount": 4}, {}, (1, 0), 1),
+    "fifty": ({"minReplicaCount": 50}, {}, ("25%", 0), 1),
+    "one that may become many": ({"maxReplicaCount": 20}, {}, ("25%", 0), 1),
+    "numbers": ({}, {"maxSurgeReplicas": 3, "maxUnavailableReplicas": 2}, (3, 2), 2),
+    "percentages": ({}, {"maxSurgePercentage": 100, "maxUnavailablePercentage": 10}, ("100%", "10%"), "10%"),
+    "none beside the old ones": ({}, {"maxSurgeReplicas": 0, "maxUnavailableReplicas": 1}, (0, 1), 1),
+    "no percent of them": ({}, {"maxSurgePercentage": 0, "maxUnavailablePercentage": 50}, (0, "50%"), "50%"),
+    "none missing": ({}, {"maxUnavailablePercentage": 0}, (1, 0), 1),
+}
+
+
+@pytest.mark.parametrize(("replicas", "options", "step", "in_place"), STEPS.values(), ids=STEPS.keys())
+def test_rolling_update(replicas, options, step, in_place):
+    dm = DeployedModel.model_validate(make_deployed_model(automaticResources=replicas, rolloutOptions=options))
+    assert make_rolling_update(dm, False) == dict(zip(("maxSurge", "maxUnavailable"), step, strict=True))
+    assert make_rolling_update(dm, True) == {"maxSurge": 0, "maxUnavailable": in_place}

@@ -152,6 +152,11 @@ WORKLOADS = {
         {}, make_deployment(replicas=1, updated=0, surge=0), [make_pod(ready=True, deleting=True)],
         None, "False", "WaitingForCapacity", "True",
     ),
+    "update without a surge, as it is wanted": (
+        {"rolloutOptions": {"maxSurgeReplicas": 0, "maxUnavailableReplicas": 1}},
+        make_deployment(replicas=1, updated=0, surge=0), [make_pod(ready=True, deleting=True)],
+        None, "False", "Progressing", "True",
+    ),
     "no GPU": ({}, make_deployment(available=0), [make_pod(conditions=[UNSCHEDULABLE])], None, "False", "Unschedulable", "False"),
     "quota": ({}, make_deployment(replicas=0, updated=0, available=0, conditions=[QUOTA]), [], None, "False", "PodCreationFailed", "False"),
     "update waits for the quota that the old pod uses": (
