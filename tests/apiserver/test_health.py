@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from pierhead_operator.batch_status import Observed, compute_batch_status
 from pierhead_operator.status import (
+    Carried,
     Finding,
     Outcome,
     Traffic,
@@ -43,7 +44,7 @@ def _make(kind, spec, **status):
 def _model(problem=None):
     versions = [{"name": "1", "artifactUri": "gs://models/photos/1"}]
     manifest = _make("Model", {"defaultVersion": "1", "versions": versions})
-    status = compute_model_status(Model.model_validate(manifest), problem and Finding(problem, "why"), NOW)
+    status = compute_model_status(Model.model_validate(manifest), problem and Finding(problem, "why"), "", NOW)
     return {**manifest, "status": status.dump()}
 
 
@@ -60,8 +61,8 @@ def _endpoint(split, effective, deployed_models=(), problem=None):
     status = compute_endpoint_status(
         Endpoint.model_validate(manifest),
         Traffic(split, effective, there),
+        Carried(effective, problem and Finding(problem, "why")),
         "/v1/path",
-        problem and Finding(problem, "why"),
         NOW,
     )
     return {**manifest, "status": status.dump()}
