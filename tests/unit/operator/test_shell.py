@@ -35,8 +35,8 @@ ERRORS = [
     Invalid("spec.x: wrong"),
     RuntimeError("a bug"),
 ]
-CALLS = ("get", "fetch", "list_objects", "get_resource", "list_deployed_models", "apply", "patch")
-CALLS += ("apply_status", "apply_raw_status", "delete", "create_event")
+READS = ("get", "fetch", "list_objects", "get_resource", "list_deployed_models")
+WRITES = ("apply", "patch", "apply_status", "apply_raw_status", "delete", "create_event")
 
 
 class FailingCluster(FakeCluster):
@@ -46,6 +46,15 @@ class FailingCluster(FakeCluster):
         super().__init__(*objects)
         self._numbers, self._number, self._error = count(), number, error
         self.failed = False
+        self._watched = None
+
+    def watched(self):
+        """Made anew after writes only: nobody else changes its objects."""
+        self._watched = self._watched or super().watched()
+        return self._watched
+
+    def forget(self):
+        self._watched = None
 
     def _fail_once(self):
         if next(self._numbers) == self._number:
@@ -56,12 +65,16 @@ class FailingCluster(FakeCluster):
 def _failing(name):
     async def call(self, *args, **kwargs):
         self._fail_once()
-        return await getattr(FakeCluster, name)(self, *args, **kwargs)
+        try:
+            return await getattr(FakeCluster, name)(self, *args, **kwargs)
+        finally:
+            if name in WRITES:
+                self.forget()
 
     return call
 
 
-for _name in CALLS:
+for _name in (*READS, *WRITES):
     setattr(FailingCluster, _name, _failing(_name))
 
 
@@ -112,7 +125,7 @@ def _comparable(cluster):
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
 async def test_any_error_at_any_call_is_survived_and_made_good(settings, error):
-    undisturbed = FakeCluster(*_make_objects())
+    undisturbed = FailingCluster(_make_objects(), -1, error)
     await _work_through(undisturbed, settings)
     for number in count():
         cluster = FailingCluster(_make_objects(), number, error)
