@@ -32,6 +32,8 @@ from pierhead_server.signature import describe_model
 from pierhead_server.telemetry import Asked, Telemetry
 from pierhead_server.workers import Workers
 
+# How a reason begins that the operator puts into the DeployedModel's conditions, as those of a StartupError.
+_DIES = "ModelProcessDies"
 _CLIENT_GONE = 499  # what nginx made customary; nobody reads it but the metrics
 
 
@@ -111,8 +113,16 @@ class Listener:
         return _json(describe_model(self._served.name, self._served.version, self._workers.signature))
 
     def _when_ready(self, request: Request, body: Mapping[str, object]) -> Response:
-        reason = "the server is shutting down" if self.draining else self._workers.failure or self._workers.not_ready
+        reason = self._explain_unready()
         return _refuse(request, UnavailableError(reason)) if reason else _json(body)
+
+    def _explain_unready(self) -> str | None:
+        if self.draining:
+            return "the server is shutting down"
+        if self._workers.failure:
+            return self._workers.failure
+        # Before what a process that is away just now makes of it: the operator shall not read a new cause each time.
+        return f"{_DIES}: {dying}" if (dying := self._workers.dying) else self._workers.not_ready
 
     # Predictions
 

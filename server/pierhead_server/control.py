@@ -70,6 +70,7 @@ class Died(msgspec.Struct, frozen=True, tag=True):
 
     worker: int
     how: str
+    words: str = ""  # its last
 
 
 ToForkServer = Load | Fork | Kill

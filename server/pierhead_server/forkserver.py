@@ -14,13 +14,14 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pierhead_server.control import Died, Failed, Fork, Formed, Kill, Load, Ready, describe_exit, receive_command, send
 from pierhead_server.errors import ArtifactInvalidError, StartupError
 from pierhead_server.logs import configure_logging
+from pierhead_server.words import Words
 
 if TYPE_CHECKING:  # torch comes with it
     from pierhead_server.model import Loaded
@@ -40,6 +41,15 @@ _NICE = 19  # those that serve come first
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
+@dataclass(frozen=True)
+class Child:
+    """A process that was forked."""
+
+    number: int  # of the worker
+    pid: int
+    words: Words
+
+
 class ForkServer:
     """One model and the processes forked from it."""
 
@@ -47,7 +57,7 @@ class ForkServer:
         self._control = control
         self._loaded = loaded
         self._load = load
-        self._children: dict[int, tuple[int, int]] = {}  # pidfd -> worker's number, pid
+        self._children: dict[int, Child] = {}  # by pidfd
         self._selector = selectors.DefaultSelector()
         self._selector.register(control, selectors.EVENT_READ)
 
@@ -58,7 +68,9 @@ class ForkServer:
             self._start(_COMPILER, self._compile)
         while True:
             for key, _ in self._selector.select():
-                if key.fileobj is not self._control:
+                if isinstance(key.data, Words):
+                    self._hear(key.data)
+                elif key.fileobj is not self._control:
                     self._reap(key.fd)
                 elif not self._obey():
                     return
@@ -77,8 +89,8 @@ class ForkServer:
                 self._start(command.worker, lambda: self._work(connection, command.place))
                 connection.close()
             case Kill():
-                for descriptor, (worker, _) in self._children.items():
-                    if worker == command.worker:
+                for descriptor, child in self._children.items():
+                    if child.number == command.worker:
                         signal.pidfd_send_signal(descriptor, signal.SIGKILL)
             case None:
                 self._end_children()
@@ -86,15 +98,18 @@ class ForkServer:
         return True
 
     def _start(self, number: int, main: Callable[[], None]) -> None:
-        parent = os.getpid()
+        parent, words = os.getpid(), Words()
         pid = os.fork()
         if pid:
+            words.leave_to_child()
             descriptor = os.pidfd_open(pid)
-            self._children[descriptor] = (number, pid)
+            self._children[descriptor] = Child(number, pid, words)
             self._selector.register(descriptor, selectors.EVENT_READ)
+            self._selector.register(words.reader, selectors.EVENT_READ, words)
             return
         code = 1
         try:
+            words.take_stderr()
             self._forget(parent)
             main()
             code = 0
@@ -111,10 +126,11 @@ class ForkServer:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # it died before that
             os._exit(1)
+        for key in self._selector.get_map().values():
+            if key.fileobj is not self._control:
+                os.close(key.fd)
         self._selector.close()
         self._control.close()
-        for descriptor in self._children:
-            os.close(descriptor)
 
     def _work(self, connection: socket.socket, place: int) -> None:
         from pierhead_server.worker import Contract, run_pipelined_worker, run_worker
@@ -145,15 +161,21 @@ class ForkServer:
         except compiled.CompileError as error:
             logger.warning("%s", error)
 
+    def _hear(self, words: Words) -> None:
+        if not words.hear():
+            self._selector.unregister(words.reader)
+            words.close()
+
     def _reap(self, descriptor: int) -> None:
-        number, pid = self._children.pop(descriptor)
+        child = self._children.pop(descriptor)
         self._selector.unregister(descriptor)
         os.close(descriptor)
-        _, status = os.waitpid(pid, 0)
-        if number == _COMPILER:
+        _, status = os.waitpid(child.pid, 0)
+        if child.number == _COMPILER:
             self._take_compiled_form()
-        else:
-            send(self._control, Died(number, describe_exit(os.waitstatus_to_exitcode(status))))
+            return
+        child.words.hear()  # all that a pipe can hold; its end is an event of its own
+        send(self._control, Died(child.number, describe_exit(os.waitstatus_to_exitcode(status)), child.words.last()))
 
     def _take_compiled_form(self) -> None:
         """From now on workers are forked with it; the listener exchanges those that are there."""
@@ -176,11 +198,12 @@ class ForkServer:
 
     def _end_children(self) -> None:
         """A worker ends when its connection does, unless it is caught in the model."""
-        for number, pid in self._children.values():
-            if number == _COMPILER:
+        for child in self._children.values():
+            if child.number == _COMPILER:
                 with contextlib.suppress(ProcessLookupError):  # it has no group of its own yet
-                    os.killpg(pid, signal.SIGKILL)
-            os.kill(pid, signal.SIGKILL)
+                    os.killpg(child.pid, signal.SIGKILL)
+            os.kill(child.pid, signal.SIGKILL)
+            child.words.hear()
 
 
 def settle(place: int, workers: int) -> None:

@@ -97,6 +97,11 @@ class Metrics:
             "Times a process of the model died and was started anew.",
             registry=self.registry,
         )
+        self._dies = Gauge(
+            "pierhead_model_process_dies",
+            "1 while the server is not ready because processes of the model die again and again.",
+            registry=self.registry,
+        )
         self._info = Gauge(
             "pierhead_model_info",
             "Always 1; the labels say what is served, and in which form.",
@@ -112,6 +117,10 @@ class Metrics:
     def watch_queue(self, length: Callable[[], int]) -> None:
         """Read the queue's length from here whenever it is asked for."""
         self._queue_length.set_function(length)
+
+    def watch_deaths(self, dies: Callable[[], bool]) -> None:
+        """Read from here, whenever it is asked for, whether deaths of the model's processes keep the server away."""
+        self._dies.set_function(dies)
 
     def set_form(self, form: str) -> None:
         """What computes from now on: quick, compiled or cuda."""

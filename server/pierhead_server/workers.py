@@ -10,8 +10,9 @@ import contextlib
 import logging
 import socket
 import subprocess
+import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -21,7 +22,9 @@ import msgspec
 from pierhead_server import control
 from pierhead_server.batching import Backlog, BatchPolicy, decide_batch
 from pierhead_server.control import Died, Failed, Fork, Formed, Kill, Load, Ready
+from pierhead_server.deaths import Deaths
 from pierhead_server.errors import (
+    ApiError,
     ArtifactInvalidError,
     DeadlineExceededError,
     InternalError,
@@ -42,6 +45,7 @@ logger = logging.getLogger(__name__)
 
 RESTARTS = 3  # in a row, without an answer between
 FIRST_BACKOFF_SECONDS = 0.5  # doubled for each restart in a row
+PROOF_SECONDS = 1.0  # between two predictions of the model's sample, while its deaths keep others away
 START_SECONDS = 120.0  # until a worker's first message; one on a GPU takes the model there first
 # Together at least, where throughput is all: in its quick form a small network takes two thirds of the time so, of
 # which the last tenth comes from 8 instead of 4, and a large one no longer than one by one.
@@ -194,7 +198,13 @@ class Worker(asyncio.Protocol):
 class Workers:
     """The queue of calls and the processes that answer them."""
 
-    def __init__(self, pool: Pool, metrics: "Metrics", start: Callable[[], Launched] = launch) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        metrics: "Metrics",
+        start: Callable[[], Launched] = launch,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._pool = pool
         self._metrics = metrics
         self._start = start
@@ -203,11 +213,14 @@ class Workers:
         self._leaving: dict[int, Worker] = {}  # who goes when the worker of this number is there
         self._policy = pool.policy(1)
         self._server: ForkServer | None = None
-        self._deaths = 0  # of workers in a row, without an answer between
+        self._in_a_row = 0  # deaths of workers without an answer between
+        self._deaths = Deaths(clock)
+        self._proof: asyncio.Task[None] | None = None
         self._answered = 0
         self._was_ready = False  # whether a worker ever was
         self._timer: asyncio.TimerHandle | None = None
         metrics.watch_queue(self._waiting.__len__)
+        metrics.watch_deaths(lambda: self.dying is not None)
         self.signature: Signature | None = None
         self.loaded = asyncio.Event()  # a model was, at least once
         self.not_ready: str | None = "the model is loading"  # why, or None
@@ -217,6 +230,11 @@ class Workers:
     def answer_seconds(self) -> float:
         """How long a worker may take for one batch."""
         return self._pool.answer_seconds
+
+    @property
+    def dying(self) -> str | None:
+        """Why nobody should be sent here, whether a process is there or not; None where they may be."""
+        return self._deaths.explain()
 
     def check_capacity(self) -> None:
         """Whether one more call may come, before anything of it is read. Raises QueueFullError, UnavailableError."""
@@ -301,7 +319,9 @@ class Workers:
     def on_reply(self, worker: Worker, batch: Batch, job: Job, reply: Reply) -> None:
         """A worker has answered one call."""
         self._answered += 1
-        self._deaths = 0
+        self._in_a_row = 0
+        self._deaths.acquit(job.call)
+        self._take_out_if_dying()
         reply = msgspec.structs.replace(reply, queue_seconds=batch.sent - job.arrived, batch=batch.size)
         if not job.future.done():
             job.future.set_result(reply)
@@ -339,6 +359,8 @@ class Workers:
             self.failure = str(error)
             raise
         finally:
+            if self._proof:
+                self._proof.cancel()
             self._fail_waiting()
 
     async def _back_off(self, death: ProcessDiedError, deaths: int) -> None:
@@ -350,6 +372,7 @@ class Workers:
             raise ModelProcessDiedError(f"{death}, {deaths} times in a row")
         self.not_ready = f"the model's process died ({death}) and is starting anew"
         self._metrics.restarts.inc()
+        self._remember(str(death), ())
         await asyncio.sleep(FIRST_BACKOFF_SECONDS * 2 ** (deaths - 1))
 
     async def _serve(self, server: "ForkServer", load: Load) -> None:
@@ -414,26 +437,60 @@ class Workers:
             raise ArtifactInvalidError(worker.refusal)
         # Where others could answer the sample, what failed may be there again in a moment.
         how = worker.refusal or (f"no answer for {worker.late:g} s" if worker.late else death.how)
-        # No reason to give up are calls that take too long, nor a death that one of several calls is to blame for: each
-        # is alone the next time. Nor, offline, one that a single call is to blame for: millions may wait behind it.
-        held = sum(len(batch.jobs) for batch in worker.in_hand)
-        counts = not worker.late and (held == 0 if self._pool.offline else held <= 1)
-        self._deaths += counts
+        told = f"{how}; its last words: {death.words}" if death.words else how
+        counts = self._count(worker, told, spare=leaving is not None)
+        self._in_a_row += counts
         logger.error("worker %d died: %s", death.worker, how)
         self._metrics.restarts.inc()
         self._give_back(worker, how)
-        if self._deaths > RESTARTS:
-            raise ModelProcessDiedError(f"{how}, {self._deaths} times in a row")
+        if self._in_a_row > RESTARTS:
+            raise ModelProcessDiedError(f"{how}, {self._in_a_row} times in a row")
         if not any(worker.ready for worker in self._workers.values()):
             self.not_ready = f"the model's process died ({how}) and is starting anew"
-        if self._deaths > 1 and counts:
-            await asyncio.sleep(FIRST_BACKOFF_SECONDS * 2 ** (self._deaths - 2))
+        if self._in_a_row > 1 and counts:
+            await asyncio.sleep(FIRST_BACKOFF_SECONDS * 2 ** (self._in_a_row - 2))
         if worker.leaving or worker in self._leaving.values():
             return  # another one takes its place already
         number = self._next_number()
         if leaving:
             self._leaving[number] = leaving
         await self._start_worker(number, worker.place)
+
+    def _count(self, worker: Worker, how: str, *, spare: bool) -> bool:
+        """Remember a worker's death; whether it is a reason to give up. `spare`: another one serves in its place.
+
+        None are calls that take too long, nor a death that one of several calls is to blame for: each is alone the next
+        time. Nor, offline, one that a single call is to blame for: millions may wait behind it.
+        """
+        if worker.late:
+            return False
+        calls = [job.call for batch in worker.in_hand for job in batch.jobs]
+        if self._pool.offline:
+            return not calls
+        # What nobody but the server asks for is nobody's fault.
+        news = spare or self._remember(how, [call for call in calls if call.dialect != "probe"])
+        return news and len(calls) <= 1
+
+    def _remember(self, how: str, calls: Iterable[Call]) -> bool:
+        """A death after which clients may have to stay away; whether it tells of the model."""
+        if self._pool.offline or not self._was_ready:
+            return True  # nobody was sent here
+        news = self._deaths.record(how, calls)
+        self._take_out_if_dying()
+        return news
+
+    def _take_out_if_dying(self) -> None:
+        if self.dying and (self._proof is None or self._proof.done()):
+            logger.error("not ready: %s", self.dying)
+            self._proof = asyncio.create_task(self._prove())
+
+    async def _prove(self) -> None:
+        """Have the model's sample computed meanwhile: that nothing dies where nobody asks proves nothing."""
+        while self.dying:
+            with contextlib.suppress(ApiError):
+                await self.submit(Call("probe", b""))
+            await asyncio.sleep(PROOF_SECONDS)
+        logger.info("no process of the model died for a while: ready again")
 
     def _give_back(self, worker: Worker, how: str) -> None:
         """What a dead worker held: a call that was alone with it fails, others are computed anew, each alone."""

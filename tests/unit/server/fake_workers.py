@@ -49,6 +49,7 @@ class FakeWorkers:
         self.signature: Signature | None = SIGNATURE
         self.not_ready: str | None = None
         self.failure: str | None = None
+        self.dying: str | None = None
         self.refusal: ApiError | None = None  # of check_capacity
         self.held = False  # whether answers are withheld
         self.calls: list[Call] = []

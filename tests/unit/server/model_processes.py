@@ -18,7 +18,7 @@ from pierhead_server.forkserver import ForkServer
 from pierhead_server.messages import Call, Reply, pack, read
 from pierhead_server.signature import Signature
 
-DIE, REFUSE, WAIT_FOR, LEAVE = b"die", b"refuse", b"wait for ", b"leave"
+DIE, REFUSE, WAIT_FOR, LEAVE, SAY = b"die", b"refuse", b"wait for ", b"leave", b"say "
 SIGNATURE = Signature((), ())
 
 
@@ -57,6 +57,9 @@ class Obedient(ForkServer):
             os.kill(os.getpid(), signal.SIGKILL)
         if told == LEAVE:
             sys.exit(3)
+        if told.startswith(SAY):  # on stderr, and end
+            os.write(2, told.removeprefix(SAY))
+            os._exit(3)
         if told == REFUSE:
             return Reply(400, b"refused")
         if told.startswith(WAIT_FOR):
@@ -116,6 +119,21 @@ def refuses_its_sample(control, load, marker):
             super()._work(connection, place)
 
     Refusing(control, load, 1, None).run()
+
+
+def mortal(control, load, marker):
+    """Its workers answer one call each and end at the next, while `marker` is there."""
+
+    class Mortal(Obedient):
+        left = 1  # of each fork its own
+
+        def _obey_call(self, call, beside):
+            if Path(marker).exists() and not self.left:
+                os._exit(3)
+            self.left = 0
+            return super()._obey_call(call, beside)
+
+    Mortal(control, load, 1, None).run()
 
 
 def misfit(control, load):

@@ -397,6 +397,8 @@ async def test_probe_of_a_server_that_is_well(served, path, body):
     [
         ({"not_ready": "the model is loading"}, "the model is loading", True),
         ({"draining": True}, "the server is shutting down", True),
+        ({"dying": "it died", "not_ready": "it is starting anew"}, "ModelProcessDies: it died", True),
+        ({"dying": "it died", "draining": True}, "the server is shutting down", True),
         ({"failure": "ArtifactInvalid: no labels"}, "ArtifactInvalid: no labels", False),
     ],
 )

@@ -35,7 +35,7 @@ from pierhead_server.protocol import Limits, ServedModel
 from pierhead_server.signature import Signature, TensorSpec
 
 from tests.unit.server.conftest import children, is_alive, wait_until
-from tests.unit.server.model_processes import DIE, LEAVE, SIGNATURE, WAIT_FOR, Obedient
+from tests.unit.server.model_processes import DIE, LEAVE, SAY, SIGNATURE, WAIT_FOR, Obedient
 
 DEADLINE_SECONDS = 30
 LOAD = Load("/", ServedModel("", "", "", ""), Limits(1), max_image_pixels=1)
@@ -90,7 +90,7 @@ EVENTS = [
     Ready("quick", 4, Signature((TensorSpec("x", "float32", (-1, 3)),), ())),
     Failed("ArtifactInvalid", "weights: do not fit"),
     Formed("compiled", 1),
-    Died(1, "SIGKILL"),
+    Died(1, "SIGKILL", "boom"),
 ]
 
 
@@ -219,13 +219,52 @@ def test_worker_answers_on_its_connection(parent):
         assert read_answer(connection)["pid"] == pid
 
 
-@pytest.mark.parametrize(("told", "how"), [(DIE, "SIGKILL: most likely out of memory"), (LEAVE, "exit code 1")])
-def test_death_of_a_worker_is_told(parent, told, how):
+@pytest.mark.parametrize(
+    ("told", "how", "words"),
+    [
+        (DIE, "SIGKILL: most likely out of memory", ""),
+        (LEAVE, "exit code 1", "SystemExit: 3"),
+        (SAY + b"going down", "exit code 3", "going down"),
+    ],
+)
+def test_death_of_a_worker_is_told(capfd, start, told, how, words):
+    parent, log = start("obedient"), []
     connection, pid = parent.fork(7)
     with connection:
         tell(connection, told)
-        assert parent.receive() == Died(7, how)
+        death = parent.receive()
+        assert (death.worker, death.how) == (7, how)
+        assert death.words.endswith(words)
     assert not Path(f"/proc/{pid}").exists()  # no zombie is left
+    # The log has it, too.
+    wait_until(lambda: log.append(capfd.readouterr().err) or words in "".join(log))
+
+
+def test_what_a_worker_said_is_in_the_log_when_the_listener_is_gone(capfd, start):
+    parent = start("obedient")
+    connection, _ = parent.fork(0)
+    with connection:
+        os.kill(parent.process.pid, signal.SIGSTOP)
+        tell(connection, SAY + b"going down\n")
+        wait_until(lambda: not read_reply(connection))
+        parent.control.close()
+        os.kill(parent.process.pid, signal.SIGCONT)
+        assert parent.process.wait(DEADLINE_SECONDS) == 0
+    assert "going down" in capfd.readouterr().err
+
+
+def test_workers_leave_no_descriptor_behind(parent):
+    before = count_descriptors(parent)
+    for number in range(5):
+        connection, _ = parent.fork(number)
+        with connection:
+            tell(connection, SAY + b"x" * 1000)
+            assert parent.receive().words.startswith("x")
+    wait_until(lambda: count_descriptors(parent) == before)
+
+
+def count_descriptors(parent):
+    return len(list(Path(f"/proc/{parent.process.pid}/fd").iterdir()))
 
 
 def test_worker_ends_when_its_connection_does(parent):

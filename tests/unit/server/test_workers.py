@@ -14,6 +14,7 @@ import pytest
 from pierhead_server import workers as workers_module
 from pierhead_server.batching import BatchPolicy
 from pierhead_server.control import Load
+from pierhead_server.deaths import FIRST_QUIET_SECONDS
 from pierhead_server.errors import (
     ArtifactInvalidError,
     ArtifactNotFoundError,
@@ -29,7 +30,7 @@ from pierhead_server.metrics import Metrics
 from pierhead_server.protocol import Limits, ServedModel
 from pierhead_server.workers import RESTARTS, Pool, Workers
 
-from tests.unit.server.model_processes import DIE, LEAVE, REFUSE, SIGNATURE, WAIT_FOR, Obedient
+from tests.unit.server.model_processes import DIE, LEAVE, REFUSE, SAY, SIGNATURE, WAIT_FOR, Obedient
 
 DEADLINE_SECONDS = 30
 SERVED = ServedModel("photos-1", "photos", "Photos", "1")
@@ -38,6 +39,7 @@ SERVED = ServedModel("photos-1", "photos", "Photos", "1")
 @pytest.fixture(autouse=True)
 def quick_back_off(monkeypatch):
     monkeypatch.setattr(workers_module, "FIRST_BACKOFF_SECONDS", 0.01)
+    monkeypatch.setattr(workers_module, "PROOF_SECONDS", 0.01)
 
 
 def make_load(folder):
@@ -63,10 +65,11 @@ class Watched(Workers):
 
     def __init__(self, *command, workers=1, queue_size=16, answer_seconds=DEADLINE_SECONDS, how=ONE_BY_ONE):
         self.metrics = Metrics(SERVED)
+        self.now = 0.0  # by the clock that deaths are judged by
         given = (workers, queue_size, answer_seconds)
         pool = FixedPool(*given, how=how) if how else Pool(*given)
         process = (sys.executable, "-m", "tests.unit.server.model_processes", *map(str, command or ("obedient",)))
-        super().__init__(pool, self.metrics, partial(launch, process))
+        super().__init__(pool, self.metrics, partial(launch, process), lambda: self.now)
 
     def metric(self, name):
         lines = [line.rpartition(" ") for line in self.metrics.expose().decode().splitlines()]
@@ -417,10 +420,12 @@ async def test_calls_that_kill_do_not_end_a_batch_job():
     workers = Watched(how=None)
     workers._pool = replace(workers._pool, offline=True)
     async with running(workers) as task:
-        told = [DIE] * (RESTARTS + 2) + [b"answer"]
+        told = [*BOOM, DIE, DIE, b"answer"]
         answers = await asyncio.gather(*map(workers.ask, told), return_exceptions=True)
         assert not task.done()
-    assert [type(answer) for answer in answers[:-1]] == [InternalError] * (RESTARTS + 2)
+        assert workers.dying is None
+    assert len(told) > RESTARTS + 1
+    assert [type(answer) for answer in answers[:-1]] == [InternalError] * (len(told) - 1)
     assert answers[-1].code == 200
 
 
@@ -476,6 +481,110 @@ async def test_whatever_happens_each_call_gets_its_own_outcome(how, batch, tmp_p
         assert workers.batches == [[], []]
 
 
+# Deaths again and again
+
+BOOM = [SAY + b"boom %d" % number for number in range(3)]
+
+
+async def until_restarts(workers, number):
+    await until(lambda: workers.metric("pierhead_model_process_restarts_total") >= number)
+
+
+async def die(workers, *told):
+    """Calls that kill, one after another, each followed by one that is answered."""
+    for each in told:
+        with pytest.raises(InternalError):
+            await workers.ask(each)
+        assert await workers.ask()
+
+
+async def test_deaths_again_and_again_are_told_with_the_last_words():
+    async with running(workers := Watched()) as task:
+        await die(workers, *BOOM[:2])
+        assert (workers.dying, workers.metric("pierhead_model_process_dies")) == (None, 0)
+        await die(workers, BOOM[2])
+        assert workers.dying == "the model's process died 3 times within 60 s: exit code 3; its last words: boom 2"
+        assert workers.metric("pierhead_model_process_dies") == 1
+        assert await workers.ask()  # who is here nevertheless is served
+        assert not task.done()
+
+
+async def test_last_words_are_only_told_to_who_asks_whether_it_is_ready(monkeypatch):
+    async with running(workers := Watched()):
+        go_on = hold_starts(workers, monkeypatch)
+        with pytest.raises(InternalError) as failed:
+            await workers.ask(SAY + b"secret")
+        await until(lambda: workers.not_ready)
+        assert "secret" not in f"{failed.value} {workers.not_ready}"
+        go_on.set()
+
+
+async def test_idle_deaths_are_counted():
+    async with running(workers := Watched()):
+        for number in range(3):
+            (pid,) = await pids([workers.ask()])
+            os.kill(pid, signal.SIGSEGV)
+            await until_restarts(workers, number + 1)
+        assert workers.dying == "the model's process died 3 times within 60 s: SIGSEGV"
+
+
+async def test_deaths_of_the_fork_server_are_counted():
+    async with running(workers := Watched()):
+        for number in range(3):
+            os.kill(workers.fork_server, signal.SIGKILL)
+            await until_restarts(workers, number + 1)
+            assert await workers.ask()
+        assert "SIGKILL" in workers.dying
+
+
+async def test_request_that_kills_again_and_again_takes_the_model_from_nobody():
+    async with running(workers := Watched(workers=2)) as task:
+        assert await workers.ask()
+        fatal = [workers.ask(DIE) for _ in range(3 * RESTARTS)]
+        results = await asyncio.gather(*fatal, return_exceptions=True)
+        assert all(isinstance(result, InternalError) for result in results)
+        assert await workers.ask()
+        assert workers.dying is None
+        assert not task.done()
+
+
+async def test_batch_of_a_process_that_dies_by_itself_is_innocent(tmp_path):
+    async with running(workers := Watched("obedient", 2)):
+        for number in range(3):
+            first, second = tmp_path / f"first-{number}", tmp_path / f"second-{number}"
+            blocked = workers.block(first)
+            pair = [workers.block(second), workers.ask(b"%d" % number)]
+            first.touch()
+            (pid,) = await pids([blocked])
+            await until(lambda: workers.batches == [[2]])
+            assert workers.dying is None
+            os.kill(pid, signal.SIGKILL)
+            second.touch()
+            assert len(await pids(pair)) == 2
+        assert workers.dying
+
+
+async def test_it_is_not_ready_again_before_its_processes_live_and_answer(tmp_path):
+    (mortal := tmp_path / "mortal").touch()
+    async with running(workers := Watched("mortal", mortal)):
+        while not workers.dying:
+            with contextlib.suppress(InternalError):
+                await workers.ask()
+        # Nobody sends anything, and yet it dies: each time anew the quiet begins.
+        for _ in range(4):
+            workers.now += FIRST_QUIET_SECONDS - 1
+            await until_restarts(workers, workers.metric("pierhead_model_process_restarts_total") + 1)
+            assert workers.dying
+        mortal.unlink()
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            while workers.dying:
+                workers.now += 1
+                await asyncio.sleep(0.002)
+        assert workers.metric("pierhead_model_process_dies") == 0
+        await until(workers._proof.done)
+        assert await workers.ask()
+
+
 # Deadlines
 
 
@@ -506,6 +615,7 @@ async def test_requests_that_take_too_long_never_end_the_server(gate, caplog):
         gate.touch()
         assert await workers.ask()
         assert not task.done()
+        assert workers.dying is None
     assert "worker 0 died: no answer for 1 s" in caplog.text
     assert "memory" not in caplog.text
 
@@ -631,7 +741,7 @@ async def test_leaving_worker_that_dies_is_not_replaced_again(tmp_path, gate):
         assert len(workers.batches) == 1
 
 
-@pytest.mark.parametrize("deaths", [1, 2])
+@pytest.mark.parametrize("deaths", [1, 3])
 async def test_old_worker_stays_until_one_takes_its_place(tmp_path, deaths):
     marker, form_when = tmp_path / "marker", tmp_path / "marker.form"
     marker.write_text("x" * deaths)
@@ -641,6 +751,7 @@ async def test_old_worker_stays_until_one_takes_its_place(tmp_path, deaths):
             assert workers.not_ready is None
         await until(lambda: len(workers.batches) == 1)
         assert not marker.read_text()
+        assert workers.dying is None
 
 
 # The start, and the end
