@@ -35,6 +35,7 @@ ANNOTATION_RENEW = f"{GROUP}/renew"
 
 SERVER_CONTAINER = "server"
 PROBE_PATH = "/v1/probe"  # of the model server: a prediction of the model's own sample
+READINESS_PATH = "/readyz"  # of the model server: whether it wants requests, and why not
 PROGRESS_PATH = "/v1/progress"  # of a batch worker
 MAX_NAME = 63
 _DIGEST = 8

@@ -1,12 +1,13 @@
-"""Asks pods: a DeployedModel's for a prediction, since weight goes only to what answers, and batch workers how far
-they are.
+"""Asks pods: a DeployedModel's for a prediction, since weight goes only to what answers, those that are not ready why,
+and batch workers how far they are.
 """
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import aiohttp
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from pierhead_operator import names
 from pierhead_operator.cluster import Key
@@ -22,9 +23,22 @@ _PAUSE_SECONDS = 2.0  # after a first failure; doubled with each further one
 _LONGEST_PAUSE_SECONDS = 60.0
 _MOST_REMEMBERED = 10_000
 _PROGRESS_SECONDS = 2.0
+_SERVER_PORT = 8080
 _WORKER_PORT = 8080
 _OK, _NOT_FOUND = 200, 404
 _MOST_BYTES = 300  # of an answer that a person may want to read
+_READINESS_SECONDS = 2.0
+_MOST_READINESS_BYTES = 8192
+
+
+class _Cause(BaseModel):
+    message: str
+
+
+class _Refusal(BaseModel):
+    """Google's form of an error."""
+
+    error: _Cause
 
 
 @dataclass(frozen=True)
@@ -38,6 +52,8 @@ class Prober:
     def __init__(self, session: aiohttp.ClientSession, answered: Callable[[Key], None] = lambda _: None) -> None:
         self._session = session
         self._looks: Looks[Key, _Answer] = Looks(_LIMITS, lambda key: key.namespace, answered)
+        self._readiness: Looks[Key, dict[str, str]] = Looks(_LIMITS, lambda key: key.namespace, answered)
+        self._words: dict[Key, dict[str, str]] = {}  # of pods that are not ready, by name
         self._failures: dict[Key, tuple[int, str]] = {}  # how many in a row, and the last one's words
 
     async def ask(self, namespace: str, deployed_model: str) -> str | None:
@@ -78,6 +94,36 @@ class Prober:
             return f"a prediction through the Service was not answered within {_SECONDS:.0f} s"
         except aiohttp.ClientError as error:
             return f"a prediction through the Service failed: {error}"
+
+    async def ask_readiness(self, key: Key, pods: Mapping[str, str]) -> Mapping[str, str]:
+        """Why pods (name to IP address) of a DeployedModel are not ready; of who does not say, what it said last."""
+        if not pods:
+            self._words.pop(key, None)
+            return {}
+        answer = await self._readiness.ask(key, lambda: self._read_readiness(pods), _PATIENCE_SECONDS)
+        said = self._words.pop(key, {}) | (answer or {})
+        self._words[key] = {name: said[name] for name in pods if name in said}
+        if len(self._words) > _MOST_REMEMBERED:
+            del self._words[next(iter(self._words))]
+        return self._words[key]
+
+    async def _read_readiness(self, pods: Mapping[str, str]) -> dict[str, str]:
+        answers = await asyncio.gather(*map(self._read_refusal, pods.values()))
+        return {name: answer for name, answer in zip(pods, answers, strict=True) if answer}
+
+    async def _read_refusal(self, address: str) -> str | None:
+        """Why the model server at this IP address says that it is not ready; None where it does not say."""
+        host = f"[{address}]" if ":" in address else address
+        try:
+            async with self._session.get(
+                f"http://{host}:{_SERVER_PORT}{names.READINESS_PATH}",
+                # A model's own code may answer instead: it leads nowhere else.
+                allow_redirects=False,
+                timeout=aiohttp.ClientTimeout(total=_READINESS_SECONDS),
+            ) as response:
+                return _Refusal.model_validate_json(await response.content.read(_MOST_READINESS_BYTES)).error.message
+        except (TimeoutError, aiohttp.ClientError, ValidationError):
+            return None  # it is ready by now, or gone
 
     async def ask_progress(self, address: str) -> ShardProgress | None:
         """How far the batch worker at this IP address is; None where it does not say."""

@@ -53,6 +53,8 @@ from pierhead_operator.status import (
     explain_mirror,
     explain_route,
     find_cause,
+    find_unready,
+    parse_readiness,
 )
 from pierhead_operator.types import BatchPredictionJob, DeployedModel, Endpoint, MachineSpec, Model, ModelVersion
 
@@ -77,6 +79,8 @@ _LABELS = {
 # How soon to look again at what no event will tell.
 _DRAIN_AGAIN_SECONDS = 2.0
 _CAPACITY_AGAIN_SECONDS = 10.0
+_UNREADY_AGAIN_SECONDS = 5.0
+_MOST_ASKED = 3  # pods of one DeployedModel that are not ready
 
 
 class ProberAccess(Protocol):
@@ -84,6 +88,7 @@ class ProberAccess(Protocol):
 
     async def ask(self, namespace: str, deployed_model: str) -> str | None: ...
     def find_pause(self, namespace: str, deployed_model: str) -> float: ...
+    async def ask_readiness(self, key: Key, pods: Mapping[str, str]) -> Mapping[str, str]: ...
 
 
 @dataclass(frozen=True)
@@ -216,11 +221,18 @@ class Reconciler:
 
     async def _observe_outcome(self, dm: DeployedModel, version: str, problem: Finding | None) -> Outcome:
         workload = await self._observe_workload(dm)
+        workload = replace(workload, told=await self._ask_unready(dm, workload.pods))
         silence = await self._ask(dm) if workload.count("availableReplicas") else None
         autoscaler = await self.cluster.get("HorizontalPodAutoscaler", dm.namespace, names.server(dm.name))
         ours = autoscaler if autoscaler and is_owned(autoscaler, dm) else None
         scaling = judge_scaling(dm, ours, self.clock())
         return Outcome(version, problem, workload, silence, scaling)
+
+    async def _ask_unready(self, dm: DeployedModel, pods: Sequence[Manifest]) -> dict[str, Finding]:
+        """What pods that had started and are not ready say of themselves: a few tell what all of a version suffer."""
+        asked = dict(sorted(find_unready(pods).items())[:_MOST_ASKED])
+        words = await self.prober.ask_readiness(Key(DeployedModel.KIND, dm.namespace, dm.name), asked)
+        return {name: finding for name, message in words.items() if (finding := parse_readiness(message))}
 
     async def _ask(self, dm: DeployedModel) -> str | None:
         """Why a DeployedModel's pods, though ready, give no predictions through their Service; None where they do."""
@@ -366,6 +378,8 @@ def decide_next_look(outcome: Outcome, probe_pause: float) -> float | None:
     """In how many seconds something may have changed that no event tells."""
     if outcome.silence:
         return probe_pause
+    if find_unready(outcome.workload.pods) and not outcome.workload.told:
+        return _UNREADY_AGAIN_SECONDS  # they may know more by then, without an event
     return _CAPACITY_AGAIN_SECONDS if outcome.workload.replacing else None
 
 

@@ -4,8 +4,9 @@
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import Field, ValidationError
@@ -65,6 +66,7 @@ REASON_ARTIFACT_NOT_FOUND = "ArtifactNotFound"  # nothing in storage under artif
 REASON_ARTIFACT_INVALID = "ArtifactInvalid"  # the artifact is no model folder, or its digest differs
 REASON_OUT_OF_MEMORY = "OutOfMemory"  # the server was killed at its memory limit
 REASON_MODEL_PROCESS_DIED = "ModelProcessDied"  # the model's process dies at loading, or again and again
+REASON_MODEL_PROCESS_DIES = "ModelProcessDies"  # it answers and dies, again and again: the pod left the traffic
 REASON_CRASH_LOOPING = "CrashLooping"  # the server ends again and again; the message has its last words
 
 # Ready=False, the platform team must act; retried meanwhile
@@ -115,10 +117,13 @@ _STALLING_REASONS = (
     REASON_ARTIFACT_INVALID,
     REASON_OUT_OF_MEMORY,
     REASON_MODEL_PROCESS_DIED,
+    REASON_MODEL_PROCESS_DIES,
     REASON_CRASH_LOOPING,
     REASON_SETTINGS_INVALID,
     REASON_ROUTE_NOT_ACCEPTED,
 )
+# Those that a server tells by its readiness, as `Reason: message`, while it runs.
+_READINESS_REASONS = (REASON_MODEL_PROCESS_DIES,)
 _IMAGE_REASONS = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable")
 _CREATION_REASONS = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError")
 _MESSAGE_LIMIT = 1024
@@ -271,6 +276,7 @@ class Workload:
 
     deployment: Manifest | None
     pods: Sequence[Manifest]
+    told: Mapping[str, Finding] = field(default_factory=dict)  # by pods that run and are not ready, of themselves
 
     def count(self, field: str) -> int:
         return int(self._status.get(field, 0))
@@ -375,7 +381,7 @@ def _explain_progress(dm: DeployedModel, workload: Workload) -> Finding:
 
 def explain_workload(dm: DeployedModel, workload: Workload) -> Finding | None:
     """Why a DeployedModel's pods do not all serve, from the pods themselves; None where nothing is wrong."""
-    findings = [finding for pod in workload.pods if (finding := explain_pod(pod))]
+    findings = [finding for pod in workload.pods if (finding := explain_pod(pod, workload.told))]
     enough = workload.is_complete(dm)
     if enough:
         # What an autoscaler asks for beyond the minimum may wait for a node.
@@ -397,11 +403,13 @@ def _soften(finding: Finding) -> Finding:
     return Finding(REASON_WAITING_FOR_CAPACITY, message)
 
 
-def explain_pod(pod: Manifest) -> Finding | None:
-    """Why a pod does not serve; None while it does, starts or leaves."""
+def explain_pod(pod: Manifest, told: Mapping[str, Finding] = MappingProxyType({})) -> Finding | None:
+    """Why a pod does not serve; None while it does, starts or leaves. `told`: what pods say of themselves."""
     status = pod.get("status", {})
     if pod["metadata"].get("deletionTimestamp") or _is_true(status, "Ready"):
         return None
+    if finding := told.get(pod["metadata"]["name"]):
+        return finding
     for condition in status.get("conditions", []):
         if condition["type"] == "PodScheduled" and condition.get("reason") == "Unschedulable":
             return Finding(REASON_UNSCHEDULABLE, condition.get("message", ""))
@@ -409,6 +417,23 @@ def explain_pod(pod: Manifest) -> Finding | None:
         if container["name"] == names.SERVER_CONTAINER:
             return _explain_container(container)
     return None
+
+
+def find_unready(pods: Iterable[Manifest]) -> dict[str, str]:
+    """The pods whose server runs, had started, and is not ready: name to IP address. They know why."""
+    return {
+        pod["metadata"]["name"]: pod["status"]["podIP"]
+        for pod in pods
+        if not pod["metadata"].get("deletionTimestamp") and pod.get("status", {}).get("podIP")
+        for container in pod["status"].get("containerStatuses", [])
+        if container["name"] == names.SERVER_CONTAINER and container.get("started") and not container.get("ready")
+    }
+
+
+def parse_readiness(message: str) -> Finding | None:
+    """What a server that is not ready says of itself; None for what passes by itself within moments."""
+    reason, _, rest = message.partition(": ")
+    return Finding(reason, rest) if reason in _READINESS_REASONS else None
 
 
 def _is_true(status: Mapping[str, Any], type_: str) -> bool:

@@ -33,7 +33,7 @@ from pierhead_server.telemetry import Asked, Telemetry
 from pierhead_server.workers import Workers
 
 # How a reason begins that the operator puts into the DeployedModel's conditions, as those of a StartupError.
-_DIES = "ModelProcessDies"
+DIES = "ModelProcessDies"
 _CLIENT_GONE = 499  # what nginx made customary; nobody reads it but the metrics
 
 
@@ -122,7 +122,7 @@ class Listener:
         if self._workers.failure:
             return self._workers.failure
         # Before what a process that is away just now makes of it: the operator shall not read a new cause each time.
-        return f"{_DIES}: {dying}" if (dying := self._workers.dying) else self._workers.not_ready
+        return f"{DIES}: {dying}" if (dying := self._workers.dying) else self._workers.not_ready
 
     # Predictions
 

@@ -113,7 +113,7 @@ ROWS = {
     # What somebody must mend.
     **{reason: (_deployed_model(reason), DEGRADED) for reason in (
         "MachineUnknown", "NotOwned", "ArtifactNotFound", "ArtifactInvalid", "OutOfMemory", "ModelProcessDied",
-        "CrashLooping", "SettingsInvalid",
+        "ModelProcessDies", "CrashLooping", "SettingsInvalid",
     )},
     "endpoint": (_endpoint({"a": 100}, {"a": 100}, "a"), HEALTHY),
     "endpoint with nothing on it": (_endpoint(None, {}), PROGRESSING),

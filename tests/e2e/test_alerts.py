@@ -200,6 +200,15 @@ CASES = (
         good={_server("model_process_restarts_total"): "0x10 1x20"},
     ),
     Case(
+        "PierheadModelProcessDies",
+        8,
+        PODS,
+        "The model's process in a pod of team-a/photos-1 dies again and again, so the pod takes no requests.",
+        # Ready again for a minute or two, and out again.
+        bad={_server("model_process_dies"): "0 0 0 0 0 1 0 0 0 0"},
+        good={_server("model_process_dies"): "1 0 0 0 0 0 0 0 0 0"},
+    ),
+    Case(
         "PierheadBatchFailed",
         10,
         {"namespace": "team-a", "batch_prediction_job": "nightly"},

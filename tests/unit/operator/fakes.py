@@ -28,6 +28,12 @@ class FakeProber:
     def __init__(self):
         self.silence = None
         self.asked = []
+        self.words = {}  # of pods that are not ready, by name
+        self.unready = {}  # those that were asked last
+
+    async def ask_readiness(self, key, pods):
+        self.unready = pods
+        return {name: self.words[name] for name in pods if name in self.words}
 
     async def ask(self, namespace, deployed_model):
         self.asked.append((namespace, deployed_model))

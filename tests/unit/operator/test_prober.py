@@ -1,6 +1,7 @@
 """A real HTTP server in place of a Service: what counts as an answer."""
 
 import asyncio
+import contextlib
 import socket
 
 import aiohttp
@@ -8,6 +9,7 @@ import pytest
 from aiohttp import web
 from aiohttp.abc import AbstractResolver
 from pierhead_operator import names, prober
+from pierhead_operator.cluster import Key
 from pierhead_operator.prober import Prober
 
 
@@ -89,3 +91,116 @@ async def test_nobody_there_is_told():
         resolver = ToPort(free.getsockname()[1])
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(resolver=resolver)) as session:
             assert "failed" in await Prober(session).ask("team", "photos-1")
+
+
+# Readiness
+
+KEY = Key("DeployedModel", "team", "photos-1")
+
+
+@pytest.fixture
+async def ask_readiness(monkeypatch):
+    """Asks a pod that answers as it is told, or not at all."""
+    async with contextlib.AsyncExitStack() as stack:
+        released = asyncio.Event()
+
+        async def run(answer):
+            async def handle(request):
+                assert (request.method, request.path) == ("GET", "/readyz")
+                return await (answer() if answer else released.wait())
+
+            app = web.Application()
+            app.router.add_route("*", "/{path:.*}", handle)
+            runner = web.AppRunner(app, shutdown_timeout=0)
+            stack.push_async_callback(runner.cleanup)
+            await runner.setup()
+            site = web.TCPSite(runner, "127.0.0.1", 0)
+            await site.start()
+            monkeypatch.setattr(prober, "_SERVER_PORT", site._server.sockets[0].getsockname()[1])
+            async with aiohttp.ClientSession() as session:
+                return (await Prober(session).ask_readiness(KEY, {"p": "127.0.0.1"})).get("p")
+
+        yield run
+        released.set()
+
+
+def refuse(message):
+    async def answer():
+        error = {"code": 503, "message": message, "status": "UNAVAILABLE"}
+        return web.json_response({"error": error}, status=503)
+
+    return answer
+
+
+async def test_pod_that_is_not_ready_says_why(ask_readiness):
+    words = "ModelProcessDies: " + "\u00fc" * 800
+    assert await ask_readiness(refuse(words)) == words
+
+
+async def test_pod_that_is_ready_by_now_says_nothing(ask_readiness):
+    async def answer():
+        return web.json_response({"status": "ok"})
+
+    assert await ask_readiness(answer) is None
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"no JSON", b'{"error": "no object"}', b'{"error": {"message": 7}}', b"\xff", b"[" * 4000, b"x" * 10**6],
+)
+async def test_nonsense_says_nothing(ask_readiness, body):
+    async def answer():
+        return web.Response(body=body, status=503)
+
+    assert await ask_readiness(answer) is None
+
+
+async def test_pod_leads_the_operator_nowhere_else(ask_readiness):
+    async def answer():
+        raise web.HTTPFound("/elsewhere")
+
+    assert await ask_readiness(answer) is None
+
+
+async def test_pod_that_does_not_answer_says_nothing(ask_readiness, monkeypatch):
+    monkeypatch.setattr(prober, "_READINESS_SECONDS", 0.05)
+    assert await ask_readiness(None) is None
+
+
+async def test_pod_that_is_gone_says_nothing(monkeypatch):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        monkeypatch.setattr(prober, "_SERVER_PORT", free.getsockname()[1])
+        async with aiohttp.ClientSession() as session:
+            assert await Prober(session).ask_readiness(KEY, {"p": "127.0.0.1"}) == {}
+
+
+async def test_pod_that_does_not_say_once_is_known_by_what_it_said_last(monkeypatch):
+    said = [{"p": "loading", "q": "loading"}, {"q": "dies"}, {}]
+
+    async def read(self, pods):
+        return said.pop(0)
+
+    monkeypatch.setattr(Prober, "_read_readiness", read)
+    one, pods = Prober(None), {"p": "10.0.0.1", "q": "10.0.0.2"}
+    assert await one.ask_readiness(KEY, pods) == {"p": "loading", "q": "loading"}
+    assert await one.ask_readiness(KEY, pods) == {"p": "loading", "q": "dies"}
+    assert await one.ask_readiness(KEY, {"q": "10.0.0.2"}) == {"q": "dies"}
+    assert await one.ask_readiness(KEY, {}) == {}
+    assert not one._words
+
+
+async def test_no_worker_of_the_queue_waits_for_a_slow_pod(monkeypatch):
+    go_on, answered = asyncio.Event(), asyncio.get_running_loop().create_future()
+
+    async def read(self, pods):
+        await go_on.wait()
+        return {"p": "dies"}
+
+    monkeypatch.setattr(Prober, "_read_readiness", read)
+    monkeypatch.setattr(prober, "_PATIENCE_SECONDS", 0.01)
+    one = Prober(None, answered.set_result)
+    assert await one.ask_readiness(KEY, {"p": "10.0.0.1"}) == {}
+    go_on.set()
+    assert await asyncio.wait_for(answered, 30) == KEY
+    assert await one.ask_readiness(KEY, {"p": "10.0.0.1"}) == {"p": "dies"}

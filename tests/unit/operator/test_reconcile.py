@@ -590,6 +590,56 @@ async def test_pods_that_answered_are_not_asked_again(make_reconciler):
     assert len(reconciler.prober.asked) == 1
 
 
+# Pods that are not ready
+
+
+def _make_pod(number, ready=False):
+    labels = {"app.kubernetes.io/managed-by": "pierhead", "pierhead.dev/deployed-model": "photos-1"}
+    container = {"name": "server", "started": True, "ready": ready, "state": {"running": {}}}
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": f"p{number}", "namespace": "default", "labels": labels},
+        "status": {
+            "podIP": f"10.0.0.{number}",
+            "conditions": [{"type": "Ready", "status": str(ready)}],
+            "containerStatuses": [container],
+        },
+    }
+
+
+async def test_pod_that_is_not_ready_is_asked_why(make_reconciler):
+    pods = [_make_pod(1, ready=True), _make_pod(2)]
+    cluster, reconciler = make_reconciler(make_model(), make_endpoint(), make_deployed_model(), *pods)
+    await _answering(cluster, reconciler)
+    reconciler.prober.words["p2"] = "the model's process died (SIGSEGV) and is starting anew"
+    assert await reconciler.reconcile(DM), "no event tells that it says something else"
+    assert cluster.ready(DM) == ("False", "NotReady")
+    reconciler.prober.words["p2"] = "ModelProcessDies: it died 3 times"
+    await reconciler.reconcile(DM)
+    assert cluster.ready(DM) == ("False", "ModelProcessDies")
+    assert reconciler.prober.unready == {"p2": "10.0.0.2"}
+    writes = len(cluster.calls)
+    assert await reconciler.reconcile(DM) is None, "the pod's recovery is an event"
+    assert len(cluster.calls) == writes
+
+
+async def test_few_pods_of_many_are_asked(make_reconciler):
+    pods = [_make_pod(number) for number in range(9)]
+    _, reconciler = make_reconciler(make_model(), make_endpoint(), make_deployed_model(), *pods)
+    await reconciler.reconcile(DM)
+    assert len(reconciler.prober.unready) == 3
+
+
+async def test_pods_that_are_ready_are_not_asked_for_their_readiness(make_reconciler):
+    cluster, reconciler = make_reconciler(
+        make_model(), make_endpoint(), make_deployed_model(), _make_pod(1, ready=True)
+    )
+    await _answering(cluster, reconciler)
+    assert await reconciler.reconcile(DM) is None
+    assert reconciler.prober.unready == {}
+
+
 # Removal
 
 

@@ -22,9 +22,12 @@ from pierhead_operator.status import (
     explain_mirror,
     explain_pod,
     explain_route,
+    find_unready,
+    parse_readiness,
     transition_event,
 )
 from pierhead_operator.types import DeployedModel, DeployedModelStatus, Endpoint
+from pierhead_server import app
 from pierhead_server.batch.errors import InputNotFoundError
 from pierhead_server.errors import StartupError
 
@@ -40,12 +43,13 @@ def make_deployment(replicas=1, updated=1, available=1, observed=7, conditions=(
     return {"metadata": {"name": "dm-photos-1", "generation": 7}, "spec": {"strategy": strategy}, "status": status}
 
 
-def judge(dm, deployment, pods=(), now=NOW, problem=None, silence=None):
+def judge(dm, deployment, pods=(), now=NOW, problem=None, silence=None, told=None):
     """The status of a DeployedModel of version 1."""
-    return compute_deployed_model_status(dm, Outcome("1", problem, Workload(deployment, pods), silence), now)
+    workload = Workload(deployment, pods, told or {})
+    return compute_deployed_model_status(dm, Outcome("1", problem, workload, silence), now)
 
 
-def make_pod(name="p", state=None, last_state=None, ready=False, conditions=(), deleting=False, started=False):
+def make_pod(name="p", state=None, last_state=None, ready=False, conditions=(), deleting=False, started=False, ip=""):
     container = {"name": "server", "image": "i", "state": state or {"running": {}}, "lastState": last_state or {}}
     container |= {"started": started, "ready": ready}
     return {
@@ -53,7 +57,8 @@ def make_pod(name="p", state=None, last_state=None, ready=False, conditions=(), 
         "status": {
             "conditions": [{"type": "Ready", "status": "True" if ready else "False"}, *conditions],
             "containerStatuses": [container],
-        },
+        }
+        | ({"podIP": ip} if ip else {}),
     }
 
 
@@ -113,6 +118,60 @@ PODS = {
 @pytest.mark.parametrize(("pod", "expected"), PODS.values(), ids=PODS.keys())
 def test_explain_pod(pod, expected):
     assert explain_pod(pod) == expected
+
+
+DIES = Finding("ModelProcessDies", "the model's process died 3 times within 60 s: exit code 3; its last words: boom")
+
+
+@pytest.mark.parametrize(
+    ("pod", "expected"),
+    [
+        (make_pod(started=True), DIES),
+        (make_pod(started=True, last_state=terminated("boom")), DIES),
+        (make_pod("other", started=True), PODS["no longer ready"][1]),
+        (make_pod(started=True, ready=True), None),
+        (make_pod(started=True, deleting=True), None),
+    ],
+    ids=["says so", "now, whatever was before", "another pod says so", "ready again", "leaving"],
+)
+def test_what_a_pod_says_of_itself_counts_while_it_is_not_ready(pod, expected):
+    assert explain_pod(pod, {"p": DIES}) == expected
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        (f"ModelProcessDies: {DIES.message}", DIES),
+        ("the model's process died (SIGSEGV) and is starting anew", None),
+        ("ArtifactInvalid: says who", None),
+        ("ModelProcessDies", Finding("ModelProcessDies", "")),
+        ("", None),
+    ],
+)
+def test_server_tells_some_causes_by_its_readiness(message, expected):
+    assert parse_readiness(message) == expected
+
+
+def test_those_that_know_why_they_are_not_ready_are_found():
+    pods = [
+        make_pod("starts", ip="10.0.0.1"),
+        make_pod("serves", ip="10.0.0.2", started=True, ready=True),
+        make_pod("is-unready", ip="10.0.0.3", started=True),
+        make_pod("leaves", ip="10.0.0.4", started=True, deleting=True),
+        make_pod("has-no-address-yet", started=True),
+        {"metadata": {"name": "new"}},
+    ]
+    assert find_unready(pods) == {"is-unready": "10.0.0.3"}
+
+
+def test_model_that_dies_again_and_again_is_stalled_and_gets_no_traffic(deployed_model):
+    pods = [make_pod(started=True)]
+    status = judge(deployed_model, make_deployment(available=0), pods, told={"p": DIES})
+    assert (status.condition(READY).reason, status.condition(READY).message) == (DIES.reason, DIES.message)
+    assert [status.condition(type_).status for type_ in (READY, AVAILABLE, STALLED)] == ["False", "False", "True"]
+    beside = judge(deployed_model, make_deployment(replicas=2), [*pods, make_pod("q", ready=True)], told={"p": DIES})
+    assert beside.condition(READY).reason == DIES.reason
+    assert beside.condition(AVAILABLE).status == "True", "another pod answers"
 
 
 QUOTA = {"type": "ReplicaFailure", "status": "True", "message": "exceeded quota: gpus"}
@@ -380,6 +439,10 @@ def test_every_cause_that_the_server_tells_is_known():
     """And a batch worker, whose own are beside its module."""
     assert StartupError in InputNotFoundError.__bases__
     assert {error.reason for error in StartupError.__subclasses__()} == set(SERVER_REASONS)
+
+
+def test_cause_that_the_server_tells_by_its_readiness_is_known():
+    assert parse_readiness(f"{app.DIES}: why") == Finding("ModelProcessDies", "why")
 
 
 ROUTES = {

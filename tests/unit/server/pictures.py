@@ -40,7 +40,7 @@ def encode(image: Image.Image, encoding: str = "PNG", **options: object) -> byte
 
 
 OBEDIENT = """\
-import os, pathlib, signal, time
+import os, pathlib, signal, sys, time
 
 class Predictor:
     @classmethod
@@ -53,6 +53,9 @@ class Predictor:
     def obey(self, told):
         if told == "die":
             os.kill(os.getpid(), signal.SIGKILL)
+        if isinstance(told, str) and told.startswith("say "):
+            print(told, file=sys.stderr)
+            os._exit(3)
         while told == "hang":
             time.sleep(60)
         if isinstance(told, dict):

@@ -274,6 +274,15 @@ def obedient(obedient_folder, tmp_path_factory):
         yield server
 
 
+@pytest.fixture
+def mortal(obedient_folder, tmp_path):
+    """One whose processes nobody has killed yet."""
+    settings = {"ALLOW_CODE": "true", "WORKERS": 2, "PREDICT_TIMEOUT_SECONDS": 5}
+    with running_server(obedient_folder, tmp_path / "log", **settings) as server:
+        server.wait_ready(2)
+        yield server
+
+
 def tell(server, told):
     return server.client.post(PREDICT, json=instances(told))
 
@@ -313,25 +322,40 @@ def test_request_that_kills_its_worker_fails_alone(obedient, tmp_path):
     wait_until(lambda: obedient.metric("pierhead_workers") == 2)
 
 
-def test_fork_server_that_is_killed_comes_back_without_a_failed_request(obedient, tmp_path):
-    parent, workers = obedient.fork_server(), obedient.workers()
+def test_fork_server_that_is_killed_comes_back_without_a_failed_request(mortal, tmp_path):
+    parent, workers = mortal.fork_server(), mortal.workers()
     with ThreadPoolExecutor(6) as callers:
-        computing = [callers.submit(tell, obedient, {"wait for": str(tmp_path / "gate")}) for _ in range(2)]
+        computing = [callers.submit(tell, mortal, {"wait for": str(tmp_path / "gate")}) for _ in range(2)]
         # Or one of those that follow is there first, and answered.
-        wait_until(lambda: obedient.metric("pierhead_predict_requests_in_flight") == 2)
-        waiting = [callers.submit(tell, obedient, "pid") for _ in range(4)]
-        wait_until(lambda: obedient.metric("pierhead_predict_requests_in_flight") == 6)
+        wait_until(lambda: mortal.metric("pierhead_predict_requests_in_flight") == 2)
+        waiting = [callers.submit(tell, mortal, "pid") for _ in range(4)]
+        wait_until(lambda: mortal.metric("pierhead_predict_requests_in_flight") == 6)
         os.kill(parent, signal.SIGKILL)
-        wait_until(lambda: obedient.client.get("/readyz").status_code == 503, obedient.process)
-        assert "SIGKILL: most likely out of memory" in obedient.client.get("/readyz").json()["error"]["message"]
-        assert obedient.client.get("/healthz").status_code == 200
+        wait_until(lambda: mortal.client.get("/readyz").status_code == 503, mortal.process)
+        assert "SIGKILL: most likely out of memory" in mortal.client.get("/readyz").json()["error"]["message"]
+        assert mortal.client.get("/healthz").status_code == 200
         (tmp_path / "gate").touch()
         answers = [call.result() for call in (*computing, *waiting)]
     assert {answer.status_code for answer in answers} == {200}
-    assert obedient.fork_server() != parent
+    assert mortal.fork_server() != parent
     assert not {pid for answer in answers for pid in answer.json()["predictions"]} & set(workers)
     wait_until(lambda: not any(map(is_alive, workers)))
-    obedient.wait_ready(2)
+    mortal.wait_ready(2)
+
+
+def test_model_that_dies_again_and_again_is_not_ready(mortal):
+    for number in range(3):
+        assert mortal.client.get("/readyz").status_code == 200
+        answer = tell(mortal, f"say boom {number}")
+        assert answer.status_code == 500
+        assert "boom" not in answer.text
+        assert tell(mortal, "pid").status_code == 200
+    answer = mortal.client.get("/readyz")
+    words = "the model's process died 3 times within 60 s: exit code 3; its last words: say boom 2"
+    assert (answer.status_code, answer.json()["error"]["message"]) == (503, f"ModelProcessDies: {words}")
+    assert mortal.metric("pierhead_model_process_dies") == 1
+    assert mortal.client.get("/healthz").status_code == 200
+    assert "say boom 0\n" in mortal.log.read_text()
 
 
 def test_model_that_does_not_come_back_is_504_and_replaced(obedient):
