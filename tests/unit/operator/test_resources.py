@@ -20,7 +20,7 @@ from pierhead_operator.resources import (
 )
 from pierhead_operator.settings import OperatorSettings
 from pierhead_operator.types import DeployedModel, Endpoint
-from pierhead_server.settings import Settings as ServerSettings
+from pierhead_server.settings import load_settings as load_server_settings
 
 from tests.unit.operator.conftest import NETWORK_POLICY, make_deployed_model, manifest
 
@@ -222,7 +222,7 @@ def test_server_is_told_whether_code_may_run(model, settings, allow_code, told):
 
 def test_server_does_by_itself_what_it_is_not_told(model, settings):
     """An Endpoint's own defaults are the server's, so that an Endpoint without limits tells it nothing."""
-    server = ServerSettings(artifact_uri="gs://models/photos")
+    server = load_server_settings(artifact_uri="gs://models/photos")
     timeout = Endpoint.model_validate(manifest("Endpoint", "photos", {})).spec.client_connection_config
     assert timeout.inference_timeout_seconds == server.predict_timeout_seconds
     without, with_endpoint = _serving(model, settings, {}), _serving(model, settings, {}, {})
