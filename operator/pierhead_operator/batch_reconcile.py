@@ -24,7 +24,7 @@ from pierhead_operator.batch_status import (
 )
 from pierhead_operator.cluster import ClusterError, Invalid, Key, Rejected, UnreadableError
 from pierhead_operator.progress import ProgressPoller
-from pierhead_operator.reconcile import explain_machine, explain_model
+from pierhead_operator.reconcile import explain_machine, explain_model, explain_pods
 from pierhead_operator.resources import Manifest, is_owned
 from pierhead_operator.resources.batch import (
     Batching,
@@ -225,7 +225,10 @@ def resolve_version(batch: BatchPredictionJob, model: Model | None) -> ModelVers
 
 def explain_batching(batching: Batching) -> Finding | None:
     """Why no worker can be made of it."""
+    spec, settings = batching.job.spec, batching.settings
     too_large = explain_document(batching)
-    return explain_machine(batching.job.spec.dedicated_resources.machine_spec, batching.settings) or (
-        Finding(REASON_SPEC_TOO_LARGE, too_large) if too_large else None
+    return (
+        explain_machine(spec.dedicated_resources.machine_spec, settings)
+        or explain_pods(spec.pod_overrides, settings)
+        or (Finding(REASON_SPEC_TOO_LARGE, too_large) if too_large else None)
     )

@@ -24,6 +24,7 @@ from pierhead_operator.resources import (
     Serving,
     decide_in_place,
     desired_objects,
+    explain_overrides,
     find_limits,
     is_owned,
     selector,
@@ -41,6 +42,7 @@ from pierhead_operator.status import (
     REASON_MACHINE_UNKNOWN,
     REASON_MODEL_NOT_FOUND,
     REASON_MODEL_VERSION_NOT_FOUND,
+    REASON_OVERRIDE_NOT_ALLOWED,
     REASON_TOO_MANY_DEPLOYED_MODELS,
     Carried,
     Finding,
@@ -54,7 +56,15 @@ from pierhead_operator.status import (
     explain_route,
     find_cause,
 )
-from pierhead_operator.types import BatchPredictionJob, DeployedModel, Endpoint, MachineSpec, Model, ModelVersion
+from pierhead_operator.types import (
+    BatchPredictionJob,
+    DeployedModel,
+    Endpoint,
+    MachineSpec,
+    Model,
+    ModelVersion,
+    PodOverrides,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -143,9 +153,10 @@ class Reconciler:
         serving = make_serving(dm, model, version, endpoint, self.settings)
         if serving:
             serving = pinning.pin(serving, before.deployment)
-        unknown = explain_machine(dm.spec.machine_spec, serving.settings if serving else self.settings)
-        problem = explain_references(dm, model, version, endpoint) or unknown
-        if unknown:
+        refused = explain_machine(dm.spec.machine_spec, serving.settings if serving else self.settings)
+        refused = refused or explain_pods(dm.spec.pod_overrides, self.settings)
+        problem = explain_references(dm, model, version, endpoint) or refused
+        if refused:
             serving = None  # what runs is left as it is
         if serving:
             desired = self._desired(serving, before)
@@ -421,6 +432,12 @@ def explain_machine(machine: MachineSpec, settings: OperatorSettings) -> Finding
     """A machine that the installation does not know."""
     message = unknown_machine(machine, settings)
     return Finding(REASON_MACHINE_UNKNOWN, message) if message else None
+
+
+def explain_pods(overrides: PodOverrides, settings: OperatorSettings) -> Finding | None:
+    """What the author of a pod may not say of it."""
+    message = explain_overrides(overrides, settings.server)
+    return Finding(REASON_OVERRIDE_NOT_ALLOWED, message) if message else None
 
 
 def explain_endpoint(endpoint: Endpoint, traffic: Traffic, settings: OperatorSettings) -> Finding | None:

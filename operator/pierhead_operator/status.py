@@ -51,6 +51,7 @@ REASON_DEPLOYED_MODEL_NOT_FOUND = "DeployedModelNotFound"  # the split names wha
 REASON_TRAFFIC_SPLIT_MISSING = "TrafficSplitMissing"  # several DeployedModels and no split
 REASON_TOO_MANY_DEPLOYED_MODELS = "TooManyDeployedModels"  # more get weight than the provider's rule can lead to
 REASON_MACHINE_UNKNOWN = "MachineUnknown"  # the installation knows no such machineType or acceleratorType
+REASON_OVERRIDE_NOT_ALLOWED = "OverrideNotAllowed"  # podOverrides says what is not the author's to say
 REASON_ACCESS_NOT_OFFERED = "AccessNotOffered"  # access Private, and the installation has no gateway for it
 REASON_SPEC_TOO_LARGE = "SpecTooLarge"  # BatchPredictionJob: more addresses than a worker can be told
 REASON_INPUT_NOT_FOUND = "InputNotFound"  # BatchPredictionJob: an address of the input names nothing
@@ -106,6 +107,7 @@ _PROGRESS_REASONS = (
 _STALLING_REASONS = (
     REASON_MACHINE_UNKNOWN,
     REASON_TOO_MANY_DEPLOYED_MODELS,
+    REASON_OVERRIDE_NOT_ALLOWED,
     REASON_SPEC_TOO_LARGE,
     REASON_ACCESS_NOT_OFFERED,
     REASON_INVALID,

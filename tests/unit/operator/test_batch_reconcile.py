@@ -510,6 +510,26 @@ async def test_too_many_addresses_are_told(make_reconciler):
     assert cluster.ready(BATCH) == ("False", "SpecTooLarge")
 
 
+async def test_job_with_an_override_that_is_not_allowed_fails_at_once(make_reconciler):
+    overrides = {"env": [{"name": "AWS_ENDPOINT_URL", "value": "http://mine"}]}
+    cluster, reconciler = make_reconciler(make_model(), make_batch(podOverrides=overrides))
+    await reconciler.reconcile(BATCH)
+    assert cluster.ready(BATCH) == ("False", "OverrideNotAllowed")
+    status = cluster.objects["BatchPredictionJob", "nightly"]["status"]
+    assert (_state(cluster), status["error"]["code"]) == ("FAILED", 3)
+    assert "spec.podOverrides.env[AWS_ENDPOINT_URL]" in status["error"]["message"]
+    assert ("Job", "bpj-nightly") not in cluster.objects
+
+
+async def test_job_that_runs_goes_on_though_its_overrides_are_no_longer_allowed(make_reconciler):
+    cluster, reconciler = make_reconciler(make_model(), make_batch())
+    await reconciler.reconcile(BATCH)
+    _put_pod(cluster)
+    cluster.objects["BatchPredictionJob", "nightly"]["spec"]["podOverrides"] = {"labels": {"job-name": "another"}}
+    await reconciler.reconcile(BATCH)
+    assert _state(cluster) == "RUNNING"
+
+
 async def test_pods_of_a_job_that_had_the_name_before_count_nothing(make_reconciler):
     cluster, reconciler = make_reconciler(make_model(), make_batch())
     await reconciler.reconcile(BATCH)

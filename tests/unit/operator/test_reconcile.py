@@ -1,6 +1,7 @@
 """Reconcile against a fake cluster that records what it was told, with failures where a cluster has them."""
 
 from copy import deepcopy
+from dataclasses import replace
 from datetime import timedelta
 from unittest.mock import AsyncMock
 
@@ -148,6 +149,63 @@ async def test_missing_reference_is_told(make_reconciler, missing, reason):
     cluster, reconciler = make_reconciler(*there)
     await reconciler.reconcile(DM)
     assert cluster.ready(DM) == ("False", reason)
+
+
+def _override(cluster, **overrides):
+    cluster.objects["DeployedModel", "photos-1"]["spec"] = make_deployed_model(podOverrides=overrides)["spec"]
+
+
+async def test_override_that_is_not_allowed_is_told_and_what_runs_goes_on(make_reconciler):
+    cluster, reconciler = make_reconciler(make_model(), make_endpoint(), make_deployed_model())
+    await _answering(cluster, reconciler)
+    await reconciler.reconcile(DM)
+    before = deepcopy(cluster.objects["Deployment", "dm-photos-1"])
+    _override(cluster, env=[{"name": "AWS_ENDPOINT_URL", "value": "http://mine"}])
+    await reconciler.reconcile(DM)
+    assert cluster.ready(DM) == ("False", "OverrideNotAllowed")
+    assert cluster.is_true(DM, "Stalled")
+    assert cluster.is_true(DM, "Available")
+    assert cluster.objects["Deployment", "dm-photos-1"] == before
+    cluster.calls.clear()
+    await reconciler.reconcile(DM)
+    assert cluster.calls == [], "stable: no writes"
+    _override(cluster, env=[{"name": "PIERHEAD_WORKERS", "value": "2"}])
+    await reconciler.reconcile(DM)
+    assert cluster.objects["Deployment", "dm-photos-1"] != before
+
+
+async def test_override_is_judged_by_what_the_installation_allows_now(make_reconciler):
+    """What pods are made with is pinned; what may be asked for is not."""
+    spec = {"podOverrides": {"env": [{"name": "MYAPP_MODE", "value": "a"}]}}
+    cluster, reconciler = make_reconciler(make_model(), make_endpoint(), make_deployed_model(**spec))
+    allowing = reconciler.settings.server.model_copy(update={"allowed_env": ["MYAPP_*"]})
+    wider = replace(reconciler, settings=reconciler.settings.model_copy(update={"server": allowing}))
+    await reconciler.reconcile(DM)
+    assert ("Deployment", "dm-photos-1") not in cluster.objects
+    await wider.reconcile(DM)
+    assert cluster.ready(DM) == ("False", "Progressing")
+    assert "MYAPP" not in cluster.objects["Deployment", "dm-photos-1"]["metadata"]["annotations"]["pierhead.dev/pinned"]
+    cluster.calls.clear()
+    await reconciler.reconcile(DM)
+    assert cluster.ready(DM) == ("False", "OverrideNotAllowed")
+    assert not [call for call in cluster.calls if call[1] == "Deployment"]
+
+
+# What the CRD of 0.1.0 took, and stored.
+JUNK = (
+    {"env": [{"name": "PIERHEAD_WORKERS", "value": 4}, {"name": "PIERHEAD_LOG_LEVEL", "valueFrom": {}}]},
+    {"env": [{"name": ""}]},
+    {"tolerations": [{}, {"effect": "Often"}], "affinity": {"nodeAffinity": []}},
+    {"labels": {"pierhead.dev/deployed-model": "another"}, "priorityClassName": "system-node-critical"},
+)
+
+
+@pytest.mark.parametrize("overrides", JUNK)
+async def test_what_an_older_crd_took_gets_a_status(make_reconciler, overrides):
+    spec = {"podOverrides": overrides, "dedicatedResources": {"machineSpec": {"resourceClaims": [{"name": "A b"}]}}}
+    cluster, reconciler = make_reconciler(make_model(), make_endpoint(), make_deployed_model(**spec))
+    await reconciler.reconcile(DM)
+    assert cluster.ready(DM)[0] == "False"
 
 
 async def test_missing_version_is_told(make_reconciler):

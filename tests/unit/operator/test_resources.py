@@ -203,14 +203,26 @@ def test_env_nearer_to_the_deployed_model_counts(model, settings):
 
 def test_env_comes_after_what_it_refers_to(model, settings):
     changed = _change(settings, {"server": {"env": [{"name": "BUCKET", "value": "photos"}]}})
-    overrides = {"env": [{"name": "PIERHEAD_MODEL", "value": "$(BUCKET)/model"}]}
-    assert list(_env(_serving(model, changed, {"podOverrides": overrides})))[-2:] == ["BUCKET", "PIERHEAD_MODEL"]
+    overrides = {"env": [{"name": "PIERHEAD_WORKERS", "value": "$(BUCKET)"}]}
+    assert list(_env(_serving(model, changed, {"podOverrides": overrides})))[-2:] == ["BUCKET", "PIERHEAD_WORKERS"]
 
 
 def test_pod_overrides_do_not_say_what_runs(model, settings):
-    names = ("PIERHEAD_ARTIFACT_URI", "PIERHEAD_ARTIFACT_DIGEST", "PIERHEAD_ALLOW_CODE")
-    overrides = {"env": [{"name": name, "value": "gs://elsewhere"} for name in names]}
+    names = ("PIERHEAD_ARTIFACT_URI", "PIERHEAD_ARTIFACT_DIGEST", "PIERHEAD_ALLOW_CODE", "LD_PRELOAD", "PYTHONPATH")
+    overrides = {"env": [{"name": name, "value": "gs://elsewhere"} for one in names for name in (one, one.lower())]}
     assert _env(_serving(model, settings, {"podOverrides": overrides})) == _env(_serving(model, settings, {}))
+
+
+def test_pod_overrides_do_not_say_whose_pods_they_are(model, settings):
+    keys = {"pierhead.dev/batch-prediction-job": "nightly", "job-name": "bpj-nightly", "app.kubernetes.io/name": "x"}
+    overrides = {"labels": {**keys, "team": "a"}, "annotations": keys}
+    metadata = make_deployment(_serving(model, settings, {"podOverrides": overrides}))["spec"]["template"]["metadata"]
+    assert metadata["labels"].keys() - {"team"} == _plain_labels(model, settings).keys()
+    assert "annotations" not in metadata
+
+
+def _plain_labels(model, settings):
+    return make_deployment(_serving(model, settings, {}))["spec"]["template"]["metadata"]["labels"]
 
 
 @pytest.mark.parametrize(("allow_code", "told"), [(True, "true"), (False, None)])

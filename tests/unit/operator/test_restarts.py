@@ -370,6 +370,8 @@ SERVER = {
     "artifactCacheBytes": 1000,
     "resources": {"requests": {"cpu": "2"}},
 }
+# What their authors may ask for.
+ALLOWED = {"allowedEnv": ["MYAPP_*"]}
 CLASSES = {
     "machineTypes": {"small": {"nodeSelector": {"size": "tiny"}}},
     "acceleratorTypes": {"NVIDIA_L4": {"resource": "nvidia.com/l4"}},
@@ -379,7 +381,7 @@ CLASSES = {
 def test_every_setting_is_looked_at():
     sections = {field.alias for field in OperatorSettings.model_fields.values()}
     assert SECTIONS.keys() | {"server", "machines"} == sections
-    assert SERVER.keys() == {field.alias for field in ServerSettings.model_fields.values()}
+    assert SERVER.keys() | ALLOWED.keys() == {field.alias for field in ServerSettings.model_fields.values()}
     assert CLASSES.keys() == {field.alias for field in MachineSettings.model_fields.values()}
 
 
@@ -399,7 +401,12 @@ OF_PODS = [
 
 
 @pytest.mark.parametrize(
-    ("section", "field", "value"), [*((section, None, value) for section, value in SECTIONS.items()), *OF_PODS]
+    ("section", "field", "value"),
+    [
+        *((section, None, value) for section, value in SECTIONS.items()),
+        *(("server", field, value) for field, value in ALLOWED.items()),
+        *OF_PODS,
+    ],
 )
 async def test_setting_restarts_no_pod_that_served(old, section, field, value):
     before, after = _change_setting(old, section, field, value)
