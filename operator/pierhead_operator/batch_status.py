@@ -48,6 +48,7 @@ from pierhead_operator.types import (
     OutputInfo,
     ResourcesConsumed,
     ShardProgress,
+    VersionRecord,
 )
 
 ENDED: tuple[JobState, ...] = (
@@ -94,6 +95,7 @@ class Observed:
     pods: Sequence[Manifest]
     progress: Sequence[ShardProgress]
     due: bool = True
+    artifact: VersionRecord | None = None  # what that version is
 
 
 def is_renewed(batch: BatchPredictionJob) -> bool:
@@ -198,6 +200,7 @@ def compute_batch_status(batch: BatchPredictionJob, observed: Observed, now: dat
         state=verdict.state,
         progress=_render_progress(share, verdict.state),
         model_version=observed.version,
+        artifact=observed.artifact,
         create_time=batch.metadata.creation_timestamp,
         start_time=start,
         end_time=now if ended else None,

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Protocol, TypeVar
 
-from pierhead_operator import installation, names, pinning, removal, routing
+from pierhead_operator import installation, names, pinning, removal, routing, versions
 from pierhead_operator.applying import (
     ClusterAccess,
     Settled,
@@ -44,6 +44,7 @@ from pierhead_operator.status import (
     REASON_MODEL_VERSION_NOT_FOUND,
     REASON_OVERRIDE_NOT_ALLOWED,
     REASON_TOO_MANY_DEPLOYED_MODELS,
+    REASON_VERSION_CHANGED,
     Carried,
     Finding,
     Outcome,
@@ -64,6 +65,7 @@ from pierhead_operator.types import (
     Model,
     ModelVersion,
     PodOverrides,
+    VersionRecord,
 )
 
 logger = logging.getLogger(__name__)
@@ -153,7 +155,8 @@ class Reconciler:
         serving = make_serving(dm, model, version, endpoint, self.settings)
         if serving:
             serving = pinning.pin(serving, before.deployment)
-        refused = explain_machine(dm.spec.machine_spec, serving.settings if serving else self.settings)
+        refused = explain_version(dm.status.artifact, model, version)
+        refused = refused or explain_machine(dm.spec.machine_spec, serving.settings if serving else self.settings)
         refused = refused or explain_pods(dm.spec.pod_overrides, self.settings)
         problem = explain_references(dm, model, version, endpoint) or refused
         if refused:
@@ -163,7 +166,11 @@ class Reconciler:
             problem = await apply_all(self.cluster, dm, desired, self._settled, BESIDE_PODS) or problem
             await self._delete_surplus(dm, desired)
         outcome = await self._observe_outcome(dm, version if serving else dm.status.model_version, problem)
-        outcome = replace(outcome, note=pinning.explain_limits(serving) if serving else "")
+        outcome = replace(
+            outcome,
+            note=pinning.explain_limits(serving) if serving else "",
+            artifact=versions.make_record(serving.version) if serving else dm.status.artifact,
+        )
         await self._write_status(dm, compute_deployed_model_status(dm, outcome, self.clock()))
         retry_if_rejected(problem)
         return decide_next_look(outcome, self.prober.find_pause(dm.namespace, dm.name))
@@ -426,6 +433,13 @@ def explain_model(
         there = ", ".join(v.name for v in model.spec.versions)
         return Finding(REASON_MODEL_VERSION_NOT_FOUND, f"Model {name} has no version {version}; it has {there}")
     return None
+
+
+def explain_version(runs: VersionRecord | None, model: Model | None, version: str) -> Finding | None:
+    """A version that is not what it was; `runs` is what whoever asks runs already, if anything."""
+    found = model.spec.version(version) if model else None
+    message = versions.explain_version(model, found, runs) if model and found else None
+    return Finding(REASON_VERSION_CHANGED, message) if message else None
 
 
 def explain_machine(machine: MachineSpec, settings: OperatorSettings) -> Finding | None:

@@ -102,8 +102,22 @@ class ModelSpec(ApiObject):
         return self.version(name) or next((v for v in self.versions if name in v.aliases), None)
 
 
+class VersionRecord(ApiObject):
+    """What a version was when it was first seen."""
+
+    name: str = Field(description="The version's id.")
+    artifact_uri: str = Field(description="Its artifact.")
+    digest: str | None = Field(None, description="The artifact's digest, if it had one.")
+    allow_code: bool = Field(False, description="Whether code inside the artifact might run.")
+
+
 class ModelStatus(Status):
     """What is known of a Model."""
+
+    versions: list[VersionRecord] = Field(
+        default_factory=list,
+        description="What each version was when it was first seen, also of those removed: no other one takes its name.",
+    )
 
 
 class Model(Resource):
@@ -501,6 +515,9 @@ class DeployedModelStatus(Status):
     """What is known of a DeployedModel."""
 
     model_version: str = Field("", description="The version that runs, or is on its way.")
+    artifact: VersionRecord | None = Field(
+        None, description="What that version is: another one of its name is refused."
+    )
     replicas: int = Field(0, description="Replicas that there are.")
     ready_replicas: int = Field(0, description="Replicas that are ready.")
     available_replica_count: int = Field(0, description="Replicas that answer predictions.")
@@ -726,6 +743,9 @@ class BatchPredictionJobStatus(Status):
     state: JobState | None = Field(None, description="Vertex AI's state of the job.")
     progress: str = Field("", description="How much of the input is done, in percent.")
     model_version: str = Field("", description="The version that predicts, fixed at the start.")
+    artifact: VersionRecord | None = Field(
+        None, description="What that version is: another one of its name is refused."
+    )
     create_time: datetime | None = Field(None, description="When the job was made.")
     start_time: datetime | None = Field(None, description="When the first worker started.")
     end_time: datetime | None = Field(None, description="When the job ended.")

@@ -83,9 +83,7 @@ def test_commands_lead_from_nothing_to_a_prediction(storage, leaving_nothing, tm
         "examples/photos/photos.yaml": _write_models(tmp_path),
         # All pods learn where the tests' storage is.
         "install pierhead charts/pierhead": f"install pierhead charts/pierhead --set-json 'server.env={STORAGE}'",
-        "apply --server-side -k config/default": (
-            f"kustomize config/default | sed 's|env: \\[\\]|env: {STORAGE}|' | kubectl apply --server-side -f -"
-        ),
+        "| kubectl apply": f"| sed 's|env: \\[\\]|env: {STORAGE}|' | kubectl apply",
     }.items():
         commands = commands.replace(before, after)
     assert port in commands

@@ -225,6 +225,62 @@ async def test_missing_version_is_not_pinned(make_reconciler):
     assert cluster.ready(DM) == ("False", "Progressing")
 
 
+def _write_version(cluster, artifact):
+    """Version 1, after it was removed; the API server would not let it be changed."""
+    cluster.objects["Model", "photos"]["spec"]["versions"][0]["artifactUri"] = artifact
+
+
+def _artifact(cluster, name="photos-1"):
+    env = cluster.objects["Deployment", f"dm-{name}"]["spec"]["template"]["spec"]["containers"][0]["env"]
+    return next(one["value"] for one in env if one["name"] == "PIERHEAD_ARTIFACT_URI")
+
+
+@pytest.mark.parametrize("told_first", [MODEL, DM], ids=lambda key: key.kind)
+async def test_another_artifact_of_a_versions_name_is_told_and_what_runs_goes_on(make_reconciler, told_first):
+    cluster, reconciler = make_reconciler(make_model(), make_endpoint(), make_deployed_model())
+    for key in (MODEL, DM):
+        await reconciler.reconcile(key)
+    _write_version(cluster, "gs://models/photos/other")
+    for key in (told_first, MODEL, DM):
+        await reconciler.reconcile(key)
+    for key in (MODEL, DM):
+        assert cluster.ready(key) == ("False", "VersionChanged")
+        assert cluster.is_true(key, "Stalled")
+    assert _artifact(cluster) == "gs://models/photos/1"
+    cluster.calls.clear()
+    for key in (MODEL, DM):
+        await reconciler.reconcile(key)
+    assert cluster.calls == [], "stable: no writes"
+    _write_version(cluster, "gs://models/photos/1")
+    for key in (MODEL, DM):
+        await reconciler.reconcile(key)
+    assert (cluster.ready(MODEL), cluster.ready(DM)) == (("True", "Accepted"), ("False", "Progressing"))
+
+
+async def test_new_deployed_model_does_not_take_another_artifact_of_a_versions_name(make_reconciler):
+    cluster, reconciler = make_reconciler(make_model(), make_endpoint(), make_deployed_model("photos-2"))
+    await reconciler.reconcile(MODEL)
+    _write_version(cluster, "gs://models/photos/other")
+    await reconciler.reconcile(Key("DeployedModel", "default", "photos-2"))
+    assert cluster.ready(Key("DeployedModel", "default", "photos-2")) == ("False", "VersionChanged")
+    assert ("Deployment", "dm-photos-2") not in cluster.objects
+
+
+async def test_model_of_the_same_name_does_not_change_what_runs(make_reconciler):
+    """Its status remembers nothing: the DeployedModel's does."""
+    cluster, reconciler = make_reconciler(make_model(), make_endpoint(), make_deployed_model())
+    await reconciler.reconcile(DM)
+    other = [{"name": "1", "artifactUri": "gs://models/photos/other"}, {"name": "2", "artifactUri": "gs://m/2"}]
+    cluster.objects["Model", "photos"] = make_model(versions=other)
+    for key in (MODEL, DM):
+        await reconciler.reconcile(key)
+    assert (cluster.ready(MODEL)[1], cluster.ready(DM)[1]) == ("Accepted", "VersionChanged")
+    assert _artifact(cluster) == "gs://models/photos/1"
+    cluster.objects["DeployedModel", "photos-1"]["spec"]["modelVersion"] = "2"
+    await reconciler.reconcile(DM)
+    assert _artifact(cluster) == "gs://m/2", "another version is another name"
+
+
 async def test_model_deleted_meanwhile_leaves_pods_alone(make_reconciler):
     cluster, reconciler = make_reconciler(make_model(), make_endpoint(), make_deployed_model())
     await reconciler.reconcile(DM)

@@ -68,9 +68,10 @@ FIELDS = {
     "Model.defaultVersion": ("2", False),
     "Model.versions[].name": ("3", False),  # what runs is no longer there: it is left as it is
     "Model.versions[].aliases": (["stable"], False),
-    "Model.versions[].artifactUri": ("gs://models/photos/other", True),
-    "Model.versions[].digest": ("sha256:" + "1" * 64, True),
-    "Model.versions[].allowCode": (True, True),
+    # Another version under the same name, which nobody takes.
+    "Model.versions[].artifactUri": ("gs://models/photos/other", False),
+    "Model.versions[].digest": ("sha256:" + "1" * 64, False),
+    "Model.versions[].allowCode": (True, False),
     "Endpoint.displayName": ("Photographs", False),
     "Endpoint.description": ("Of cats", False),
     "Endpoint.trafficSplit": ({"photos-1": 50, "photos-2": 50}, False),
