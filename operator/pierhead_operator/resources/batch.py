@@ -235,9 +235,13 @@ def _make_template(batching: Batching) -> Manifest:
         livenessProbe=make_probe("/healthz", periodSeconds=10, timeoutSeconds=5, failureThreshold=6),
     )
     claims = _claims(job)
-    container["volumeMounts"] += [{"name": f"pvc-{claim}", "mountPath": f"{_PVC_FOLDER}/{claim}"} for claim in claims]
+    container["volumeMounts"] += [
+        {"name": names.volume(claim), "mountPath": f"{_PVC_FOLDER}/{claim}"} for claim in claims
+    ]
     pod_spec = make_pod_spec(pod, container, restartPolicy="Never", terminationGracePeriodSeconds=_GRACE_SECONDS)
-    pod_spec["volumes"] += [{"name": f"pvc-{claim}", "persistentVolumeClaim": {"claimName": claim}} for claim in claims]
+    pod_spec["volumes"] += [
+        {"name": names.volume(claim), "persistentVolumeClaim": {"claimName": claim}} for claim in claims
+    ]
     labels = {**batching.labels, names.LABEL_BATCH_PREDICTION_JOB_UID: job.metadata.uid}
     return {"metadata": make_pod_metadata(spec.pod_overrides, labels), "spec": pod_spec}
 

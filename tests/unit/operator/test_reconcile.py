@@ -6,6 +6,7 @@ from datetime import timedelta
 from unittest.mock import AsyncMock
 
 import pytest
+from pierhead_operator import names
 from pierhead_operator.cluster import ClusterError, Invalid, Key
 from pierhead_operator.names import OURS
 from pierhead_operator.reconcile import Reconciler
@@ -126,6 +127,22 @@ async def test_foreign_object_is_reported_and_left_alone(make_reconciler):
     assert cluster.objects["Service", "dm-photos-1"] == FOREIGN
     assert cluster.ready(DM) == ("False", "NotOwned")
     assert not cluster.is_true(DM, "Available")
+
+
+async def test_deployed_model_whose_name_was_made_to_meet_anothers_is_told_whose(make_reconciler):
+    long = "x" * 63
+    short = names.server(long).removeprefix("dm-")
+    there = (make_model(), make_endpoint(), make_deployed_model(long), make_deployed_model(short))
+    cluster, reconciler = make_reconciler(*there)
+    await reconciler.reconcile(Key("DeployedModel", "default", long))
+    before = deepcopy(cluster.objects["Deployment", names.server(long)])
+    second = Key("DeployedModel", "default", short)
+    await reconciler.reconcile(second)
+    assert cluster.objects["Deployment", names.server(long)] == before
+    assert cluster.ready(second) == ("False", "NotOwned")
+    [condition] = [c for c in cluster.objects[second.kind, short]["status"]["conditions"] if c["type"] == "Ready"]
+    assert f"is that of DeployedModel {long}, whose name gives the same one" in condition["message"]
+    assert "give this DeployedModel another name" in condition["message"]
 
 
 async def test_traffic_leaves_what_somebody_elses_service_stands_before(make_reconciler):
