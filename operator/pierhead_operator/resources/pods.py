@@ -151,8 +151,16 @@ def make_probe(path: str, **timing: int) -> Manifest:
 
 
 def make_variables(values: dict[str, str]) -> list[Manifest]:
-    """Environment variables; none for an empty value."""
-    return [{"name": name, "value": value} for name, value in values.items() if value]
+    """Environment variables of these very values; none for an empty one."""
+    # Elsewhere a dollar stays as release 0.1.0 wrote it: another template would be another pod.
+    return [
+        {"name": name, "value": escape(value) if "$(" in value else value} for name, value in values.items() if value
+    ]
+
+
+def escape(value: str) -> str:
+    """A value in which Kubernetes sees no $(NAME), for which it would put another variable's value, such as a key."""
+    return value.replace("$", "$$")
 
 
 def _env(pod: ServerPod) -> list[Manifest]:

@@ -1,5 +1,6 @@
 """Builders against golden manifests: a change of what is built shows in the diff of a golden file."""
 
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -205,6 +206,25 @@ def test_env_comes_after_what_it_refers_to(model, settings):
     changed = _change(settings, {"server": {"env": [{"name": "BUCKET", "value": "photos"}]}})
     overrides = {"env": [{"name": "PIERHEAD_WORKERS", "value": "$(BUCKET)"}]}
     assert list(_env(_serving(model, changed, {"podOverrides": overrides})))[-2:] == ["BUCKET", "PIERHEAD_WORKERS"]
+
+
+def _expand(value, others):
+    """What Kubernetes makes of a value, by its documentation: $(NAME) is another variable's, $$ a dollar."""
+
+    def give(found):
+        return "$" if found[0] == "$$" else others.get(found[1], found[0])
+
+    return re.sub(r"\$\$|\$\((\w+)\)", give, value)
+
+
+@pytest.mark.parametrize(
+    "name", ["$(AWS_SECRET_ACCESS_KEY)", "$$(AWS_SECRET_ACCESS_KEY)", "$$$(AWS_SECRET_ACCESS_KEY)", "5 US$", "plain"]
+)
+def test_models_words_bring_no_other_variables_value_into_an_answer(model, settings, name):
+    named = model.model_copy(update={"spec": model.spec.model_copy(update={"display_name": name})})
+    told = _env(_serving(named, settings, {}))["PIERHEAD_MODEL_DISPLAY_NAME"]
+    assert _expand(told, {"AWS_SECRET_ACCESS_KEY": "the key"}) == name
+    assert "$(" in name or told == name, "another template would be another pod"
 
 
 def test_pod_overrides_do_not_say_what_runs(model, settings):
