@@ -69,6 +69,8 @@ def make_values(target: Target) -> dict[str, Any]:
         "server": {
             "image": target.server_image,
             "env": [{"name": key, "value": value} for key, value in target.storage_env.items()],
+            # A test has an S3 of its own.
+            "allowedEnv": ["AWS_ENDPOINT_URL"],
             "resources": SERVER_RESOURCES,
         },
         # One node has no room to wait for.

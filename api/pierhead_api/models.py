@@ -214,7 +214,9 @@ def add_version(body: ModelBody, manifest: Manifest, now: str, asked: str = "") 
 
 
 def _find_last(manifest: Manifest) -> int:
-    numbers = [int(version["name"]) for version in manifest["spec"]["versions"] if version["name"].isdecimal()]
+    # The operator remembers those that others removed, and refuses another artifact under their names.
+    versions = [*manifest["spec"]["versions"], *manifest.get("status", {}).get("versions", [])]
+    numbers = [int(version["name"]) for version in versions if version["name"].isdecimal()]
     return max([read_kept(manifest).last, *numbers])
 
 

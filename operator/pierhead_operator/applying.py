@@ -7,7 +7,7 @@ from datetime import datetime
 from functools import partial
 from typing import Protocol, TypeVar
 
-from pierhead_operator import removal
+from pierhead_operator import names, removal
 from pierhead_operator.cluster import ClusterError, Conflict, Invalid, Key, Rejected, UnreadableError
 from pierhead_operator.resources import Manifest, describe_held, is_owned, mark_applied, needs_apply
 from pierhead_operator.routing import Server
@@ -137,8 +137,21 @@ async def _create_or_apply(
 def _explain_foreign(live: Manifest, owner: Resource) -> Finding | None:
     if is_owned(live, owner) or removal.is_left(live, owner.name):
         return None
+    return Finding(REASON_NOT_OWNED, _name_owner(live, owner))
+
+
+def _name_owner(live: Manifest, wanting: Resource) -> str:
+    """Whose an object is that `wanting` needs the name of, and the fix."""
     name = f"{live['kind']} {live['metadata']['name']}"
-    return Finding(REASON_NOT_OWNED, f"{name} is not Pierhead's: {_NOT_OWNED_ADVICE}")
+    references = live["metadata"].get("ownerReferences", [])
+    owner: Manifest = next((reference for reference in references if reference.get("controller")), {})
+    ours = owner.get("apiVersion") == names.API_VERSION
+    if ours and (owner["kind"], owner["name"]) != (wanting.KIND, wanting.name):
+        return (
+            f"{name} is that of {owner['kind']} {owner['name']}, whose name gives the same one:"
+            f" delete it, or give this {wanting.KIND} another name"
+        )
+    return f"{name} is not Pierhead's: {_NOT_OWNED_ADVICE}"
 
 
 def _place(manifest: Manifest) -> tuple[str, str, str]:

@@ -24,7 +24,7 @@ from pierhead_operator.batch_status import (
 )
 from pierhead_operator.cluster import ClusterError, Invalid, Key, Rejected, UnreadableError
 from pierhead_operator.progress import ProgressPoller
-from pierhead_operator.reconcile import explain_machine, explain_model
+from pierhead_operator.reconcile import explain_machine, explain_model, explain_pods, explain_version
 from pierhead_operator.resources import Manifest, is_owned
 from pierhead_operator.resources.batch import (
     Batching,
@@ -40,6 +40,7 @@ from pierhead_operator.resources.batch import (
 from pierhead_operator.settings import OperatorSettings
 from pierhead_operator.status import REASON_INVALID, REASON_REJECTED, REASON_SPEC_TOO_LARGE, Finding
 from pierhead_operator.types import BatchPredictionJob, BatchPredictionJobStatus, Model, ModelVersion
+from pierhead_operator.versions import make_record
 
 
 @dataclass(frozen=True)
@@ -92,11 +93,12 @@ class BatchReconciler:
         version = resolve_version(batch, model)
         wanted = batch.status.model_version or batch.spec.model_version or ""
         problem = explain_model(batch.spec.model, batch, model, wanted, version)
-        if model is None or version is None:
+        problem = problem or explain_version(batch.status.artifact, model, version.name if version else "")
+        if model is None or version is None or problem:
             return None, problem
         output = find_output(batch, live) or make_output(batch, model)
         batching = Batching(batch, model, version, self.settings, output)
-        return batching, problem or explain_batching(batching)
+        return batching, explain_batching(batching)
 
     async def _tell_output(self, batching: Batching) -> Batching:
         """Writes the folder and the version into the status before there are workers that hold to them.
@@ -106,7 +108,15 @@ class BatchReconciler:
         batch = batching.job
         if batch.spec.cancel or _tells(batch, batching):
             return batching
-        observed = Observed(batching.version.name, batching.output, problem=None, job=None, pods=[], progress=[])
+        observed = Observed(
+            batching.version.name,
+            batching.output,
+            problem=None,
+            job=None,
+            pods=[],
+            progress=[],
+            artifact=make_record(batching.version),
+        )
         await self._write_status(batch, compute_batch_status(batch, observed, self.clock()))
         written = await self.cluster.get_resource(BatchPredictionJob, batch.namespace, batch.name)
         if written is None or not _tells(written, batching):
@@ -183,6 +193,7 @@ class BatchReconciler:
             pods=pods,
             progress=[*poll.progress, *(told for pod in pods if (told := parse_progress(pod)))],
             due=poll.due,
+            artifact=make_record(batching.version) if batching else batch.status.artifact,
         )
 
     async def _outlive(self, batch: BatchPredictionJob) -> float | None:
@@ -225,7 +236,10 @@ def resolve_version(batch: BatchPredictionJob, model: Model | None) -> ModelVers
 
 def explain_batching(batching: Batching) -> Finding | None:
     """Why no worker can be made of it."""
+    spec, settings = batching.job.spec, batching.settings
     too_large = explain_document(batching)
-    return explain_machine(batching.job.spec.dedicated_resources.machine_spec, batching.settings) or (
-        Finding(REASON_SPEC_TOO_LARGE, too_large) if too_large else None
+    return (
+        explain_machine(spec.dedicated_resources.machine_spec, settings)
+        or explain_pods(spec.pod_overrides, settings)
+        or (Finding(REASON_SPEC_TOO_LARGE, too_large) if too_large else None)
     )

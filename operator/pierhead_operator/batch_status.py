@@ -26,6 +26,7 @@ from pierhead_operator.status import (
     REASON_NOT_OWNED,
     REASON_OUT_OF_MEMORY,
     REASON_OUTPUT_NOT_WRITABLE,
+    REASON_OVERRIDE_NOT_ALLOWED,
     REASON_PENDING,
     REASON_QUEUED,
     REASON_REJECTED,
@@ -47,6 +48,7 @@ from pierhead_operator.types import (
     OutputInfo,
     ResourcesConsumed,
     ShardProgress,
+    VersionRecord,
 )
 
 ENDED: tuple[JobState, ...] = (
@@ -61,6 +63,7 @@ _CODES = {
     REASON_INPUT_INVALID: 3,
     REASON_ARTIFACT_INVALID: 3,
     REASON_MACHINE_UNKNOWN: 3,
+    REASON_OVERRIDE_NOT_ALLOWED: 3,
     REASON_SPEC_TOO_LARGE: 3,
     REASON_DEADLINE_EXCEEDED: 4,
     REASON_INPUT_NOT_FOUND: 5,
@@ -72,7 +75,7 @@ _CODES = {
 }
 _UNKNOWN_CODE = 13
 # No worker was made, and none will be: who waits for the job's end shall not wait forever.
-_HOPELESS = (REASON_MACHINE_UNKNOWN, REASON_SPEC_TOO_LARGE)
+_HOPELESS = (REASON_MACHINE_UNKNOWN, REASON_OVERRIDE_NOT_ALLOWED, REASON_SPEC_TOO_LARGE)
 _INDEX = "batch.kubernetes.io/job-completion-index"
 _MOST_FAILURES = 10
 _STARTING = Finding(REASON_PENDING, "the workers start")
@@ -92,6 +95,7 @@ class Observed:
     pods: Sequence[Manifest]
     progress: Sequence[ShardProgress]
     due: bool = True
+    artifact: VersionRecord | None = None  # what that version is
 
 
 def is_renewed(batch: BatchPredictionJob) -> bool:
@@ -196,6 +200,7 @@ def compute_batch_status(batch: BatchPredictionJob, observed: Observed, now: dat
         state=verdict.state,
         progress=_render_progress(share, verdict.state),
         model_version=observed.version,
+        artifact=observed.artifact,
         create_time=batch.metadata.creation_timestamp,
         start_time=start,
         end_time=now if ended else None,

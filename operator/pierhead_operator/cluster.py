@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 from urllib.parse import urlencode
@@ -38,6 +38,8 @@ _NO_ANSWER = "none"
 _NO_VERSION = "1"
 # As the API server says of an apply that has a field of another type than the kind, with code 500.
 _UNTYPED = "failed to create typed patch object"
+# The same of an apply to an object that has such a field already, from an older CRD.
+_UNTYPED_LIVE = "failed to create manager for existing fields"
 _WEBHOOK = "admission webhook"
 
 # What is told of each request, for the metrics: Kubernetes' verb, the kind, HTTP's code or `none`, and the seconds.
@@ -48,6 +50,7 @@ _METHODS = {"get": "GET", "list": "GET", "create": "POST", "update": "PUT", "pat
 _READING_VERBS = ("get", "list")
 _APPLY_PATCH = "application/apply-patch+yaml"
 _MERGE_PATCH = "application/merge-patch+json"
+_JSON_PATCH = "application/json-patch+json"
 
 # Where each kind lives that Pierhead reads or writes: its API's path and its plural.
 _PATHS: dict[str, tuple[str, str]] = {
@@ -133,7 +136,7 @@ class _Request:
     kind: str
     path: str
     query: Mapping[str, str] = field(default_factory=dict)
-    body: Manifest | None = None
+    body: Manifest | list[Manifest] | None = None  # a JSON patch is a list
     patch: str = _APPLY_PATCH
 
     def __str__(self) -> str:
@@ -352,12 +355,28 @@ class Cluster:
         }
         request = _Request("patch", key.kind, path, _apply_query(names.FIELD_MANAGER), body)
         try:
-            if written := await self._request(request, missing_ok=True):
+            if written := await self._apply_or_replace(request):
                 self._keep(written)
         except Rejected as error:
             if isinstance(error, Conflict) and "resourceVersion" in about:
                 raise
             logger.info("%s %s/%s: status not written: %s", key.kind, key.namespace, key.name, error)
+
+    async def _apply_or_replace(self, request: _Request) -> Manifest | None:
+        """Applies a status; replaces that of an object to which nothing can be applied (_UNTYPED_LIVE)."""
+        try:
+            return await self._request(request, missing_ok=True)
+        except Invalid as error:
+            if _UNTYPED_LIVE not in str(error):
+                raise
+        assert isinstance(request.body, dict)
+        about = {name: value for name, value in request.body["metadata"].items() if name in ("uid", "resourceVersion")}
+        body = [
+            *({"op": "test", "path": f"/metadata/{name}", "value": value} for name, value in about.items()),
+            {"op": "add", "path": "/status", "value": request.body["status"]},
+        ]
+        query = {"fieldManager": request.query["fieldManager"]}
+        return await self._request(replace(request, query=query, body=body, patch=_JSON_PATCH), missing_ok=True)
 
     async def delete(self, live: Manifest) -> None:
         """Deletes this very object, not a namesake that came after it; its pods and other children go with it."""
@@ -478,7 +497,9 @@ def _parse(request: _Request, status: int, data: bytes) -> Manifest:
     if status == 409:
         raise Conflict(message)
     # A webhook may change its mind, whatever code it answers.
-    if (status in (400, 413, 422) and _WEBHOOK not in message) or (status == 500 and _UNTYPED in message):
+    if (status in (400, 413, 422) and _WEBHOOK not in message) or (
+        status == 500 and (_UNTYPED in message or _UNTYPED_LIVE in message)
+    ):
         raise Invalid(message)
     if status in (400, 403, 404, 422):
         raise Rejected(message)

@@ -128,9 +128,16 @@ def make_crd(kind: type[Resource]) -> dict[str, Any]:
     }
 
 
+class _Dumper(yaml.SafeDumper):
+    """Writes out what is there twice, instead of a reference that a reader would have to follow."""
+
+    def ignore_aliases(self, _data: Any) -> bool:
+        return True
+
+
 def render(kind: type[Resource]) -> str:
     """The file of a kind's CustomResourceDefinition."""
-    body = yaml.safe_dump(make_crd(kind), sort_keys=False, width=120)
+    body = yaml.dump(make_crd(kind), Dumper=_Dumper, sort_keys=False, width=120)
     return f"# Made from operator/pierhead_operator/types.py by `make crds`; edit that.\n{body}"
 
 

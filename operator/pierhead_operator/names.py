@@ -42,11 +42,17 @@ _DIGEST = 8
 
 
 def shorten(name: str, limit: int = MAX_NAME) -> str:
-    """`name` itself where it fits, else its beginning and a hash of the whole: distinct names stay distinct."""
-    if len(name) <= limit:
-        return name
-    digest = hashlib.sha256(name.encode()).hexdigest()[:_DIGEST]
-    return f"{name[: limit - _DIGEST - 1].rstrip('-')}-{digest}"
+    """`name` itself where it fits, else its beginning and a hash of the whole: distinct names stay distinct.
+
+    But for who makes them meet: `photos-1a2b3c4d` may be the name of one and the shortened name of another. The second
+    to come is told so (NotOwned).
+    """
+    return name if len(name) <= limit else _mark(name, name, limit)
+
+
+def _mark(beginning: str, whole: str, limit: int) -> str:
+    digest = hashlib.sha256(whole.encode()).hexdigest()[:_DIGEST]
+    return f"{beginning[: limit - _DIGEST - 1].rstrip('-')}-{digest}"
 
 
 def server(deployed_model: str) -> str:
@@ -73,6 +79,12 @@ def model_route(model: str, part: int = 1) -> str:
 def batch(batch_prediction_job: str) -> str:
     """The Job of a BatchPredictionJob. Kubernetes names its pods' hosts after it and their index, up to 999."""
     return shorten(f"bpj-{batch_prediction_job}", MAX_NAME - len("-999"))
+
+
+def volume(claim: str) -> str:
+    """The volume of a PersistentVolumeClaim in a pod. A claim's name may be longer than a volume's, and have dots."""
+    name = f"pvc-{claim}"
+    return shorten(name) if "." not in name else _mark(name.replace(".", "-"), name, MAX_NAME)
 
 
 def endpoint_resource(project: str, location: str, endpoint: str) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Protocol, TypeVar
 
-from pierhead_operator import installation, names, pinning, removal, routing
+from pierhead_operator import installation, names, pinning, removal, routing, versions
 from pierhead_operator.applying import (
     ClusterAccess,
     Settled,
@@ -24,6 +24,7 @@ from pierhead_operator.resources import (
     Serving,
     decide_in_place,
     desired_objects,
+    explain_overrides,
     find_limits,
     is_owned,
     selector,
@@ -41,7 +42,9 @@ from pierhead_operator.status import (
     REASON_MACHINE_UNKNOWN,
     REASON_MODEL_NOT_FOUND,
     REASON_MODEL_VERSION_NOT_FOUND,
+    REASON_OVERRIDE_NOT_ALLOWED,
     REASON_TOO_MANY_DEPLOYED_MODELS,
+    REASON_VERSION_CHANGED,
     Carried,
     Finding,
     Outcome,
@@ -56,7 +59,16 @@ from pierhead_operator.status import (
     find_unready,
     parse_readiness,
 )
-from pierhead_operator.types import BatchPredictionJob, DeployedModel, Endpoint, MachineSpec, Model, ModelVersion
+from pierhead_operator.types import (
+    BatchPredictionJob,
+    DeployedModel,
+    Endpoint,
+    MachineSpec,
+    Model,
+    ModelVersion,
+    PodOverrides,
+    VersionRecord,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -148,16 +160,22 @@ class Reconciler:
         serving = make_serving(dm, model, version, endpoint, self.settings)
         if serving:
             serving = pinning.pin(serving, before.deployment)
-        unknown = explain_machine(dm.spec.machine_spec, serving.settings if serving else self.settings)
-        problem = explain_references(dm, model, version, endpoint) or unknown
-        if unknown:
+        refused = explain_version(dm.status.artifact, model, version)
+        refused = refused or explain_machine(dm.spec.machine_spec, serving.settings if serving else self.settings)
+        refused = refused or explain_pods(dm.spec.pod_overrides, self.settings)
+        problem = explain_references(dm, model, version, endpoint) or refused
+        if refused:
             serving = None  # what runs is left as it is
         if serving:
             desired = self._desired(serving, before)
             problem = await apply_all(self.cluster, dm, desired, self._settled, BESIDE_PODS) or problem
             await self._delete_surplus(dm, desired)
         outcome = await self._observe_outcome(dm, version if serving else dm.status.model_version, problem)
-        outcome = replace(outcome, note=pinning.explain_limits(serving) if serving else "")
+        outcome = replace(
+            outcome,
+            note=pinning.explain_limits(serving) if serving else "",
+            artifact=versions.make_record(serving.version) if serving else dm.status.artifact,
+        )
         await self._write_status(dm, compute_deployed_model_status(dm, outcome, self.clock()))
         retry_if_rejected(problem)
         return decide_next_look(outcome, self.prober.find_pause(dm.namespace, dm.name))
@@ -431,10 +449,23 @@ def explain_model(
     return None
 
 
+def explain_version(runs: VersionRecord | None, model: Model | None, version: str) -> Finding | None:
+    """A version that is not what it was; `runs` is what whoever asks runs already, if anything."""
+    found = model.spec.version(version) if model else None
+    message = versions.explain_version(model, found, runs) if model and found else None
+    return Finding(REASON_VERSION_CHANGED, message) if message else None
+
+
 def explain_machine(machine: MachineSpec, settings: OperatorSettings) -> Finding | None:
     """A machine that the installation does not know."""
     message = unknown_machine(machine, settings)
     return Finding(REASON_MACHINE_UNKNOWN, message) if message else None
+
+
+def explain_pods(overrides: PodOverrides, settings: OperatorSettings) -> Finding | None:
+    """What the author of a pod may not say of it."""
+    message = explain_overrides(overrides, settings.server)
+    return Finding(REASON_OVERRIDE_NOT_ALLOWED, message) if message else None
 
 
 def explain_endpoint(endpoint: Endpoint, traffic: Traffic, settings: OperatorSettings) -> Finding | None:

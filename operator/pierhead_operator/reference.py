@@ -10,6 +10,9 @@ from pierhead_operator.crd import Schema, make_crd
 from pierhead_operator.schema import Resource
 from pierhead_operator.types import KINDS
 
+# Their fields are Kubernetes' own, and its documentation tells them: pod_fields.py.
+_KUBERNETES = ("affinity", "env", "resourceClaims", "tolerations")
+
 _HEADER = f"""\
 <!-- Made from operator/pierhead_operator/types.py by `make crds`; edit that. -->
 # Resources
@@ -40,6 +43,8 @@ def _fields(schema: Schema, path: str) -> Iterator[tuple[str, Schema, bool]]:
     for name, field in schema.get("properties", {}).items():
         below = f"{path}.{name}"
         yield below, field, name in required
+        if name in _KUBERNETES:
+            continue
         yield from _fields(field, below)
         yield from _fields(field.get("items", {}), f"{below}[]")
 

@@ -1,7 +1,7 @@
 """How an installation is set up: the one file that the chart writes and the operator reads at its start."""
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -19,6 +19,10 @@ class ServerSettings(_Settings):
     image: str
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
     env: list[dict[str, Any]] = Field(default_factory=list, description="Kubernetes EnvVars that every pod is given.")
+    allowed_env: list[Annotated[str, Field(pattern=r"^[-._A-Za-z][-._A-Za-z0-9]*\*?$")]] = Field(
+        default_factory=list,
+        description="Variables beside those that every author may set; A* is all that begin with A.",
+    )
     resources: dict[str, dict[str, str]] = Field(
         default_factory=dict, description="Requests and limits of a replica, beside its accelerators."
     )

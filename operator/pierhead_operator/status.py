@@ -15,7 +15,16 @@ from pierhead_operator import names
 from pierhead_operator.resources import Manifest, is_autoscaled
 from pierhead_operator.routing import Split, count_needed, count_replicas
 from pierhead_operator.schema import Condition, Resource, Status
-from pierhead_operator.types import DeployedModel, DeployedModelStatus, Endpoint, EndpointStatus, Model, ModelStatus
+from pierhead_operator.types import (
+    DeployedModel,
+    DeployedModelStatus,
+    Endpoint,
+    EndpointStatus,
+    Model,
+    ModelStatus,
+    VersionRecord,
+)
+from pierhead_operator.versions import explain_versions, remember_versions
 
 READY = "Ready"  # all that the spec asks for is there and works
 AVAILABLE = "Available"  # DeployedModel: at least one pod answers predictions, so that it may get traffic
@@ -46,12 +55,14 @@ REASON_PROBE_FAILED = "ProbeFailed"  # ready pods do not answer a prediction thr
 # Ready=False, the author of the manifests must act
 REASON_MODEL_NOT_FOUND = "ModelNotFound"  # no Model of that name in the namespace
 REASON_MODEL_VERSION_NOT_FOUND = "ModelVersionNotFound"  # the Model has no such version
+REASON_VERSION_CHANGED = "VersionChanged"  # a version was removed, and written again with another artifact
 REASON_ENDPOINT_NOT_FOUND = "EndpointNotFound"  # no Endpoint of that name in the namespace
 REASON_NO_DEPLOYED_MODEL = "NoDeployedModel"  # nothing is deployed on the endpoint
 REASON_DEPLOYED_MODEL_NOT_FOUND = "DeployedModelNotFound"  # the split names what is not on the endpoint
 REASON_TRAFFIC_SPLIT_MISSING = "TrafficSplitMissing"  # several DeployedModels and no split
 REASON_TOO_MANY_DEPLOYED_MODELS = "TooManyDeployedModels"  # more get weight than the provider's rule can lead to
 REASON_MACHINE_UNKNOWN = "MachineUnknown"  # the installation knows no such machineType or acceleratorType
+REASON_OVERRIDE_NOT_ALLOWED = "OverrideNotAllowed"  # podOverrides says what is not the author's to say
 REASON_ACCESS_NOT_OFFERED = "AccessNotOffered"  # access Private, and the installation has no gateway for it
 REASON_SPEC_TOO_LARGE = "SpecTooLarge"  # BatchPredictionJob: more addresses than a worker can be told
 REASON_INPUT_NOT_FOUND = "InputNotFound"  # BatchPredictionJob: an address of the input names nothing
@@ -108,6 +119,8 @@ _PROGRESS_REASONS = (
 _STALLING_REASONS = (
     REASON_MACHINE_UNKNOWN,
     REASON_TOO_MANY_DEPLOYED_MODELS,
+    REASON_OVERRIDE_NOT_ALLOWED,
+    REASON_VERSION_CHANGED,
     REASON_SPEC_TOO_LARGE,
     REASON_ACCESS_NOT_OFFERED,
     REASON_INVALID,
@@ -253,17 +266,21 @@ def _explain_readiness(before: Status, after: Status) -> Event | None:
 def compute_model_status(model: Model, problem: Finding | None, limit: str, now: datetime) -> ModelStatus:
     """The status of a Model. `problem`: what keeps its own paths from being routed, if anything.
 
-    What the API server took is in order otherwise: its schema and rules say all that can be said of a Model alone.
-    `limit`: whom its own paths do not lead to; empty where they lead to all.
+    What the API server took is in order otherwise, but for what a version of the same name was before: its schema and
+    rules say all else that can be said of a Model alone. `limit`: whom its own paths do not lead to; empty where they
+    lead to all.
     """
+    changed = explain_versions(model)
+    failure = Finding(REASON_VERSION_CHANGED, changed) if changed else problem
     told = [f"the default version is {model.spec.default_version}", *filter(None, [limit])]
     accepted = Finding(REASON_ACCEPTED, "; ".join(told))
     return ModelStatus(
         observed_generation=model.metadata.generation,
         conditions=[
-            judge(READY, problem is None, problem or accepted, model, now),
-            *judge_progress(problem, model, now),
+            judge(READY, failure is None, failure or accepted, model, now),
+            *judge_progress(failure, model, now),
         ],
+        versions=remember_versions(model.status.versions, model.spec.versions),
     )
 
 
@@ -333,6 +350,7 @@ class Outcome:
     silence: str | None = None  # why its pods, though ready, do not answer through their Service; None: they do
     scaling: Condition | None = None  # scaling.judge_scaling
     note: str = ""  # what else who looks after it has to know, though it serves
+    artifact: VersionRecord | None = None  # what that version is
 
 
 def compute_deployed_model_status(dm: DeployedModel, outcome: Outcome, now: datetime) -> DeployedModelStatus:
@@ -356,6 +374,7 @@ def compute_deployed_model_status(dm: DeployedModel, outcome: Outcome, now: date
             *([outcome.scaling] if outcome.scaling else []),
         ],
         model_version=outcome.version,
+        artifact=outcome.artifact,
         replicas=workload.count("replicas"),
         ready_replicas=workload.count("readyReplicas"),
         available_replica_count=available,

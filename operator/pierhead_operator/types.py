@@ -9,6 +9,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
+from pierhead_operator import names
+from pierhead_operator.pod_fields import Affinity, As, EnvVar, PodResourceClaim, Toleration
 from pierhead_operator.schema import AGE, MESSAGE, READY, REASON, ApiObject, Column, Resource, Status, rule
 
 IMMUTABLE = "{field} is immutable: create another {kind} and delete this one"
@@ -100,8 +102,22 @@ class ModelSpec(ApiObject):
         return self.version(name) or next((v for v in self.versions if name in v.aliases), None)
 
 
+class VersionRecord(ApiObject):
+    """What a version was when it was first seen."""
+
+    name: str = Field(description="The version's id.")
+    artifact_uri: str = Field(description="Its artifact.")
+    digest: str | None = Field(None, description="The artifact's digest, if it had one.")
+    allow_code: bool = Field(False, description="Whether code inside the artifact might run.")
+
+
 class ModelStatus(Status):
     """What is known of a Model."""
+
+    versions: list[VersionRecord] = Field(
+        default_factory=list,
+        description="What each version was when it was first seen, also of those removed: no other one takes its name.",
+    )
 
 
 class Model(Resource):
@@ -221,14 +237,6 @@ OpenObject = Annotated[dict[str, Any], Field(json_schema_extra={"x-kubernetes-pr
 LabelMap = Annotated[dict[str, Annotated[str, Field(max_length=63)]], Field(json_schema_extra={"maxProperties": 64})]
 
 
-_NAMED: dict[str, Any] = {
-    "required": ["name"],
-    "properties": {"name": {"type": "string", "minLength": 1, "maxLength": 256}},
-    "x-kubernetes-preserve-unknown-fields": True,
-}
-NamedObject = Annotated[dict[str, Any], Field(json_schema_extra=_NAMED)]
-
-
 class MachineSpec(ApiObject):
     """The machine that one replica needs."""
 
@@ -254,10 +262,13 @@ class MachineSpec(ApiObject):
         description="An accelerator of the installation's list (machines.acceleratorTypes), such as NVIDIA_L4.",
     )
     accelerator_count: int | None = Field(None, ge=1, le=16, description="Accelerators for one replica.")
-    resource_claims: list[NamedObject] = Field(
+    resource_claims: list[Annotated[dict[str, Any], As(PodResourceClaim)]] = Field(
         default_factory=list,
         max_length=8,
         description="Devices by dynamic resource allocation: a pod's resourceClaims, all of them given to the server.",
+        json_schema_extra=rule(
+            ("self.all(c, self.exists_one(d, d.name == c.name))", "a resource claim's name must be there once")
+        ),
     )
 
 
@@ -328,34 +339,73 @@ class DedicatedResources(Resources):
 
 # What runs is for the Model's version to say, which others may write than a DeployedModel.
 VERSION_VARIABLES = ("PIERHEAD_ARTIFACT_URI", "PIERHEAD_ARTIFACT_DIGEST", "PIERHEAD_ALLOW_CODE")
+# Of the dynamic linker and of Python: by these, a pod runs other code than the server's.
+CODE_VARIABLE_PREFIXES = ("LD_", "PYTHON")
+# By these labels and annotations Pierhead and Kubernetes' controllers know whose a pod is, and by the last of them the
+# runtime how it is confined.
+RESERVED_PREFIXES = (f"{names.GROUP}/", "batch.kubernetes.io/", "container.apparmor.security.beta.kubernetes.io/")
+RESERVED_KEYS = (names.LABEL_MANAGED_BY, names.LABEL_NAME, "pod-template-hash", "controller-uid", "job-name")
+SYSTEM_PRIORITY = "system-"  # how the priority classes are called that Kubernetes keeps for the cluster's own pods
+
+
+def _any_of(value: str, prefixes: tuple[str, ...], keys: tuple[str, ...]) -> str:
+    """CEL that asks whether a string begins with one of these prefixes, or is one of these keys."""
+    begins = [f"{value}.startsWith({prefix!r})" for prefix in prefixes]
+    return " || ".join([*begins, *([f"{value} in {list(keys)}"] if keys else [])])
+
+
+_NO_RESERVED_KEYS = rule(
+    (
+        f"self.all(key, !({_any_of('key', RESERVED_PREFIXES, RESERVED_KEYS)}))",
+        "labels and annotations by which Pierhead and Kubernetes know whose a pod is are not for podOverrides",
+    )
+)
 
 
 class PodOverrides(ApiObject):
     """What the pods of a DeployedModel have beside, or instead of, the installation's own."""
 
     labels: LabelMap = Field(
-        default_factory=dict, description="Labels beside Pierhead's own, which they cannot change."
+        default_factory=dict,
+        description="Labels beside Pierhead's own.",
+        json_schema_extra={"maxProperties": 64, **_NO_RESERVED_KEYS},
     )
     annotations: dict[str, str] = Field(
-        default_factory=dict, description="Annotations.", json_schema_extra={"maxProperties": 64}
+        default_factory=dict, description="Annotations.", json_schema_extra={"maxProperties": 64, **_NO_RESERVED_KEYS}
     )
-    env: list[NamedObject] = Field(
+    env: list[Annotated[dict[str, Any], As(EnvVar)]] = Field(
         default_factory=list,
         max_length=64,
-        description="Kubernetes EnvVars of the server; they count before the installation's.",
+        description=(
+            "Kubernetes EnvVars of the server; they count before the installation's. Their names must be among those"
+            " that the installation allows (the chart's server.allowedEnv)."
+        ),
         json_schema_extra=rule(
             (
-                f"self.all(v, !(v.name in {list(VERSION_VARIABLES)}))",
+                f"self.all(v, !(v.name.upperAscii() in {list(VERSION_VARIABLES)}))",
                 "the artifact, its digest and whether it is code are the Model version's to say",
-            )
+            ),
+            (
+                f"self.all(v, !({_any_of('v.name.upperAscii()', CODE_VARIABLE_PREFIXES, ())}))",
+                "variables by which a pod would run other code, LD_* and PYTHON*, are not for podOverrides",
+            ),
         ),
     )
     node_selector: LabelMap = Field(default_factory=dict, description="Labels of the nodes that they run on.")
-    tolerations: list[OpenObject] = Field(
+    tolerations: list[Annotated[dict[str, Any], As(Toleration)]] = Field(
         default_factory=list, max_length=32, description="Taints of nodes that they tolerate."
     )
-    affinity: OpenObject | None = Field(None, description="Kubernetes' affinity.")
-    priority_class_name: Name | None = Field(None, description="Their PriorityClass.")
+    affinity: Annotated[dict[str, Any], As(Affinity)] | None = Field(None, description="Kubernetes' affinity.")
+    priority_class_name: Name | None = Field(
+        None,
+        description="Their PriorityClass.",
+        json_schema_extra=rule(
+            (
+                f"!self.startsWith({SYSTEM_PRIORITY!r})",
+                "priority classes that begin with system- are for the cluster's own pods",
+            )
+        ),
+    )
     image_pull_secrets: list[Name] = Field(
         default_factory=list, max_length=8, description="Secrets of this namespace that images are pulled with."
     )
@@ -465,6 +515,9 @@ class DeployedModelStatus(Status):
     """What is known of a DeployedModel."""
 
     model_version: str = Field("", description="The version that runs, or is on its way.")
+    artifact: VersionRecord | None = Field(
+        None, description="What that version is: another one of its name is refused."
+    )
     replicas: int = Field(0, description="Replicas that there are.")
     ready_replicas: int = Field(0, description="Replicas that are ready.")
     available_replica_count: int = Field(0, description="Replicas that answer predictions.")
@@ -690,6 +743,9 @@ class BatchPredictionJobStatus(Status):
     state: JobState | None = Field(None, description="Vertex AI's state of the job.")
     progress: str = Field("", description="How much of the input is done, in percent.")
     model_version: str = Field("", description="The version that predicts, fixed at the start.")
+    artifact: VersionRecord | None = Field(
+        None, description="What that version is: another one of its name is refused."
+    )
     create_time: datetime | None = Field(None, description="When the job was made.")
     start_time: datetime | None = Field(None, description="When the first worker started.")
     end_time: datetime | None = Field(None, description="When the job ended.")

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, AliasGenerator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from pierhead_server.errors import SettingsInvalidError
@@ -21,10 +21,27 @@ def _cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pierhead" / "compiled"
 
 
-class Settings(BaseSettings):
-    """`PIERHEAD_<NAME>` sets each; `docs/model-server.md` lists them."""
+def _variable(field: str) -> str:
+    return f"PIERHEAD_{field.upper()}"
 
-    model_config = SettingsConfigDict(env_prefix="PIERHEAD_", env_ignore_empty=True, frozen=True)
+
+# obstore reads it by itself and makes a part of a host's name of it: any other character would lead elsewhere.
+_Region = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
+
+
+class Settings(BaseSettings):
+    """`PIERHEAD_<NAME>` sets each; `docs/model-server.md` lists them.
+
+    Names count as they are written, as the shell and Kubernetes take them: who filters them must see all that is read.
+    """
+
+    # Aliases alone: by a field's own name, pydantic-settings would read another spelling of its variable.
+    model_config = SettingsConfigDict(
+        alias_generator=AliasGenerator(validation_alias=_variable),
+        case_sensitive=True,
+        env_ignore_empty=True,
+        frozen=True,
+    )
 
     artifact_uri: str = Field(pattern=r"^((gs|s3|az)://[^/]+(/.*)?|file:///.*)$")
     artifact_digest: str | None = Field(default=None, pattern=r"^sha256:[0-9a-f]{64}$")
@@ -34,6 +51,8 @@ class Settings(BaseSettings):
     storage_emulator_host: Annotated[str, AfterValidator(_with_scheme)] | None = Field(
         default=None, validation_alias="STORAGE_EMULATOR_HOST"
     )
+    aws_region: _Region | None = Field(default=None, validation_alias="AWS_REGION")
+    aws_default_region: _Region | None = Field(default=None, validation_alias="AWS_DEFAULT_REGION")
 
     allow_code: bool = False  # whether the artifact may bring code: a custom predictor, a compiled form
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -64,13 +83,13 @@ class Settings(BaseSettings):
 
 
 def load_settings(**given: object) -> Settings:
-    """Read the environment, which `given` goes before; raises SettingsInvalidError that names the variables."""
+    """Read the environment, which `given` goes before; raises SettingsInvalidError that names the variables.
+
+    `given` has settings by their own names, such as `port`.
+    """
     try:
-        return Settings(**given)  # type: ignore[arg-type]  # validated there
+        by_variable = {str(Settings.model_fields[name].validation_alias): value for name, value in given.items()}
+        return Settings(**by_variable)  # type: ignore[arg-type]  # validated there
     except ValidationError as error:
-        causes = (f"{_variable(str(cause['loc'][0]))}: {cause['msg']}" for cause in error.errors())
+        causes = (f"{cause['loc'][0]}: {cause['msg']}" for cause in error.errors())
         raise SettingsInvalidError("; ".join(causes)) from None
-
-
-def _variable(field: str) -> str:
-    return field if field.isupper() else f"PIERHEAD_{field.upper()}"

@@ -24,6 +24,7 @@ ISTIO = ("routing.provider=istio", "routing.istio.gateways={gateways/public}")
         ),
         (["server.image="], "docker push registry.example.com/pierhead/server:"),
         (["server.image=7"], "/server/image"),
+        (["server.allowedEnv={*}"], "/server/allowedEnv/0"),
         (["location=Local!"], "/location"),
         (["api.locations={US}"], "/api/locations"),
         (["api.locations={a,b,c,d,e,f,g,h,i,j}"], "'/api/locations': maxItems: got 10, want 9"),

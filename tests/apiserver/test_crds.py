@@ -34,6 +34,7 @@ ENDPOINT = _object(
         "maxRequestBytes": 1048576,
     },
 )
+_CLAIM = {"name": "nic", "resourceClaimTemplateName": "nic"}
 DEPLOYED_MODEL = _object(
     "DeployedModel",
     {
@@ -44,7 +45,7 @@ DEPLOYED_MODEL = _object(
                 "machineType": "g2-standard-8",
                 "acceleratorType": "NVIDIA_L4",
                 "acceleratorCount": 1,
-                "resourceClaims": [{"name": "nic", "resourceClaimTemplateName": "nic"}],
+                "resourceClaims": [_CLAIM],
             },
             "minReplicaCount": 1,
             "maxReplicaCount": 4,
@@ -55,7 +56,13 @@ DEPLOYED_MODEL = _object(
             "labels": {"team": "photos"},
             "env": [{"name": "A", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}],
             "tolerations": [{"key": "gpu", "operator": "Exists"}],
-            "affinity": {"nodeAffinity": {}},
+            "affinity": {
+                "nodeAffinity": {
+                    "requiredDuringSchedulingIgnoredDuringExecution": {
+                        "nodeSelectorTerms": [{"matchExpressions": [{"key": "ssd", "operator": "Exists"}]}]
+                    }
+                }
+            },
         },
     },
 )
@@ -85,6 +92,11 @@ def changed(manifest, path, value):
         target[last] = value
     return result
 
+
+_TERM = (
+    "spec.podOverrides.affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution"
+    ".nodeSelectorTerms.0.matchExpressions.0"
+)
 
 # what is wrong: manifest, what the person reads
 REFUSED_AT_CREATION = {
@@ -127,6 +139,71 @@ REFUSED_AT_CREATION = {
     "code by the way of the environment": (
         changed(DEPLOYED_MODEL, "spec.podOverrides.env.0", {"name": "PIERHEAD_ALLOW_CODE", "value": "true"}),
         "the artifact, its digest and whether it is code are the Model version's to say"),
+    "code by another spelling": (
+        changed(DEPLOYED_MODEL, "spec.podOverrides.env.0", {"name": "pierhead_Allow_code", "value": "true"}),
+        "the artifact, its digest and whether it is code are the Model version's to say"),
+    "code by the dynamic linker": (
+        changed(DEPLOYED_MODEL, "spec.podOverrides.env.0", {"name": "LD_PRELOAD", "value": "/models/x.so"}),
+        "variables by which a pod would run other code"),
+    "code by Python's own variables": (
+        changed(DEPLOYED_MODEL, "spec.podOverrides.env.0", {"name": "PYTHONPATH", "value": "/models"}),
+        "variables by which a pod would run other code"),
+    "label of Pierhead's": (
+        changed(DEPLOYED_MODEL, "spec.podOverrides.labels", {"pierhead.dev/deployed-model": "another"}),
+        "labels and annotations by which Pierhead and Kubernetes know whose a pod is"),
+    "annotation of Pierhead's": (
+        changed(DEPLOYED_MODEL, "spec.podOverrides.annotations", {"pierhead.dev/pinned": "{}"}),
+        "labels and annotations by which Pierhead and Kubernetes know whose a pod is"),
+    "label of a job's controller": (
+        changed(DEPLOYED_MODEL, "spec.podOverrides.labels", {"batch.kubernetes.io/controller-uid": "x"}),
+        "labels and annotations by which Pierhead and Kubernetes know whose a pod is"),
+    "priority of the cluster's own pods": (
+        changed(DEPLOYED_MODEL, "spec.podOverrides.priorityClassName", "system-node-critical"),
+        "priority classes that begin with system- are for the cluster's own pods"),
+    "variable with a number for its value": (
+        changed(DEPLOYED_MODEL, "spec.podOverrides.env.0", {"name": "A", "value": 4}), "env[0].value: Invalid value"),
+    "variable with two values": (
+        changed(DEPLOYED_MODEL, "spec.podOverrides.env.0.value", "b"), "give a variable a value or a valueFrom"),
+    "variable from nowhere": (
+        changed(DEPLOYED_MODEL, "spec.podOverrides.env.0.valueFrom", {}),
+        "give one of configMapKeyRef, secretKeyRef, fieldRef, resourceFieldRef, fileKeyRef"),
+    "variable from two places": (
+        changed(DEPLOYED_MODEL, "spec.podOverrides.env.0.valueFrom.fieldRef", {"fieldPath": "metadata.name"}),
+        "give one of configMapKeyRef, secretKeyRef, fieldRef, resourceFieldRef, fileKeyRef"),
+    "variable from a Secret without a key": (
+        changed(DEPLOYED_MODEL, "spec.podOverrides.env.0.valueFrom.secretKeyRef.key", None), "key: Required value"),
+    "toleration of everything by accident": (
+        changed(DEPLOYED_MODEL, "spec.podOverrides.tolerations.0", {}), "operator must be Exists where key is left out"),
+    "toleration with a value too much": (
+        changed(DEPLOYED_MODEL, "spec.podOverrides.tolerations.0.value", "yes"),
+        "value must be left out where operator is Exists"),
+    "toleration for a time": (
+        changed(DEPLOYED_MODEL, "spec.podOverrides.tolerations.0.tolerationSeconds", 5),
+        "effect must be NoExecute where tolerationSeconds is given"),
+    "toleration of an unknown effect": (
+        changed(DEPLOYED_MODEL, "spec.podOverrides.tolerations.0.effect", "NoShedule"), 'Unsupported value: "NoShedule"'),
+    "affinity without values": (
+        changed(DEPLOYED_MODEL, f"{_TERM}.operator", "In"), "values must be given where operator is In or NotIn"),
+    "affinity with values too much": (
+        changed(DEPLOYED_MODEL, f"{_TERM}.values", ["a"]),
+        "values must be left out where operator is Exists or DoesNotExist"),
+    "affinity above nothing": (
+        changed(DEPLOYED_MODEL, f"{_TERM}.operator", "Gt"), "values must be one number where operator is Gt or Lt"),
+    "affinity of keys without labels": (
+        changed(DEPLOYED_MODEL, "spec.podOverrides.affinity.podAntiAffinity", {
+            "requiredDuringSchedulingIgnoredDuringExecution": [
+                {"topologyKey": "kubernetes.io/hostname", "matchLabelKeys": ["pod-template-hash"]}]}),
+        "labelSelector must be given where matchLabelKeys or mismatchLabelKeys is"),
+    "affinity for no topology": (
+        changed(DEPLOYED_MODEL, "spec.podOverrides.affinity.podAffinity", {
+            "requiredDuringSchedulingIgnoredDuringExecution": [{"labelSelector": {}}]}),
+        "topologyKey: Required value"),
+    "claim of nothing": (
+        changed(DEPLOYED_MODEL, "spec.dedicatedResources.machineSpec.resourceClaims.0.resourceClaimTemplateName", None),
+        "give one of resourceClaimName, resourceClaimTemplateName"),
+    "claim twice": (
+        changed(DEPLOYED_MODEL, "spec.dedicatedResources.machineSpec.resourceClaims", [_CLAIM, _CLAIM]),
+        "a resource claim's name must be there once"),
     "variable without a name": (
         changed(DEPLOYED_MODEL, "spec.podOverrides.env.0", {"value": "1"}), "env[0].name: Required value"),
     "claim without a name": (

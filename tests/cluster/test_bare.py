@@ -18,6 +18,7 @@ from tests.kube import SYSTEM, Kubectl
 
 PATHS = Paths.from_environment()
 VERSION = yaml.safe_load((REPOSITORY / "charts" / "pierhead" / "Chart.yaml").read_text())["appVersion"]
+STORAGE = json.dumps([{"name": "STORAGE_EMULATOR_HOST", "value": settings.STORAGE_URL_IN_CLUSTER}])
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +78,16 @@ def leaving_nothing(kubectl):
 def test_commands_lead_from_nothing_to_a_prediction(storage, leaving_nothing, tmp_path, unused_tcp_port, way):
     port = str(unused_tcp_port)
     commands = _find_commands(way) + _find_commands("predict")
-    commands = commands.replace("8080", port).replace("examples/photos/photos.yaml", _write_models(tmp_path))
+    for before, after in {
+        "8080": port,
+        "examples/photos/photos.yaml": _write_models(tmp_path),
+        # All pods learn where the tests' storage is.
+        "install pierhead charts/pierhead": f"install pierhead charts/pierhead --set-json 'server.env={STORAGE}'",
+        "| kubectl apply": f"| sed 's|env: \\[\\]|env: {STORAGE}|' | kubectl apply",
+    }.items():
+        commands = commands.replace(before, after)
     assert port in commands
+    assert settings.STORAGE_URL_IN_CLUSTER in commands
     began = time.monotonic()
     [answer] = _run_shell(commands).splitlines()[-1:]
     print(f"\n{way}: {time.monotonic() - began:.0f} s from nothing to a prediction")
@@ -95,11 +104,9 @@ def _find_commands(way):
 
 
 def _write_models(folder):
-    """One model of the example, for two cores; its pods learn where the storage emulator is."""
-    env = [{"name": "STORAGE_EMULATOR_HOST", "value": settings.STORAGE_URL_IN_CLUSTER}]
-    deployed_model = make_deployed_model("photos-1", podOverrides={"env": env})
+    """One model of the example, for two cores."""
     file = folder / "photos.yaml"
-    file.write_text(yaml.safe_dump_all([make_model(v1="photos/1"), make_endpoint(), deployed_model]))
+    file.write_text(yaml.safe_dump_all([make_model(v1="photos/1"), make_endpoint(), make_deployed_model("photos-1")]))
     return str(file)
 
 

@@ -28,7 +28,7 @@ def make_full_manifests():
             "maxReplicaCount": 2,
             "autoscalingMetricSpecs": [{"metricName": "cpu/utilization"}],
         },
-        podOverrides={"labels": {"team": "a"}, "env": [{"name": "A", "value": "b"}]},
+        podOverrides={"labels": {"team": "a"}, "env": [{"name": "PIERHEAD_LOG_LEVEL", "value": "debug"}]},
     )
     batch = {
         "apiVersion": "pierhead.dev/v1",

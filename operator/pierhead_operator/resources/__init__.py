@@ -1,8 +1,8 @@
 """What should exist for a DeployedModel: pure functions from plain data to Kubernetes manifests.
 
-`objects` knows what every object of ours has, `machines` what a pod asks of its node, `pods` what a pod is made of,
-`network` who may reach it, `serving` the objects around it, and `rollout` how pods of one template follow those of
-another.
+`objects` knows what every object of ours has, `machines` what a pod asks of its node, `overrides` what its author may
+not say, `pods` what a pod is made of, `network` who may reach it, `serving` the objects around it, and `rollout` how
+pods of one template follow those of another.
 """
 
 from pierhead_operator.resources.machines import unknown_machine
@@ -18,6 +18,7 @@ from pierhead_operator.resources.objects import (
     owns_replicas,
     selector,
 )
+from pierhead_operator.resources.overrides import explain_overrides
 from pierhead_operator.resources.pods import Limits, Serving, find_limits
 from pierhead_operator.resources.rollout import decide_in_place, has_served
 from pierhead_operator.resources.serving import (
@@ -42,6 +43,7 @@ __all__ = [
     "decide_in_place",
     "describe_held",
     "desired_objects",
+    "explain_overrides",
     "find_limits",
     "has_served",
     "is_autoscaled",

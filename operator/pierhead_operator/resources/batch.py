@@ -12,12 +12,12 @@ from pierhead_operator.resources.network import make_network_policy
 from pierhead_operator.resources.objects import Manifest, make_metadata
 from pierhead_operator.resources.pods import (
     ServerPod,
+    escape,
     make_container,
     make_model_env,
     make_pod_metadata,
     make_pod_spec,
     make_probe,
-    make_variables,
 )
 from pierhead_operator.settings import OperatorSettings
 from pierhead_operator.types import BatchPredictionJob, Model, ModelVersion
@@ -85,7 +85,7 @@ def read_output(live: Manifest) -> str:
     variables = [variable for container in containers for variable in container.get("env", [])]
     told = next((one.get("value", "") for one in variables if one["name"] == _DOCUMENT_VARIABLE), "")
     try:
-        document = json.loads(told.replace("$$(", "$("))
+        document = json.loads(told.replace("$$", "$"))  # as Kubernetes does
     except ValueError:
         return ""
     return str(document.get("outputUri", "")) if isinstance(document, dict) else ""
@@ -224,8 +224,7 @@ def _make_template(batching: Batching) -> Manifest:
         service_account=spec.service_account,
         env=[
             *make_model_env(batching.model, batching.version, settings),
-            # Kubernetes would put other variables' values where it sees $(NAME).
-            *make_variables({_DOCUMENT_VARIABLE: make_document(batching).replace("$(", "$$(")}),
+            {"name": _DOCUMENT_VARIABLE, "value": escape(make_document(batching))},
         ],
     )
     container = make_container(
@@ -235,9 +234,13 @@ def _make_template(batching: Batching) -> Manifest:
         livenessProbe=make_probe("/healthz", periodSeconds=10, timeoutSeconds=5, failureThreshold=6),
     )
     claims = _claims(job)
-    container["volumeMounts"] += [{"name": f"pvc-{claim}", "mountPath": f"{_PVC_FOLDER}/{claim}"} for claim in claims]
+    container["volumeMounts"] += [
+        {"name": names.volume(claim), "mountPath": f"{_PVC_FOLDER}/{claim}"} for claim in claims
+    ]
     pod_spec = make_pod_spec(pod, container, restartPolicy="Never", terminationGracePeriodSeconds=_GRACE_SECONDS)
-    pod_spec["volumes"] += [{"name": f"pvc-{claim}", "persistentVolumeClaim": {"claimName": claim}} for claim in claims]
+    pod_spec["volumes"] += [
+        {"name": names.volume(claim), "persistentVolumeClaim": {"claimName": claim}} for claim in claims
+    ]
     labels = {**batching.labels, names.LABEL_BATCH_PREDICTION_JOB_UID: job.metadata.uid}
     return {"metadata": make_pod_metadata(spec.pod_overrides, labels), "spec": pod_spec}
 

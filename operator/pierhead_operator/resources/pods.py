@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pierhead_operator import names
 from pierhead_operator.resources.machines import Machine, compute_machine
 from pierhead_operator.resources.objects import Manifest, selector
+from pierhead_operator.resources.overrides import is_never_allowed, is_reserved
 from pierhead_operator.settings import OperatorSettings, ServerSettings
-from pierhead_operator.types import VERSION_VARIABLES, DeployedModel, Endpoint, Model, ModelVersion, PodOverrides
+from pierhead_operator.types import DeployedModel, Endpoint, Model, ModelVersion, PodOverrides
 
 PORT = 8080
 _SERVER_UID = 65532
@@ -79,10 +80,12 @@ class ServerPod:
 
 
 def make_pod_metadata(overrides: PodOverrides, labels: dict[str, str]) -> Manifest:
-    """A pod's metadata: what was asked for, and Pierhead's own, which count more."""
+    """A pod's metadata: Pierhead's own, and beside it what was asked for."""
+    asked = {key: value for key, value in overrides.labels.items() if not is_reserved(key)}
+    annotations = {key: value for key, value in overrides.annotations.items() if not is_reserved(key)}
     return {
-        "labels": {**overrides.labels, **names.OURS, **labels},
-        **({"annotations": overrides.annotations} if overrides.annotations else {}),
+        "labels": {**asked, **names.OURS, **labels},
+        **({"annotations": annotations} if annotations else {}),
     }
 
 
@@ -148,8 +151,16 @@ def make_probe(path: str, **timing: int) -> Manifest:
 
 
 def make_variables(values: dict[str, str]) -> list[Manifest]:
-    """Environment variables; none for an empty value."""
-    return [{"name": name, "value": value} for name, value in values.items() if value]
+    """Environment variables of these very values; none for an empty one."""
+    # Elsewhere a dollar stays as release 0.1.0 wrote it: another template would be another pod.
+    return [
+        {"name": name, "value": escape(value) if "$(" in value else value} for name, value in values.items() if value
+    ]
+
+
+def escape(value: str) -> str:
+    """A value in which Kubernetes sees no $(NAME), for which it would put another variable's value, such as a key."""
+    return value.replace("$", "$$")
 
 
 def _env(pod: ServerPod) -> list[Manifest]:
@@ -160,7 +171,7 @@ def _env(pod: ServerPod) -> list[Manifest]:
         *_worker_env(pod.machine),
         *pod.server.env,
         *pod.limits_env,
-        *(variable for variable in pod.overrides.env if variable.get("name") not in VERSION_VARIABLES),
+        *(variable for variable in pod.overrides.env if not is_never_allowed(variable.get("name", ""))),
     ]:
         # Kubernetes takes each name once. What refers to others, as $(NAME), has to come after them.
         name = variable.get("name", "")

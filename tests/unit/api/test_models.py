@@ -169,6 +169,15 @@ def test_number_follows_those_of_a_manifest():
     assert _add(manifest, {})[1] == "3"
 
 
+def test_number_of_a_version_that_others_removed_is_not_given_again():
+    """The operator refuses another artifact of that name."""
+    manifest = conftest.make_model()
+    manifest["status"] = {
+        "versions": [{"name": "7", "artifactUri": "gs://m/7"}, {"name": "v9", "artifactUri": "gs://m"}]
+    }
+    assert _add(manifest, {})[1] == "8"
+
+
 def test_default_or_only_version_stays():
     with pytest.raises(FailedPreconditionError, match="1 is the default version"):
         remove_version(conftest.make_model(), "1")

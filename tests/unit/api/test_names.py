@@ -68,10 +68,38 @@ def test_split_version():
     assert split_version("m") == ("m", "")
 
 
-@pytest.mark.parametrize("name", ["..", "a/b", "A", "a.b", "-a", ""])
+CANNOT_BE = [
+    "..",
+    "a/b",
+    "A",
+    "a.b",
+    "-a",
+    "a-",
+    "-",
+    "",
+    "x" * 64,
+    "a\n",
+    "a%2Fb",
+    "a_b",
+    "\u00e9",
+    "\u0663",
+    "a b",
+    "a:b",
+]
+
+
+@pytest.mark.parametrize("name", CANNOT_BE)
 def test_what_cannot_be_a_name_is_not_found(name):
     with pytest.raises(NotFoundError):
         check_id(name)
+    with pytest.raises(InvalidArgumentError):
+        check_new(name, "endpointId")
+
+
+@pytest.mark.parametrize("name", ["a", "0", "1a", "0" * 63, "x" * 63, "a" + "-" * 61 + "b", "dm-a", "mdl2-a"])
+def test_every_name_that_a_manifest_may_have_is_one(name):
+    assert check_id(name) == name
+    assert PROJECTS.find_model(PLACE, PLACE.model(name, "2"), "model") == (name, "2")
 
 
 @pytest.mark.parametrize("name", ["a", "photos-1", "1", "1234567890", "x" * 63])

@@ -177,6 +177,34 @@ async def test_alias_is_resolved_and_the_version_stays(make_reconciler):
     assert cluster.objects["BatchPredictionJob", "nightly"]["status"]["modelVersion"] == "1"
 
 
+OTHER = make_model(versions=[{"name": "1", "artifactUri": "gs://models/photos/other"}])
+
+
+async def test_job_does_not_take_another_artifact_of_a_versions_name(make_reconciler):
+    known = [{"name": "1", "artifactUri": "gs://models/photos/1"}]
+    cluster, reconciler = make_reconciler({**OTHER, "status": {"versions": known}}, make_batch())
+    await reconciler.reconcile(BATCH)
+    assert cluster.ready(BATCH) == ("False", "VersionChanged")
+    assert (_state(cluster), cluster.is_true(BATCH, "Stalled")) == ("PENDING", True)
+    assert ("Job", "bpj-nightly") not in cluster.objects
+    cluster.objects["Model", "photos"] = make_model()
+    await reconciler.reconcile(BATCH)
+    assert ("Job", "bpj-nightly") in cluster.objects
+
+
+async def test_another_try_goes_on_with_the_artifact_that_it_began_with(make_reconciler):
+    cluster, reconciler = make_reconciler(make_model(), make_batch())
+    await reconciler.reconcile(BATCH)
+    _end(cluster, "Failed", reason="PodFailurePolicy", message="m")
+    await reconciler.reconcile(BATCH)
+    cluster.objects["Model", "photos"] = OTHER
+    cluster.objects["BatchPredictionJob", "nightly"]["metadata"]["annotations"]["pierhead.dev/renew"] = "again"
+    for _ in range(2):
+        await reconciler.reconcile(BATCH)
+    assert ("Job", "bpj-nightly") not in cluster.objects
+    assert cluster.ready(BATCH) == ("False", "VersionChanged")
+
+
 async def test_cancel_takes_the_workers_away(make_reconciler):
     cluster, reconciler = make_reconciler(make_model(), make_batch())
     await reconciler.reconcile(BATCH)
@@ -508,6 +536,26 @@ async def test_too_many_addresses_are_told(make_reconciler):
     cluster, reconciler = make_reconciler(make_model(), make_batch(inputConfig={"gcsSource": {"uris": uris}}))
     await reconciler.reconcile(BATCH)
     assert cluster.ready(BATCH) == ("False", "SpecTooLarge")
+
+
+async def test_job_with_an_override_that_is_not_allowed_fails_at_once(make_reconciler):
+    overrides = {"env": [{"name": "AWS_ENDPOINT_URL", "value": "http://mine"}]}
+    cluster, reconciler = make_reconciler(make_model(), make_batch(podOverrides=overrides))
+    await reconciler.reconcile(BATCH)
+    assert cluster.ready(BATCH) == ("False", "OverrideNotAllowed")
+    status = cluster.objects["BatchPredictionJob", "nightly"]["status"]
+    assert (_state(cluster), status["error"]["code"]) == ("FAILED", 3)
+    assert "spec.podOverrides.env[AWS_ENDPOINT_URL]" in status["error"]["message"]
+    assert ("Job", "bpj-nightly") not in cluster.objects
+
+
+async def test_job_that_runs_goes_on_though_its_overrides_are_no_longer_allowed(make_reconciler):
+    cluster, reconciler = make_reconciler(make_model(), make_batch())
+    await reconciler.reconcile(BATCH)
+    _put_pod(cluster)
+    cluster.objects["BatchPredictionJob", "nightly"]["spec"]["podOverrides"] = {"labels": {"job-name": "another"}}
+    await reconciler.reconcile(BATCH)
+    assert _state(cluster) == "RUNNING"
 
 
 async def test_pods_of_a_job_that_had_the_name_before_count_nothing(make_reconciler):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pierhead_operator.resources import selector
 from pierhead_operator.resources.batch import (
     Batching,
     decide_parallelism,
@@ -71,6 +72,14 @@ def test_policy_of_workers_is_that_of_their_pods(settings):
     [policy] = make_worker_policies(make_batching(changed))
     pod = make_job(make_batching(changed, **CASES["batch-full"]))["spec"]["template"]
     assert policy["spec"]["podSelector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
+
+
+def test_worker_is_never_behind_a_service_of_a_deployed_model(settings):
+    """Whatever an older CRD let through."""
+    labels = {"pierhead.dev/deployed-model": "photos-1", "pierhead.dev/endpoint": "photos", "team": "a"}
+    template = make_job(make_batching(settings, podOverrides={"labels": labels}))["spec"]["template"]
+    assert not selector("photos-1").items() <= template["metadata"]["labels"].items()
+    assert template["metadata"]["labels"]["team"] == "a"
 
 
 def _make_output(display_name="Photos", uid="1b4e28ba-2fa1-11d2-883f-0016d3cca427"):

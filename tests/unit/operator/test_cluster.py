@@ -217,6 +217,26 @@ async def test_claim_of_what_has_changed_meanwhile_is_refused(api, server):
     await Cluster(api).apply_status(free, free.status)  # of another one of that name there is nothing to tell
 
 
+async def test_status_of_what_the_schema_takes_no_longer_is_replaced(api, server):
+    """As the API server answers where an older CRD took another type: else nobody would tell the author."""
+    told = "failed to create manager for existing fields: failed to convert new object: expected string"
+    server.answers = [(500, {"message": told}), (200, make_deployed_model())]
+    await Cluster(api).apply_status(DM, DM.status)
+    [(_, _, _, applied), (method, path, query, body)] = server.requests
+    assert (method, path.rpartition("/")[2], "force" in query) == ("PATCH", "status", False)
+    assert body == [
+        {"op": "test", "path": "/metadata/uid", "value": DM.metadata.uid},
+        {"op": "add", "path": "/status", "value": applied["status"]},
+    ]
+
+
+async def test_status_that_the_api_server_fails_to_write_otherwise_is_not(api, server):
+    server.answers = [(500, {"message": "etcdserver: request timed out"})]
+    with pytest.raises(ClusterError, match="timed out"):
+        await Cluster(api).apply_status(DM, DM.status)
+    assert len(server.requests) == 1
+
+
 async def test_refresh_corrects_what_is_known_and_gives_what_is_gone(api, server, store):
     for name, version in (("old", 3), ("gone", 4), ("new", 30)):
         store.put("Service", _service(name, version))

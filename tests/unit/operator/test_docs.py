@@ -6,6 +6,7 @@ from typing import get_args
 
 import yaml
 from pierhead_operator import names, status
+from pierhead_operator.resources.overrides import ALLOWED_VARIABLES
 from pierhead_operator.settings import AutoscalingSettings, MachineSettings, RolloutSettings
 from pierhead_operator.types import AutoscalingMetricSpec
 
@@ -62,6 +63,12 @@ def _leaves(values, prefix=""):
             yield from _leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}"
+
+
+def test_variables_that_authors_may_set_are_documented():
+    section = _section("Pods").split("\n### Variables that authors may set\n")[1]
+    rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+    assert sorted(re.findall(r"`([^`]+)`", "".join(rows))) == sorted(ALLOWED_VARIABLES)
 
 
 def test_every_chart_value_is_documented():

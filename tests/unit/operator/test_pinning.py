@@ -191,9 +191,12 @@ def released(tmp_path_factory):
     return deploy_all
 
 
+# What came after it, or has nothing to do with pods.
+NOT_OF_PODS = {"network_policy": True, "routing": True, "server": {"allowed_env"}}
+
+
 def _describe(serving, live):
-    # What came after it, or has nothing to do with pods.
-    settings = serving.settings.model_dump(mode="json", by_alias=True, exclude={"network_policy", "routing"})
+    settings = serving.settings.model_dump(mode="json", by_alias=True, exclude=NOT_OF_PODS)
     parts = {"dm": serving.deployed_model, "model": serving.model, "endpoint": serving.endpoint}
     return {name: part.dump() for name, part in parts.items()} | {"settings": settings, "live": live}
 

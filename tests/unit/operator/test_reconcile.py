@@ -1,10 +1,12 @@
 """Reconcile against a fake cluster that records what it was told, with failures where a cluster has them."""
 
 from copy import deepcopy
+from dataclasses import replace
 from datetime import timedelta
 from unittest.mock import AsyncMock
 
 import pytest
+from pierhead_operator import names
 from pierhead_operator.cluster import ClusterError, Invalid, Key
 from pierhead_operator.names import OURS
 from pierhead_operator.reconcile import Reconciler
@@ -127,6 +129,22 @@ async def test_foreign_object_is_reported_and_left_alone(make_reconciler):
     assert not cluster.is_true(DM, "Available")
 
 
+async def test_deployed_model_whose_name_was_made_to_meet_anothers_is_told_whose(make_reconciler):
+    long = "x" * 63
+    short = names.server(long).removeprefix("dm-")
+    there = (make_model(), make_endpoint(), make_deployed_model(long), make_deployed_model(short))
+    cluster, reconciler = make_reconciler(*there)
+    await reconciler.reconcile(Key("DeployedModel", "default", long))
+    before = deepcopy(cluster.objects["Deployment", names.server(long)])
+    second = Key("DeployedModel", "default", short)
+    await reconciler.reconcile(second)
+    assert cluster.objects["Deployment", names.server(long)] == before
+    assert cluster.ready(second) == ("False", "NotOwned")
+    [condition] = [c for c in cluster.objects[second.kind, short]["status"]["conditions"] if c["type"] == "Ready"]
+    assert f"is that of DeployedModel {long}, whose name gives the same one" in condition["message"]
+    assert "give this DeployedModel another name" in condition["message"]
+
+
 async def test_traffic_leaves_what_somebody_elses_service_stands_before(make_reconciler):
     """Somebody was faster, after the Service was deleted by hand: its name leads elsewhere now."""
     cluster, reconciler = make_reconciler(make_model(), make_endpoint(), make_deployed_model())
@@ -150,6 +168,63 @@ async def test_missing_reference_is_told(make_reconciler, missing, reason):
     assert cluster.ready(DM) == ("False", reason)
 
 
+def _override(cluster, **overrides):
+    cluster.objects["DeployedModel", "photos-1"]["spec"] = make_deployed_model(podOverrides=overrides)["spec"]
+
+
+async def test_override_that_is_not_allowed_is_told_and_what_runs_goes_on(make_reconciler):
+    cluster, reconciler = make_reconciler(make_model(), make_endpoint(), make_deployed_model())
+    await _answering(cluster, reconciler)
+    await reconciler.reconcile(DM)
+    before = deepcopy(cluster.objects["Deployment", "dm-photos-1"])
+    _override(cluster, env=[{"name": "AWS_ENDPOINT_URL", "value": "http://mine"}])
+    await reconciler.reconcile(DM)
+    assert cluster.ready(DM) == ("False", "OverrideNotAllowed")
+    assert cluster.is_true(DM, "Stalled")
+    assert cluster.is_true(DM, "Available")
+    assert cluster.objects["Deployment", "dm-photos-1"] == before
+    cluster.calls.clear()
+    await reconciler.reconcile(DM)
+    assert cluster.calls == [], "stable: no writes"
+    _override(cluster, env=[{"name": "PIERHEAD_WORKERS", "value": "2"}])
+    await reconciler.reconcile(DM)
+    assert cluster.objects["Deployment", "dm-photos-1"] != before
+
+
+async def test_override_is_judged_by_what_the_installation_allows_now(make_reconciler):
+    """What pods are made with is pinned; what may be asked for is not."""
+    spec = {"podOverrides": {"env": [{"name": "MYAPP_MODE", "value": "a"}]}}
+    cluster, reconciler = make_reconciler(make_model(), make_endpoint(), make_deployed_model(**spec))
+    allowing = reconciler.settings.server.model_copy(update={"allowed_env": ["MYAPP_*"]})
+    wider = replace(reconciler, settings=reconciler.settings.model_copy(update={"server": allowing}))
+    await reconciler.reconcile(DM)
+    assert ("Deployment", "dm-photos-1") not in cluster.objects
+    await wider.reconcile(DM)
+    assert cluster.ready(DM) == ("False", "Progressing")
+    assert "MYAPP" not in cluster.objects["Deployment", "dm-photos-1"]["metadata"]["annotations"]["pierhead.dev/pinned"]
+    cluster.calls.clear()
+    await reconciler.reconcile(DM)
+    assert cluster.ready(DM) == ("False", "OverrideNotAllowed")
+    assert not [call for call in cluster.calls if call[1] == "Deployment"]
+
+
+# What the CRD of 0.1.0 took, and stored.
+JUNK = (
+    {"env": [{"name": "PIERHEAD_WORKERS", "value": 4}, {"name": "PIERHEAD_LOG_LEVEL", "valueFrom": {}}]},
+    {"env": [{"name": ""}]},
+    {"tolerations": [{}, {"effect": "Often"}], "affinity": {"nodeAffinity": []}},
+    {"labels": {"pierhead.dev/deployed-model": "another"}, "priorityClassName": "system-node-critical"},
+)
+
+
+@pytest.mark.parametrize("overrides", JUNK)
+async def test_what_an_older_crd_took_gets_a_status(make_reconciler, overrides):
+    spec = {"podOverrides": overrides, "dedicatedResources": {"machineSpec": {"resourceClaims": [{"name": "A b"}]}}}
+    cluster, reconciler = make_reconciler(make_model(), make_endpoint(), make_deployed_model(**spec))
+    await reconciler.reconcile(DM)
+    assert cluster.ready(DM)[0] == "False"
+
+
 async def test_missing_version_is_told(make_reconciler):
     cluster, reconciler = make_reconciler(make_model(), make_endpoint(), make_deployed_model(modelVersion="9"))
     await reconciler.reconcile(DM)
@@ -165,6 +240,62 @@ async def test_missing_version_is_not_pinned(make_reconciler):
         await reconciler.reconcile(DM)
         assert cluster.objects["DeployedModel", "photos-1"]["status"]["modelVersion"] == "2"
     assert cluster.ready(DM) == ("False", "Progressing")
+
+
+def _write_version(cluster, artifact):
+    """Version 1, after it was removed; the API server would not let it be changed."""
+    cluster.objects["Model", "photos"]["spec"]["versions"][0]["artifactUri"] = artifact
+
+
+def _artifact(cluster, name="photos-1"):
+    env = cluster.objects["Deployment", f"dm-{name}"]["spec"]["template"]["spec"]["containers"][0]["env"]
+    return next(one["value"] for one in env if one["name"] == "PIERHEAD_ARTIFACT_URI")
+
+
+@pytest.mark.parametrize("told_first", [MODEL, DM], ids=lambda key: key.kind)
+async def test_another_artifact_of_a_versions_name_is_told_and_what_runs_goes_on(make_reconciler, told_first):
+    cluster, reconciler = make_reconciler(make_model(), make_endpoint(), make_deployed_model())
+    for key in (MODEL, DM):
+        await reconciler.reconcile(key)
+    _write_version(cluster, "gs://models/photos/other")
+    for key in (told_first, MODEL, DM):
+        await reconciler.reconcile(key)
+    for key in (MODEL, DM):
+        assert cluster.ready(key) == ("False", "VersionChanged")
+        assert cluster.is_true(key, "Stalled")
+    assert _artifact(cluster) == "gs://models/photos/1"
+    cluster.calls.clear()
+    for key in (MODEL, DM):
+        await reconciler.reconcile(key)
+    assert cluster.calls == [], "stable: no writes"
+    _write_version(cluster, "gs://models/photos/1")
+    for key in (MODEL, DM):
+        await reconciler.reconcile(key)
+    assert (cluster.ready(MODEL), cluster.ready(DM)) == (("True", "Accepted"), ("False", "Progressing"))
+
+
+async def test_new_deployed_model_does_not_take_another_artifact_of_a_versions_name(make_reconciler):
+    cluster, reconciler = make_reconciler(make_model(), make_endpoint(), make_deployed_model("photos-2"))
+    await reconciler.reconcile(MODEL)
+    _write_version(cluster, "gs://models/photos/other")
+    await reconciler.reconcile(Key("DeployedModel", "default", "photos-2"))
+    assert cluster.ready(Key("DeployedModel", "default", "photos-2")) == ("False", "VersionChanged")
+    assert ("Deployment", "dm-photos-2") not in cluster.objects
+
+
+async def test_model_of_the_same_name_does_not_change_what_runs(make_reconciler):
+    """Its status remembers nothing: the DeployedModel's does."""
+    cluster, reconciler = make_reconciler(make_model(), make_endpoint(), make_deployed_model())
+    await reconciler.reconcile(DM)
+    other = [{"name": "1", "artifactUri": "gs://models/photos/other"}, {"name": "2", "artifactUri": "gs://m/2"}]
+    cluster.objects["Model", "photos"] = make_model(versions=other)
+    for key in (MODEL, DM):
+        await reconciler.reconcile(key)
+    assert (cluster.ready(MODEL)[1], cluster.ready(DM)[1]) == ("Accepted", "VersionChanged")
+    assert _artifact(cluster) == "gs://models/photos/1"
+    cluster.objects["DeployedModel", "photos-1"]["spec"]["modelVersion"] = "2"
+    await reconciler.reconcile(DM)
+    assert _artifact(cluster) == "gs://m/2", "another version is another name"
 
 
 async def test_model_deleted_meanwhile_leaves_pods_alone(make_reconciler):

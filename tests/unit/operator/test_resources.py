@@ -1,5 +1,6 @@
 """Builders against golden manifests: a change of what is built shows in the diff of a golden file."""
 
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from pierhead_operator.resources import (
 )
 from pierhead_operator.settings import OperatorSettings
 from pierhead_operator.types import DeployedModel, Endpoint
-from pierhead_server.settings import Settings as ServerSettings
+from pierhead_server.settings import load_settings as load_server_settings
 
 from tests.unit.operator.conftest import NETWORK_POLICY, make_deployed_model, manifest
 
@@ -203,14 +204,45 @@ def test_env_nearer_to_the_deployed_model_counts(model, settings):
 
 def test_env_comes_after_what_it_refers_to(model, settings):
     changed = _change(settings, {"server": {"env": [{"name": "BUCKET", "value": "photos"}]}})
-    overrides = {"env": [{"name": "PIERHEAD_MODEL", "value": "$(BUCKET)/model"}]}
-    assert list(_env(_serving(model, changed, {"podOverrides": overrides})))[-2:] == ["BUCKET", "PIERHEAD_MODEL"]
+    overrides = {"env": [{"name": "PIERHEAD_WORKERS", "value": "$(BUCKET)"}]}
+    assert list(_env(_serving(model, changed, {"podOverrides": overrides})))[-2:] == ["BUCKET", "PIERHEAD_WORKERS"]
+
+
+def _expand(value, others):
+    """What Kubernetes makes of a value, by its documentation: $(NAME) is another variable's, $$ a dollar."""
+
+    def give(found):
+        return "$" if found[0] == "$$" else others.get(found[1], found[0])
+
+    return re.sub(r"\$\$|\$\((\w+)\)", give, value)
+
+
+@pytest.mark.parametrize(
+    "name", ["$(AWS_SECRET_ACCESS_KEY)", "$$(AWS_SECRET_ACCESS_KEY)", "$$$(AWS_SECRET_ACCESS_KEY)", "5 US$", "plain"]
+)
+def test_models_words_bring_no_other_variables_value_into_an_answer(model, settings, name):
+    named = model.model_copy(update={"spec": model.spec.model_copy(update={"display_name": name})})
+    told = _env(_serving(named, settings, {}))["PIERHEAD_MODEL_DISPLAY_NAME"]
+    assert _expand(told, {"AWS_SECRET_ACCESS_KEY": "the key"}) == name
+    assert "$(" in name or told == name, "another template would be another pod"
 
 
 def test_pod_overrides_do_not_say_what_runs(model, settings):
-    names = ("PIERHEAD_ARTIFACT_URI", "PIERHEAD_ARTIFACT_DIGEST", "PIERHEAD_ALLOW_CODE")
-    overrides = {"env": [{"name": name, "value": "gs://elsewhere"} for name in names]}
+    names = ("PIERHEAD_ARTIFACT_URI", "PIERHEAD_ARTIFACT_DIGEST", "PIERHEAD_ALLOW_CODE", "LD_PRELOAD", "PYTHONPATH")
+    overrides = {"env": [{"name": name, "value": "gs://elsewhere"} for one in names for name in (one, one.lower())]}
     assert _env(_serving(model, settings, {"podOverrides": overrides})) == _env(_serving(model, settings, {}))
+
+
+def test_pod_overrides_do_not_say_whose_pods_they_are(model, settings):
+    keys = {"pierhead.dev/batch-prediction-job": "nightly", "job-name": "bpj-nightly", "app.kubernetes.io/name": "x"}
+    overrides = {"labels": {**keys, "team": "a"}, "annotations": keys}
+    metadata = make_deployment(_serving(model, settings, {"podOverrides": overrides}))["spec"]["template"]["metadata"]
+    assert metadata["labels"].keys() - {"team"} == _plain_labels(model, settings).keys()
+    assert "annotations" not in metadata
+
+
+def _plain_labels(model, settings):
+    return make_deployment(_serving(model, settings, {}))["spec"]["template"]["metadata"]["labels"]
 
 
 @pytest.mark.parametrize(("allow_code", "told"), [(True, "true"), (False, None)])
@@ -222,7 +254,7 @@ def test_server_is_told_whether_code_may_run(model, settings, allow_code, told):
 
 def test_server_does_by_itself_what_it_is_not_told(model, settings):
     """An Endpoint's own defaults are the server's, so that an Endpoint without limits tells it nothing."""
-    server = ServerSettings(artifact_uri="gs://models/photos")
+    server = load_server_settings(artifact_uri="gs://models/photos")
     timeout = Endpoint.model_validate(manifest("Endpoint", "photos", {})).spec.client_connection_config
     assert timeout.inference_timeout_seconds == server.predict_timeout_seconds
     without, with_endpoint = _serving(model, settings, {}), _serving(model, settings, {}, {})

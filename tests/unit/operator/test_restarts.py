@@ -68,9 +68,10 @@ FIELDS = {
     "Model.defaultVersion": ("2", False),
     "Model.versions[].name": ("3", False),  # what runs is no longer there: it is left as it is
     "Model.versions[].aliases": (["stable"], False),
-    "Model.versions[].artifactUri": ("gs://models/photos/other", True),
-    "Model.versions[].digest": ("sha256:" + "1" * 64, True),
-    "Model.versions[].allowCode": (True, True),
+    # Another version under the same name, which nobody takes.
+    "Model.versions[].artifactUri": ("gs://models/photos/other", False),
+    "Model.versions[].digest": ("sha256:" + "1" * 64, False),
+    "Model.versions[].allowCode": (True, False),
     "Endpoint.displayName": ("Photographs", False),
     "Endpoint.description": ("Of cats", False),
     "Endpoint.trafficSplit": ({"photos-1": 50, "photos-2": 50}, False),
@@ -370,6 +371,8 @@ SERVER = {
     "artifactCacheBytes": 1000,
     "resources": {"requests": {"cpu": "2"}},
 }
+# What their authors may ask for.
+ALLOWED = {"allowedEnv": ["MYAPP_*"]}
 CLASSES = {
     "machineTypes": {"small": {"nodeSelector": {"size": "tiny"}}},
     "acceleratorTypes": {"NVIDIA_L4": {"resource": "nvidia.com/l4"}},
@@ -379,7 +382,7 @@ CLASSES = {
 def test_every_setting_is_looked_at():
     sections = {field.alias for field in OperatorSettings.model_fields.values()}
     assert SECTIONS.keys() | {"server", "machines"} == sections
-    assert SERVER.keys() == {field.alias for field in ServerSettings.model_fields.values()}
+    assert SERVER.keys() | ALLOWED.keys() == {field.alias for field in ServerSettings.model_fields.values()}
     assert CLASSES.keys() == {field.alias for field in MachineSettings.model_fields.values()}
 
 
@@ -399,7 +402,12 @@ OF_PODS = [
 
 
 @pytest.mark.parametrize(
-    ("section", "field", "value"), [*((section, None, value) for section, value in SECTIONS.items()), *OF_PODS]
+    ("section", "field", "value"),
+    [
+        *((section, None, value) for section, value in SECTIONS.items()),
+        *(("server", field, value) for field, value in ALLOWED.items()),
+        *OF_PODS,
+    ],
 )
 async def test_setting_restarts_no_pod_that_served(old, section, field, value):
     before, after = _change_setting(old, section, field, value)

@@ -57,6 +57,37 @@ def test_variable_sets_its_setting(environment, variable, value, expected):
     assert getattr(load_settings(), variable.lower()) == expected
 
 
+def _variables():
+    return sorted(str(field.validation_alias) for field in Settings.model_fields.values())
+
+
+def _spellings(name):
+    """What is not that name and differs from it by nothing but case."""
+    prefix, rest = name[:9], name[9:]
+    return {name.lower(), name.title(), prefix + rest.lower(), prefix.lower() + rest, rest, rest.lower()} - {name}
+
+
+@pytest.mark.parametrize("name", _variables())
+def test_variable_counts_in_its_own_spelling_alone(environment, name):
+    """Who says which variables a pod may have compares them as Kubernetes does: by case."""
+    before = load_settings()
+    # Of any setting either another value or a bad one.
+    for value in ("true", "false", "file:///elsewhere", "7", "debug", "text", "cpu"):
+        for spelling in _spellings(name):
+            environment.setenv(spelling, value)
+        assert load_settings() == before
+
+
+@pytest.mark.parametrize("name", ["AWS_REGION", "AWS_DEFAULT_REGION"])
+@pytest.mark.parametrize("value", ["a@elsewhere.example/", "elsewhere.example#", "x.elsewhere.example:443/"])
+def test_region_is_no_way_to_another_host(environment, name, value):
+    environment.setenv(name, "eu-central-1")
+    load_settings()
+    environment.setenv(name, value)
+    with pytest.raises(SettingsInvalidError, match=f"^{name}: "):
+        load_settings()
+
+
 @pytest.mark.parametrize(
     ("variables", "folder"),
     [
@@ -140,8 +171,7 @@ def documented(section):
 
 
 def test_every_variable_is_documented():
-    names = {field.validation_alias or f"PIERHEAD_{name.upper()}" for name, field in Settings.model_fields.items()}
-    assert documented("Environment") == names
+    assert documented("Environment") == set(_variables())
 
 
 def test_every_metric_is_documented():

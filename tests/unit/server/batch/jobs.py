@@ -65,7 +65,7 @@ class Runner:
     def __init__(self, artifact, document, emulator=None):
         self.document = document
         self.settings = load_settings(
-            artifact_uri=artifact.as_uri(), model="m/photos", model_version_id="1", STORAGE_EMULATOR_HOST=emulator
+            artifact_uri=artifact.as_uri(), model="m/photos", model_version_id="1", storage_emulator_host=emulator
         )
 
     def make(self, shard=0, workers=None):

@@ -1,0 +1,57 @@
+"""What each version of a Model was when it was first seen, so that no other artifact takes its name. Pure.
+
+The API server keeps a written version as it is, but one that was removed can be written again. So a Model's status
+remembers, a DeployedModel's and a job's status hold what they run, and both are asked before anything new is made.
+"""
+
+from collections.abc import Sequence
+
+from pierhead_operator.types import Model, ModelVersion, VersionRecord
+
+# Those in the spec, at most 64, and the rest removed ones: the status stays small beside what etcd takes.
+MOST_REMEMBERED = 256
+
+
+def make_record(version: ModelVersion) -> VersionRecord:
+    """What a version is."""
+    return VersionRecord(
+        name=version.name, artifact_uri=version.artifact_uri, digest=version.digest, allow_code=version.allow_code
+    )
+
+
+def remember_versions(known: Sequence[VersionRecord], versions: Sequence[ModelVersion]) -> list[VersionRecord]:
+    """What is to be remembered: each name with what it was first, of removed ones the last that were added."""
+    records = {record.name: record for record in known}
+    for version in versions:
+        records.setdefault(version.name, make_record(version))
+    present = {version.name for version in versions}
+    removed = [name for name in records if name not in present]
+    for name in removed[: max(0, len(records) - MOST_REMEMBERED)]:
+        del records[name]
+    return list(records.values())
+
+
+def explain_versions(model: Model) -> str | None:
+    """Which versions of a Model are not what they were, and the fix; None where all are."""
+    told = (explain_version(model, version, None) for version in model.spec.versions)
+    return "; ".join(message for message in told if message) or None
+
+
+def explain_version(model: Model, version: ModelVersion, runs: VersionRecord | None) -> str | None:
+    """Why a version must not be made anything of: its name was another artifact's, and the fix; None where it was not.
+
+    `runs` is what whoever asks runs already, if anything.
+    """
+    known = [record for record in (runs, *model.status.versions) if record and record.name == version.name]
+    present = make_record(version)
+    if not known or known[0] == present:
+        return None
+    return (
+        f"Model {model.name}: version {version.name} was {_describe(known[0])} and is {_describe(present)}:"
+        " a version never changes, so put back what it was, or give the other artifact a name of its own"
+    )
+
+
+def _describe(record: VersionRecord) -> str:
+    digest = f" of {record.digest}" if record.digest else ""
+    return f"{record.artifact_uri}{digest}{', whose code may run' if record.allow_code else ''}"
