@@ -5,13 +5,14 @@ On a real API server, beside the installed operator. Nothing here runs: no node 
 
 import copy
 import json
+import time
 
 import pytest
 from pierhead_operator import names
 
 from tests.batch import make_batch
 from tests.e2e.conftest import make_deployed_model, make_endpoint, make_model
-from tests.kube import KubectlError, wait_until
+from tests.kube import KubectlError, scratch_namespace, wait_until
 
 GPU = {"machineSpec": {"acceleratorType": "NVIDIA_L4", "acceleratorCount": 1}}
 
@@ -256,3 +257,64 @@ def test_name_made_to_meet_anothers_is_told_whose_it_is(kubectl):
     assert f"is that of DeployedModel {LONG}" in message
     kubectl("delete", "deployedmodel", thief)
     assert kubectl.get("service", child) == before
+
+
+# --- labels ----------------------------------------------------------------------------------------------------------
+# That a Model's own paths lead to nobody whose Endpoint is missing shows where something serves:
+# tests/e2e/test_private.py.
+
+
+def test_labels_of_a_resource_say_nothing_of_whom_it_belongs_to(kubectl):
+    """A DeployedModel of endpoint `photos`, labelled as if it were `theirs` and its Model another."""
+    theirs = make_endpoint()
+    theirs["metadata"]["name"] = "theirs"
+    stranger = make_dm()
+    stranger["metadata"]["labels"] = {
+        names.LABEL_ENDPOINT: "theirs",
+        names.LABEL_MODEL: "other",
+        names.LABEL_DEPLOYED_MODEL: "other",
+        names.LABEL_MANAGED_BY: names.MANAGED_BY,
+    }
+    kubectl.apply(make_model(v1="photos/1"), make_endpoint(), theirs, stranger)
+    wait_told_of(kubectl, "endpoint", "photos", "WaitingForDeployedModels")
+    wait_told_of(kubectl, "endpoint", "theirs", "NoDeployedModel")
+    child = wait_until("its Deployment is there", lambda: kubectl.get("deployment", "dm-photos"), seconds=30)
+    labels = child["metadata"]["labels"]
+    assert (labels[names.LABEL_ENDPOINT], labels[names.LABEL_MODEL]) == ("photos", "photos")
+
+
+def wait_told_of(kubectl, kind, name, reason):
+    wait_until(
+        f"{kind} {name} says {reason}", lambda: kubectl.condition(kind, name).get("reason") == reason, seconds=30
+    )
+
+
+# --- fairness --------------------------------------------------------------------------------------------------------
+
+MANY = 200
+
+
+def test_namespace_with_much_to_do_leaves_room_for_another():
+    """All of one tenant's DeployedModels want a new status at once; another's Endpoint does not wait for their end."""
+    with scratch_namespace("much") as much, scratch_namespace("little") as little:
+        much.apply(*(make_dm(f"dm-{number}", version="v9") for number in range(MANY)))
+
+        def count(reason):
+            found = much.items("deployedmodels")
+            return sum(condition_reason(live) == reason for live in found)
+
+        wait_until("all miss their Model", lambda: count("ModelNotFound") == MANY, seconds=120)
+        begun = time.monotonic()
+        much.apply(make_model(v1="photos/1"))
+        little.apply(make_endpoint())
+        wait_told_of(little, "endpoint", "photos", "NoDeployedModel")
+        waited = time.monotonic() - begun
+        wait_until("all miss their version", lambda: count("ModelVersionNotFound") == MANY, seconds=120)
+        whole = time.monotonic() - begun
+        print(f"another tenant's Endpoint was looked at after {waited:.1f} s, all of the first's after {whole:.1f} s")
+        assert waited < whole
+
+
+def condition_reason(live):
+    conditions = {condition["type"]: condition for condition in live.get("status", {}).get("conditions", [])}
+    return conditions.get("Ready", {}).get("reason")
