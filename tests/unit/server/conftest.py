@@ -77,14 +77,14 @@ def compilation(torchvision_folder, tmp_path_factory):
         running_server(torchvision_folder, logs[1], **settings) as second,
     ):
         first.wait_ready(1)
-        before, quick = first.workers(), first.client.post(PREDICT, json=body).json()["predictions"]
+        before, quick = first.one_worker(), first.client.post(PREDICT, json=body).json()["predictions"]
         with clients(first, body, codes):
             wait_until(lambda: first.form() == second.form() == "compiled", first.process, seconds=600)
             so_far = len(codes)
             wait_until(lambda: len(codes) > so_far + 20, first.process)
         wait_until(lambda: first.metric("pierhead_workers") == 1 and not set(before) & set(first.workers()))
         compiled = first.client.post(PREDICT, json=body).json()["predictions"]
-        after = first.workers()
+        after = first.one_worker()
     (entry,) = [path for path in (folder / "cache").iterdir() if path.is_dir()]
     return Compilation(entry, body, codes, quick, compiled, [log.read_text() for log in logs], (before, after))
 
@@ -151,6 +151,11 @@ class Server:
     def workers(self):
         """The pids of those that compute."""
         return sorted(pid for pid in children(self.fork_server()) if os.getpgid(pid) == os.getpgid(self.process.pid))
+
+    def one_worker(self):
+        """The same, once it is one: a process that compiles is among them until it has a group of its own."""
+        wait_until(lambda: len(self.workers()) == 1, self.process)
+        return self.workers()
 
     def family(self):
         """The pids of all its processes."""
