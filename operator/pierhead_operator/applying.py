@@ -9,7 +9,7 @@ from typing import Protocol, TypeVar
 
 from pierhead_operator import names, removal
 from pierhead_operator.cluster import ClusterError, Conflict, Invalid, Key, Rejected, UnreadableError
-from pierhead_operator.resources import Manifest, describe_held, is_owned, mark_applied, needs_apply
+from pierhead_operator.resources import Manifest, describe, describe_held, is_owned, mark_applied, needs_apply
 from pierhead_operator.routing import Server
 from pierhead_operator.schema import Resource, Status
 from pierhead_operator.status import (
@@ -19,12 +19,14 @@ from pierhead_operator.status import (
     Event,
     Finding,
     compute_unreadable_status,
+    keep_own,
     transition_event,
 )
 from pierhead_operator.types import DeployedModel
 
 R = TypeVar("R", bound=Resource)
 
+_MOST_SETTLED = 50_000  # of each some 200 bytes; what is forgotten is applied once more
 _NOT_OWNED_ADVICE = "delete it, or give this resource another name"
 
 
@@ -55,16 +57,19 @@ class Settled:
     Without it they would be applied at each look. A restart forgets it, and applies each of them once more.
     """
 
-    _held: dict[tuple[str, str, str], str] = field(default_factory=dict)
+    # What was applied, and what of it the object held then.
+    _held: dict[tuple[str, str, str], tuple[str, str]] = field(default_factory=dict)
 
     def knows(self, marked: Manifest, live: Manifest) -> bool:
         """Whether `live` holds what came of the last apply of `marked`."""
-        return self._held.get(_place(marked)) == describe_held(live, marked)
+        return self._held.get(_place(marked)) == (describe(marked), describe_held(live, marked))
 
     def remember(self, marked: Manifest, written: Manifest) -> None:
         """`written` is what came of an apply of `marked`."""
         if needs_apply(marked, written):
-            self._held[_place(marked)] = describe_held(written, marked)
+            self._held[_place(marked)] = describe(marked), describe_held(written, marked)
+            if len(self._held) > _MOST_SETTLED:
+                del self._held[next(iter(self._held))]
         else:
             self._held.pop(_place(marked), None)
 
@@ -170,7 +175,7 @@ async def tell_unreadable(cluster: ClusterAccess, key: Key, error: UnreadableErr
 
 async def write_status(cluster: ClusterAccess, resource: Resource, before: Status, after: Status) -> None:
     """Writes a status, and tells what changed, if anything did."""
-    if after != before:
+    if after != keep_own(before):
         await cluster.apply_status(resource, after)
     if event := transition_event(before, after):
         await cluster.create_event(resource, event)

@@ -5,7 +5,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, TypeVar
@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from pydantic_core import from_json
 
 from pierhead_operator import names
-from pierhead_operator.facts import DeployedModelFacts, EndpointFacts, explain_unreadable
+from pierhead_operator.facts import DeployedModelFacts, EndpointFacts, Facts, explain_unreadable
 from pierhead_operator.resources import Manifest, owns_replicas
 from pierhead_operator.routing import Server
 from pierhead_operator.schema import Resource, Status
@@ -114,6 +114,16 @@ class Key:
     name: str
 
 
+@dataclass(frozen=True)
+class Listed:
+    """An object that a list has, or no longer has; what was known of it before and is now, where that is another."""
+
+    live: Manifest
+    is_news: bool = False
+    before: Facts | None = None
+    after: Facts | None = None
+
+
 def find_resource(kind: str) -> tuple[str, str, str]:
     """The group, version and plural of a kind; the core's group is empty."""
     api, plural = _PATHS[kind]
@@ -164,9 +174,11 @@ def parse_neighbour(live: Manifest) -> DeployedModel | None:
 
     None where not even that can be read.
     """
-    spec = live.get("spec", {})
-    known = {name: spec[name] for name in ("endpoint", "model") if name in spec}
-    for one in (live, {**live, "spec": known}):
+    known = {
+        "spec": _keep(live.get("spec"), ("endpoint", "model")),
+        "status": _keep(live.get("status"), ("modelVersion", "availableReplicaCount", "conditions")),
+    }
+    for one in (live, {**live, "spec": known["spec"]}, {**live, "status": known["status"]}, {**live, **known}):
         try:
             return DeployedModel.model_validate(one)
         except ValidationError:
@@ -222,7 +234,7 @@ class Cluster:
 
     async def refresh(
         self, kind: str, namespace: str | None, labels: Mapping[str, str] | None = None
-    ) -> AsyncIterator[Manifest]:
+    ) -> AsyncIterator[Listed]:
         """Lists a kind that the store keeps, to correct what that knows; gives what is there and what is there no more.
 
         `labels` are those of the kind's watch.
@@ -233,11 +245,13 @@ class Cluster:
             for number, live in enumerate(page["items"]):
                 if number % _AT_ONE_TURN == 0:
                     await asyncio.sleep(0)
-                self._store.put(kind, live)
+                change = self._store.put(kind, live)
                 there.add((live["metadata"]["namespace"], live["metadata"]["name"]))
-                yield live
-        for live in self._store.remove_missing(kind, namespace, there, version):
-            yield live
+                yield Listed(live, True, change.before, change.after) if change else Listed(live)
+        for number, (live, before) in enumerate(self._store.remove_missing(kind, namespace, there, version)):
+            if number % _AT_ONE_TURN == 0:
+                await asyncio.sleep(0)
+            yield Listed(live, is_news=True, before=before)
 
     async def _list_pages(
         self, kind: str, namespace: str | None, labels: Mapping[str, str] | None
@@ -480,6 +494,10 @@ def format_micro_time(moment: datetime) -> str:
 def _apply_query(manager: str) -> dict[str, str]:
     # The children are ours (is_owned was asked before): what somebody else wrote into our fields is taken back.
     return {"fieldManager": manager, "force": "true"}
+
+
+def _keep(part: Any, fields: Collection[str]) -> Manifest:
+    return {name: part[name] for name in fields if name in part} if isinstance(part, dict) else {}
 
 
 def _with_version(manifest: Manifest, version: str) -> Manifest:

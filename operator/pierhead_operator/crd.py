@@ -39,7 +39,7 @@ def make_structural_schema(schema: Schema, definitions: dict[str, Schema]) -> Sc
     # An empty default says what leaving the field out says, and would only fill every manifest that is read back.
     if not result.get("default") or isinstance(result["default"], dict):
         result.pop("default", None)
-    if result.get("x-kubernetes-preserve-unknown-fields"):
+    if result.get("x-kubernetes-preserve-unknown-fields") and not isinstance(result.get("additionalProperties"), dict):
         result.pop("additionalProperties", None)
     if "properties" in result:
         result["properties"] = {

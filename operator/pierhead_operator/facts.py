@@ -33,6 +33,13 @@ class Unreadable(Facts):
 
 
 @dataclass(frozen=True, slots=True)
+class UnreadableDeployedModel(Unreadable):
+    """The same of a DeployedModel: whom it names is told all the same."""
+
+    server: Server = _NOBODY
+
+
+@dataclass(frozen=True, slots=True)
 class DeployedModelFacts(Facts):
     """Of a DeployedModel."""
 
@@ -87,11 +94,16 @@ def read_facts(kind: str, live: Manifest) -> Facts:
     try:
         return readers[kind](live)
     except ValidationError:
-        asked = _describe_asked(live)
-        return Unreadable(asked, asked)
+        asked, told = _describe_asked(live), _digest(live["metadata"].get("generation"), live.get("status"))
+        if kind != DeployedModel.KIND:
+            return Unreadable(asked, told)
+        spec = live["spec"] if isinstance(live.get("spec"), dict) else {}
+        server = Server(model=str(spec.get("model")), version="", endpoint=str(spec.get("endpoint")), answering=0)
+        return UnreadableDeployedModel(asked, told, server)
 
 
 _NONE = Facts()
+_ASKED = ("uid", "generation", "deletionTimestamp", "labels", "annotations")
 
 
 def explain_unreadable(error: ValidationError) -> str:
@@ -169,8 +181,7 @@ def _leaves(resource: Resource) -> bool:
 
 
 def _describe_asked(live: Manifest) -> str:
-    metadata = live["metadata"]
-    return _digest(*(metadata.get(name) for name in ("generation", "deletionTimestamp", "labels", "annotations")))
+    return _digest(*(live["metadata"].get(name) for name in _ASKED))
 
 
 def _digest(*parts: object) -> str:

@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from pierhead_operator import names
-from pierhead_operator.cluster import Key
-from pierhead_operator.facts import DeployedModelFacts, Facts
+from pierhead_operator.cluster import Key, Listed
+from pierhead_operator.facts import DeployedModelFacts, Facts, UnreadableDeployedModel
 from pierhead_operator.resources import Manifest, serving_kinds
 from pierhead_operator.routing import route_kinds
 from pierhead_operator.settings import OperatorSettings
@@ -58,8 +58,13 @@ class Feed:
 
     def tell_written(self, kind: str, live: Manifest) -> None:
         """An object is there, as this process has just written it: nobody but others has to look at it."""
-        if (change := self._store.put(kind, live)) and kind in OWN_KINDS:
-            self._concern_others(kind, live, change.before, change.after)
+        change = self._store.put(kind, live)
+        if change is None or kind not in OWN_KINDS:
+            return
+        if change.before is None or change.before.asked != change.after.asked:
+            # Somebody wrote the spec in between, and the answer told it first: its event will be no news.
+            self._queue.add(_key_of(kind, live))
+        self._concern_others(kind, live, change.before, change.after)
 
     def tell_deleted(self, kind: str, live: Manifest) -> None:
         """An object is gone, as it was at last."""
@@ -72,11 +77,16 @@ class Feed:
         else:
             self._concern_owner(live)
 
-    def tell_listed(self, kind: str, live: Manifest) -> None:
-        """An object is there, or is there no more, says a list: it is looked after when there is time."""
-        key = _key_of(kind, live) if kind in OWN_KINDS else find_owner(live)
+    def tell_listed(self, kind: str, listed: Listed) -> None:
+        """An object is there, or is there no more, says a list: it is looked after when there is time.
+
+        What no event has told yet is news for others, too: their turn may be over.
+        """
+        key = _key_of(kind, listed.live) if kind in OWN_KINDS else find_owner(listed.live)
         if key:
             self._queue.add(key, urgent=False)
+        if listed.is_news and kind in OWN_KINDS:
+            self._concern_others(kind, listed.live, listed.before, listed.after)
 
     def _concern_owner(self, live: Manifest) -> None:
         if key := find_owner(live):
@@ -110,9 +120,9 @@ def find_readers(kind: str, namespace: str, name: str, facts: Facts, store: Stor
                 yield Key(DeployedModel.KIND, namespace, deployed_model)
                 # What is on a private endpoint is not on its Model's own paths.
                 its = store.find_facts(DeployedModel.KIND, namespace, deployed_model)
-                if isinstance(its, DeployedModelFacts):
+                if isinstance(its, DeployedModelFacts | UnreadableDeployedModel):
                     yield Key(Model.KIND, namespace, its.server.model)
-        case DeployedModel.KIND if isinstance(facts, DeployedModelFacts):
+        case DeployedModel.KIND if isinstance(facts, DeployedModelFacts | UnreadableDeployedModel):
             yield Key(Endpoint.KIND, namespace, facts.server.endpoint)
             # A Model's own routes lead to whoever serves its versions.
             yield Key(Model.KIND, namespace, facts.server.model)

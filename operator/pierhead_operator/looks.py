@@ -13,7 +13,7 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 # An answer that nobody took so soon tells of what was.
-_FRESH_SECONDS = 5.0
+_FRESH_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -40,18 +40,23 @@ class Looks(Generic[K, T]):
         self._awaited: set[K] = set()
 
     async def ask(self, key: K, question: Callable[[], Awaitable[T]], patience: float) -> T | None:
-        """The answer to a question, if it is there within `patience` seconds; it is asked on in any case."""
-        if (known := self._take(key)) is not None:
+        """The answer to a question, if it is there within `patience` seconds; it is asked on in any case.
+
+        A question that is under way already was waited for: `answered` tells when to look again.
+        """
+        if (known := self._take(key)) is not None or key in self._tasks:
             return known
-        task = self._tasks.get(key)
-        if task is None:
-            task = self._tasks[key] = asyncio.create_task(self._find(key, question))
+        task = self._tasks[key] = asyncio.create_task(self._find(key, question))
         self._awaited.add(key)
         try:
             await asyncio.wait({task}, timeout=patience)
         finally:
             self._awaited.discard(key)
         return self._take(key)
+
+    def is_asking(self, key: K) -> bool:
+        """Whether a question is under way, whose answer will be told."""
+        return key in self._tasks
 
     def _take(self, key: K) -> T | None:
         moment, answer = self._answers.pop(key, (0.0, None))

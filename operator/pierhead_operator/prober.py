@@ -70,9 +70,15 @@ class Prober:
                 del self._failures[next(iter(self._failures))]
         return answer.silence
 
-    def find_pause(self, namespace: str, deployed_model: str) -> float:
-        """In how many seconds a DeployedModel's pods are to be asked again: the longer they are silent, the later."""
-        failures, _ = self._failures.get(Key(DeployedModel.KIND, namespace, deployed_model), (0, ""))
+    def find_pause(self, namespace: str, deployed_model: str) -> float | None:
+        """In how many seconds a DeployedModel's pods are to be asked again: the longer they are silent, the later.
+
+        None while they are being asked: the answer will be told.
+        """
+        key = Key(DeployedModel.KIND, namespace, deployed_model)
+        if self._looks.is_asking(key):
+            return None
+        failures, _ = self._failures.get(key, (0, ""))
         return min(_PAUSE_SECONDS * 2.0 ** min(max(failures - 1, 0), 16), _LONGEST_PAUSE_SECONDS)
 
     async def _probe(self, key: Key) -> _Answer:

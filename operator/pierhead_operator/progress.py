@@ -18,6 +18,7 @@ _ROUND_SECONDS = 4.0  # it ends before the next one begins
 _PATIENCE_SECONDS = 0.2  # workers that are well answer in less; nobody waits for others
 _LIMITS = Limits(in_all=32, of_a_share=4)  # jobs whose workers are asked
 _AT_ONCE = 16  # workers of a job
+_MOST_SHARDS = 1000  # as many as a job may have
 
 
 class WorkerAccess(Protocol):
@@ -88,7 +89,8 @@ class ProgressPoller:
         async def ask_some() -> None:
             for address in waiting:
                 if answer := await self._workers.ask_progress(address):
-                    polling.answers[answer.shard] = answer
+                    if 0 <= answer.shard < _MOST_SHARDS:  # a worker may be code of somebody else's
+                        polling.answers[answer.shard] = answer
                     silent.discard(address)
 
         with suppress(TimeoutError):

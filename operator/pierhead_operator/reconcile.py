@@ -99,7 +99,7 @@ class ProberAccess(Protocol):
     """What reconciling needs of prober.Prober."""
 
     async def ask(self, namespace: str, deployed_model: str) -> str | None: ...
-    def find_pause(self, namespace: str, deployed_model: str) -> float: ...
+    def find_pause(self, namespace: str, deployed_model: str) -> float | None: ...
     async def ask_readiness(self, key: Key, pods: Mapping[str, str]) -> Mapping[str, str]: ...
 
 
@@ -392,7 +392,7 @@ def is_controlled(live: Manifest, kind: str) -> bool:
     return any(reference.get("controller") and reference["kind"] == kind for reference in references)
 
 
-def decide_next_look(outcome: Outcome, probe_pause: float) -> float | None:
+def decide_next_look(outcome: Outcome, probe_pause: float | None) -> float | None:
     """In how many seconds something may have changed that no event tells."""
     if outcome.silence:
         return probe_pause

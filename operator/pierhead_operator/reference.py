@@ -61,6 +61,8 @@ def _render_row(path: str, field: Schema, required: bool) -> str:
 def _type(field: Schema) -> str:
     if "enum" in field:
         return " or ".join(f"`{value}`" for value in field["enum"])
+    if "type" not in field:
+        return "any value"
     if field["type"] == "array":
         return f"list of {_type(field['items'])}"
     if isinstance(values := field.get("additionalProperties"), dict):

@@ -7,9 +7,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 
-from pierhead_operator.cluster import Cluster, ClusterError, Rejected
+from pierhead_operator.cluster import Cluster, ClusterError, Listed, Rejected
 from pierhead_operator.feed import OWN_KINDS, watched_labels
-from pierhead_operator.resources import Manifest
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +29,7 @@ class Resync:
         cluster: Cluster,
         kinds: Collection[str],
         namespaces: Sequence[str],
-        tell_listed: Callable[[str, Manifest], None],
+        tell_listed: Callable[[str, Listed], None],
         count: Callable[[str, int], None] = _uncounted,
     ) -> None:
         self._cluster = cluster
@@ -71,8 +70,8 @@ class Resync:
         found = Counter(dict.fromkeys(self._kinds, 0))
         for namespace in self._namespaces:
             for kind in self._kinds:
-                async for live in self._cluster.refresh(kind, namespace, watched_labels(kind)):
-                    self._tell_listed(kind, live)
+                async for listed in self._cluster.refresh(kind, namespace, watched_labels(kind)):
+                    self._tell_listed(kind, listed)
                     found[kind] += 1
         for kind in OWN_KINDS.intersection(self._kinds):
             self._count(kind, found[kind])

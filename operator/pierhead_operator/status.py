@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import Field, ValidationError
 
@@ -25,6 +25,8 @@ from pierhead_operator.types import (
     VersionRecord,
 )
 from pierhead_operator.versions import explain_versions, remember_versions
+
+S = TypeVar("S", bound=Status)
 
 READY = "Ready"  # all that the spec asks for is there and works
 AVAILABLE = "Available"  # DeployedModel: at least one pod answers predictions, so that it may get traffic
@@ -158,6 +160,16 @@ class Event:
     type: str
     reason: str
     message: str
+
+
+# Those that Pierhead writes: others may write conditions of their own beside them.
+CONDITIONS = frozenset({READY, AVAILABLE, PROGRESSING, STALLED, TRAFFIC_APPLIED, SCALING_ACTIVE})
+
+
+def keep_own(status: S) -> S:
+    """A status without the conditions that others wrote into it."""
+    own = [condition for condition in status.conditions if condition.type in CONDITIONS]
+    return status if len(own) == len(status.conditions) else status.model_copy(update={"conditions": own})
 
 
 def judge(type_: str, good: bool, finding: Finding, resource: Resource, now: datetime) -> Condition:

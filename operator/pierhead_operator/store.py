@@ -103,7 +103,7 @@ class Store:
 
     def remove_missing(
         self, kind: str, namespace: str | None, there: Collection[tuple[str, str]], version: int
-    ) -> list[Manifest]:
+    ) -> list[tuple[Manifest, Facts]]:
         """Take a list's word, of one namespace or of all: what it does not have, as of `version`, is gone; gives that.
 
         `there` has what it has, as (namespace, name).
@@ -115,7 +115,8 @@ class Store:
             for name, entry in entries.items()
             if (place, name) not in there and entry.version <= version
         ]
-        removed = [_unpack(self._objects[kind][place][name]) for place, name in sorted(missing)]
+        entries = [self._objects[kind][place][name] for place, name in sorted(missing)]
+        removed = [(_unpack(entry), entry.facts) for entry in entries]
         for key in missing:
             self._forget(kind, key)
         return removed
@@ -227,7 +228,8 @@ def _version(live: Manifest) -> int:
 def _indexed(kind: str, live: Manifest) -> Iterator[tuple[str, str]]:
     if kind in _OWN_KINDS:
         for label, field in _FIELDS.get(kind, {}).items():
-            if isinstance(value := live.get("spec", {}).get(field), str):
+            spec = live.get("spec")
+            if isinstance(spec, dict) and isinstance(value := spec.get(field), str):
                 yield label, value
         return
     labels = live["metadata"].get("labels", {})

@@ -233,7 +233,21 @@ class Endpoint(Resource):
 # --- DeployedModel ---------------------------------------------------------------------------------------------------
 
 
-OpenObject = Annotated[dict[str, Any], Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})]
+# A value of any type that holds no further value.
+_FLAT: dict[str, Any] = {"x-kubernetes-preserve-unknown-fields": True, "maxProperties": 0, "maxItems": 0}
+
+
+def _hold(value: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a value of any type whose items and fields are each of this one."""
+    some = {"maxProperties": 64, "maxItems": 256}
+    return {"x-kubernetes-preserve-unknown-fields": True, **some, "additionalProperties": value, "items": value}
+
+
+# Parameters nested thousands deep, which JSON may be, would end whoever reads them.
+Parameters = Annotated[
+    dict[str, Any],
+    Field(json_schema_extra={"type": "object", "maxProperties": 64, "additionalProperties": _hold(_hold(_FLAT))}),
+]
 LabelMap = Annotated[dict[str, Annotated[str, Field(max_length=63)]], Field(json_schema_extra={"maxProperties": 64})]
 
 
@@ -649,12 +663,14 @@ class BatchPredictionJobSpec(ApiObject):
         pattern=r"^[a-z0-9][a-zA-Z0-9-]*$",
         description="The version, or an alias of it; the Model's default version at the start where left out.",
     )
-    model_parameters: dict[str, Any] = Field(
+    model_parameters: Parameters = Field(
         default_factory=dict,
-        description="The parameters of each prediction, such as confidenceThreshold and maxPredictions.",
-        json_schema_extra={"x-kubernetes-preserve-unknown-fields": True},
+        description=(
+            "The parameters of each prediction, such as confidenceThreshold and maxPredictions; lists and maps in it"
+            " may hold others, which hold no more."
+        ),
     )
-    unmanaged_container_model: OpenObject | None = Field(None, description="Vertex AI's; refused here.")
+    unmanaged_container_model: ApiObject | None = Field(None, description="Vertex AI's; refused here.")
     input_config: InputConfig = Field(json_schema_extra=_fixed("inputConfig"))
     output_config: OutputConfig = Field(json_schema_extra=_fixed("outputConfig"))
     dedicated_resources: BatchDedicatedResources = Field(

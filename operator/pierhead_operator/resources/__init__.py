@@ -9,6 +9,7 @@ from pierhead_operator.resources.machines import unknown_machine
 from pierhead_operator.resources.network import NETWORK_POLICY
 from pierhead_operator.resources.objects import (
     Manifest,
+    describe,
     describe_held,
     is_owned,
     make_metadata,
@@ -41,6 +42,7 @@ __all__ = [
     "Manifest",
     "Serving",
     "decide_in_place",
+    "describe",
     "describe_held",
     "desired_objects",
     "explain_overrides",

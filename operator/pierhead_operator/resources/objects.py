@@ -49,6 +49,11 @@ def needs_apply(marked: Manifest, live: Manifest | None) -> bool:
     return live is None or not _contains(live, marked)
 
 
+def describe(marked: Manifest) -> str:
+    """A digest of a manifest of `mark_applied`."""
+    return _digest(marked)
+
+
 def describe_held(live: Manifest, marked: Manifest) -> str:
     """A digest of what `live` has of the fields of a manifest of `mark_applied`."""
     return _digest(_project(live, marked))

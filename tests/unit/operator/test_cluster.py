@@ -16,6 +16,7 @@ from pierhead_operator.cluster import (
     Rejected,
     UnreadableError,
     find_resource,
+    parse_neighbour,
 )
 from pierhead_operator.resources import NETWORK_POLICY, SERVING_KINDS
 from pierhead_operator.routing import ROUTE_KINDS
@@ -242,8 +243,11 @@ async def test_refresh_corrects_what_is_known_and_gives_what_is_gone(api, server
         store.put("Service", _service(name, version))
     server.answers = [_page(20, _service("old", 10), **{"continue": "more"}), _page(20, _service("other", 5))]
     cluster = Cluster(api, store=store)
-    told = [live["metadata"]["name"] async for live in cluster.refresh("Service", None, {"app": "x"})]
-    assert told == ["old", "other", "gone"]
+    told = [
+        (listed.live["metadata"]["name"], listed.is_news)
+        async for listed in cluster.refresh("Service", None, {"app": "x"})
+    ]
+    assert told == [("old", True), ("other", True), ("gone", True)]
     kept = await cluster.list_objects("Service", None)
     versions = {live["metadata"]["name"]: live["metadata"]["resourceVersion"] for live in kept}
     assert versions == {"old": "10", "other": "5", "new": "30"}
@@ -301,6 +305,13 @@ async def test_own_write_is_told_once(api, server, store):
     cluster = Cluster(api, store=store, tell_written=lambda kind, live: told.append((kind, live["metadata"]["name"])))
     await cluster.apply(SERVICE, SERVICE)
     assert told == [("Service", "s")]
+
+
+@pytest.mark.parametrize("spec", [{}, {"dedicatedResources": {"minReplicaCount": "many"}}], ids=["status", "both"])
+def test_neighbour_goes_on_whose_status_is_of_a_later_release(spec):
+    live = make_deployed_model(available=True, **spec)
+    live["status"] |= {"availableReplicaCount": 2, "artifact": "of tomorrow"}
+    assert parse_neighbour(live).status.available_replica_count == 2
 
 
 async def test_resource_of_a_later_release_is_unreadable_and_its_neighbours_go_on(api, store):

@@ -1,7 +1,7 @@
 """Who is looked after when something changes."""
 
 import pytest
-from pierhead_operator.cluster import Key
+from pierhead_operator.cluster import Key, Listed
 from pierhead_operator.feed import OWN_KINDS, Feed
 from pierhead_operator.store import Store
 
@@ -173,16 +173,44 @@ def test_what_is_gone_concerns_the_same(feed, store, keys):
     assert store.get("Pod", "default", "a") is None
 
 
-def test_what_cannot_be_read_is_looked_after_itself(feed, keys):
-    feed.tell("DeployedModel", _object("photos-1", endpoint=7))
-    assert keys.all == [DM]
+def test_what_cannot_be_read_concerns_whom_it_names_all_the_same(feed, keys):
+    live = _of_version(make_deployed_model(dedicatedResources={"minReplicaCount": "many"}), 1)
+    feed.tell("DeployedModel", live)
+    assert (keys.at_once, keys.soon) == ([DM], [ENDPOINT, MODEL])
+    keys.clear()
+    feed.tell_deleted("DeployedModel", live)
+    assert (keys.at_once, keys.soon) == ([DM], [ENDPOINT, MODEL])
+
+
+def test_edit_that_the_answer_to_an_own_write_tells_first_is_work(feed, keys):
+    """Somebody edits while a status is written: the answer is newer than both events."""
+    _tell_deployed_model(feed)
+    keys.clear()
+    feed.tell_written("DeployedModel", _of_version(make_deployed_model(available=True), 11, generation=4))
+    assert keys.at_once == [DM]
+
+
+def test_namesake_that_came_while_the_watch_was_away_is_work(feed, keys):
+    _tell_deployed_model(feed)
+    keys.clear()
+    _tell_deployed_model(feed, version=2, uid="another")
+    assert DM in keys.at_once
 
 
 def test_what_a_list_tells_waits_for_events(feed, keys):
-    feed.tell_listed("DeployedModel", _of_version(make_deployed_model(), 1))
-    feed.tell_listed("Pod", _object(labels=LABELS))
-    feed.tell_listed("Pod", _object())
+    feed.tell_listed("DeployedModel", Listed(_of_version(make_deployed_model(), 1)))
+    feed.tell_listed("Pod", Listed(_object(labels=LABELS)))
+    feed.tell_listed("Pod", Listed(_object()))
     assert (keys.at_once, keys.soon, keys.background) == ([], [], [DM, DM])
+
+
+def test_what_a_list_tells_first_is_news_for_others(feed, store, keys):
+    _tell_deployed_model(feed)
+    keys.clear()
+    model = _of_version(make_model(), 5)
+    change = store.put("Model", model)
+    feed.tell_listed("Model", Listed(model, True, change.before, change.after))
+    assert (keys.at_once, keys.background) == ([DM], [MODEL])
 
 
 def test_each_event_is_heard(store, keys):

@@ -58,7 +58,8 @@ async def test_answer_that_comes_soon_is_given_at_once(asking, pods, answered):
 async def test_answer_that_comes_late_is_told_and_kept_for_the_next_look(asking, pods, answered):
     assert await asking.ask("a1", pods.question("a1"), 0) is None
     await pods.wait_for(1)
-    assert await asking.ask("a1", pods.question("a1"), 0) is None
+    assert asking.is_asking("a1")
+    assert await asyncio.wait_for(asking.ask("a1", pods.question("a1"), LONG), 10) is None, "it was waited for before"
     assert pods.asked == ["a1"], "one question at a time"
     pods.answer.set()
     assert await asyncio.wait_for(answered.get(), 10) == "a1"

@@ -371,6 +371,29 @@ async def test_what_a_webhook_changes_settles_and_is_still_repaired(make_reconci
     assert ("apply", "Service", "dm-photos-1") in cluster.calls
 
 
+async def test_change_of_what_a_webhook_changes_is_applied(make_reconciler):
+    spec = {"dedicatedResources": {"minReplicaCount": 1}}
+    cluster, reconciler = make_reconciler(make_model(), make_endpoint(), make_deployed_model(**spec))
+    cluster.mutate = lambda live: (
+        live["spec"].update(paused=True, strategy={}) if live["kind"] == "Deployment" else None
+    )
+    await reconciler.reconcile(DM)
+    cluster.objects["DeployedModel", "photos-1"]["spec"]["dedicatedResources"]["minReplicaCount"] = 3
+    await reconciler.reconcile(DM)
+    assert cluster.objects["Deployment", "dm-photos-1"]["spec"]["replicas"] == 3
+
+
+async def test_condition_that_others_write_costs_no_write(make_reconciler):
+    cluster, reconciler = make_reconciler(make_model())
+    await reconciler.reconcile(MODEL)
+    since = "2026-11-22T11:00:00Z"
+    foreign = {"type": "example.com/Reviewed", "status": "True", "reason": "X", "lastTransitionTime": since}
+    cluster.objects["Model", "photos"]["status"]["conditions"].append(foreign)
+    cluster.calls.clear()
+    await reconciler.reconcile(MODEL)
+    assert cluster.calls == []
+
+
 # What a later release wrote
 
 

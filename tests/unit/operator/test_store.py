@@ -70,7 +70,7 @@ def test_answer_that_comes_after_the_end_brings_nothing_back(store):
 
 
 def _missing(store, namespace, there, version):
-    return [live["metadata"]["name"] for live in store.remove_missing("Pod", namespace, there, version)]
+    return [live["metadata"]["name"] for live, _ in store.remove_missing("Pod", namespace, there, version)]
 
 
 def test_list_takes_away_what_it_has_no_longer(store):
@@ -166,6 +166,14 @@ def test_labels_of_pierheads_own_kinds_mean_nothing(store):
     assert store.select("DeployedModel", "ns", {names.LABEL_ENDPOINT: "theirs"}) == []
     assert store.names("DeployedModel", "ns", names.LABEL_MODEL, "other") == []
     assert _names(store.select("DeployedModel", "ns", {names.LABEL_ENDPOINT: "mine"})) == ["a"]
+
+
+@pytest.mark.parametrize("change", [{"spec": None}, {"status": None}, {"spec": "x"}, {"status": []}], ids=str)
+@pytest.mark.parametrize("kind", ["Model", "Endpoint", "DeployedModel", "BatchPredictionJob"])
+def test_what_cannot_be_read_is_kept(kind, change):
+    store = Store([kind])
+    assert store.put(kind, {**_object(), **change})
+    assert store.get(kind, "ns", "a")
 
 
 ROUTES = {
