@@ -9,7 +9,8 @@ from pierhead_operator.schema import Resource
 from pierhead_operator.types import KINDS
 
 from pierhead_api.errors import AbortedError, NotFoundError
-from pierhead_api.kubernetes_api import MERGE_PATCH, Call, Kubernetes, check_name
+from pierhead_api.kubernetes_api import MERGE_PATCH, Call, Kubernetes, check_name, read_pages
+from pierhead_api.objects import drop_unread
 
 FIELD_MANAGER = "pierhead-api"
 _REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
@@ -40,12 +41,15 @@ class Cluster:
         fields: Mapping[str, str] = _ALL,
         labels: Mapping[str, str] = _ALL,
     ) -> Manifests:
-        """The objects of a namespace whose fields and labels have these values, all at once."""
+        """The objects of a namespace whose fields and labels have these values, with what the API reads of them."""
         selectors = {"fieldSelector": _select(fields), "labelSelector": _select(labels)}
         query = {name: value for name, value in selectors.items() if value}
-        found = await self._request(Call("GET", _path(kind, namespace), query))
-        # The items of a list do not say what they are.
-        return [{"apiVersion": found["apiVersion"], "kind": kind.KIND, **item} for item in found["items"]]
+        found: Manifests = []
+        async for page in read_pages(self._request, _path(kind, namespace), query):
+            # The items of a list do not say what they are.
+            known = {"apiVersion": page["apiVersion"], "kind": kind.KIND}
+            found += [{**known, **drop_unread(item)} for item in page["items"]]
+        return found
 
     async def create(self, manifest: Manifest) -> Manifest:
         """The object as it was made; raises AlreadyExistsError, InvalidArgumentError with the field's name."""

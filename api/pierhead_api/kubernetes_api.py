@@ -1,7 +1,7 @@
 """Connections to the API server of Kubernetes, on which nobody's identity is taken for another's."""
 
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,6 +35,8 @@ _RETRY_AFTER_SECONDS = 1
 _WHERE = ("host", "ssl_ca_cert", "ca_cert_data", "verify_ssl", "tls_server_name", "proxy", "proxy_headers")
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 _MOST_NAME = 253
+# Of objects. Each can have 1.5 MB of what others wrote on it, such as annotations, and a page is held as a whole.
+_PAGE = 20
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,20 @@ async def connect() -> AsyncIterator[Kubernetes]:
     configuration = await load_configuration()
     async with ApiClient(configuration) as own, ApiClient(make_nobodys(configuration)) as callers:
         yield Kubernetes(own, callers)
+
+
+async def read_pages(
+    request: Callable[[Call], Awaitable[Manifest]], path: str, query: Mapping[str, str] | None = None
+) -> AsyncIterator[Manifest]:
+    """A list, page by page, as `request` has it answered. Raises ApiError."""
+    wanted = {**(query or {}), "limit": str(_PAGE)}
+    while True:
+        page = await request(Call("GET", path, wanted))
+        token = page["metadata"].get("continue")
+        yield page
+        if not token:
+            return
+        wanted = {**wanted, "continue": token}
 
 
 def make_nobodys(configuration: Configuration) -> Configuration:

@@ -16,7 +16,8 @@ from pierhead_operator.schema import Resource
 from pierhead_api.errors import EtagMismatchError
 from pierhead_api.wire import Body, Labels, check_labels, dump_kept
 
-ANNOTATION_KEPT = f"vertex.{operator_names.GROUP}/kept"
+_DOMAIN = f"vertex.{operator_names.GROUP}"
+ANNOTATION_KEPT = f"{_DOMAIN}/kept"
 _ETAG_BYTES = 16
 
 
@@ -54,6 +55,17 @@ def read_kept(manifest: Manifest) -> Body:
     except ValueError:
         return {}
     return kept if isinstance(kept, dict) else {}
+
+
+def drop_unread(live: Manifest) -> Manifest:
+    """`live` without what others write on it and nobody here reads: their annotations, and which fields are whose."""
+    metadata = live["metadata"]
+    annotations = {key: value for key, value in _annotations(live).items() if key.split("/")[0].endswith(_DOMAIN)}
+    fields = [
+        {key: entry[key] for key in ("time", "subresource") if key in entry}
+        for entry in metadata.get("managedFields") or []
+    ]
+    return {**live, "metadata": {**metadata, "annotations": annotations, "managedFields": fields}}
 
 
 def _annotations(manifest: Manifest) -> Mapping[str, str]:

@@ -93,18 +93,15 @@ class RouteTable:
                     _discard(self._of_model, (key[0], gone.server.model), key[1])
                     _discard(self._of_endpoint, (key[0], gone.server.endpoint), key[1])
 
-    def replace(self, kind: str, namespace: str | None, there: Iterable[Manifest]) -> None:
-        """A list's word, of one namespace or of all: what it does not have is gone."""
-        found = {_key(live): live for live in there}
+    def remove_missing(self, kind: str, namespace: str | None, there: Collection[_Key]) -> None:
+        """A list of one namespace, or of all, has told what is there: the rest is gone."""
         shelves: dict[str, Iterable[_Key]] = {
             Endpoint.KIND: self._endpoints,
             Model.KIND: self._models,
             DeployedModel.KIND: self._deployed_models,
         }
-        for key in [key for key in shelves[kind] if namespace in (None, key[0]) and key not in found]:
+        for key in [key for key in shelves[kind] if namespace in (None, key[0]) and key not in there]:
             self.remove(kind, key)
-        for live in found.values():
-            self.put(kind, live)
 
     def find(self, prediction: Prediction, namespace: str) -> Route:
         """Raises NotFoundError where a gateway would have no route."""
@@ -165,7 +162,7 @@ def _key(live: Manifest) -> _Key:
 
 
 def _parse_endpoint(live: Manifest, offers_private: bool) -> _Endpoint:
-    endpoint = Endpoint.model_validate(live)
+    endpoint = Endpoint.model_validate(_strip(live))
     spec = endpoint.spec
     route = Route(
         endpoint.namespace,
@@ -174,6 +171,12 @@ def _parse_endpoint(live: Manifest, offers_private: bool) -> _Endpoint:
         spec.max_request_bytes,
     )
     return _Endpoint(endpoint, route, is_offered(endpoint, offers_private=offers_private))
+
+
+def _strip(live: Manifest) -> Manifest:
+    """`live` without what others write on it: it stays in memory."""
+    unread = ("annotations", "labels", "managedFields")
+    return {**live, "metadata": {name: value for name, value in live["metadata"].items() if name not in unread}}
 
 
 def _parse_versions(live: Manifest) -> dict[str, str]:

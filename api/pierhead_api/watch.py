@@ -3,19 +3,18 @@
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 
 from pierhead_operator import names
 from pierhead_operator.resources import Manifest
 from pierhead_operator.schema import Resource
 
 from pierhead_api.errors import ApiError
-from pierhead_api.kubernetes_api import Call, Kubernetes
+from pierhead_api.kubernetes_api import Call, Kubernetes, read_pages
 from pierhead_api.route_table import WATCHED, RouteTable
 
 logger = logging.getLogger(__name__)
 
-_PAGE = 500
 # The API server ends a watch after as long; the next one goes on where it was.
 _WATCH_SECONDS = 300
 # It sends a bookmark about every minute: longer without a word, and nobody is there.
@@ -64,24 +63,16 @@ class Watch:
 
     async def _list(self) -> str:
         """Tells the table all that is there; gives the version to watch from."""
-        found: list[Manifest] = []
+        there: set[tuple[str, str]] = set()
         version = ""
-        async for page in self._pages():
-            found += page["items"]
+        async for page in read_pages(self._kubernetes.request_as_self, self._path):
             version = page["metadata"]["resourceVersion"]
-        self._table.replace(self._kind.KIND, self._namespace, found)
+            for live in page["items"]:
+                self._table.put(self._kind.KIND, live)
+                there.add(_key(live))
+        self._table.remove_missing(self._kind.KIND, self._namespace, there)
         self.is_complete = True
         return version
-
-    async def _pages(self) -> AsyncIterator[Manifest]:
-        query = {"limit": str(_PAGE)}
-        while True:
-            page = await self._kubernetes.request_as_self(Call("GET", self._path, query))
-            yield page
-            token = page["metadata"].get("continue")
-            if not token:
-                return
-            query = {**query, "continue": token}
 
     async def _watch(self, version: str) -> str:
         """Tells the table what happens from `version` on; gives the version to go on from."""
@@ -108,12 +99,16 @@ class Watch:
         if type_ in ("ADDED", "MODIFIED"):
             self._table.put(self._kind.KIND, live)
         elif type_ == "DELETED":
-            self._table.remove(self._kind.KIND, (live["metadata"]["namespace"], live["metadata"]["name"]))
+            self._table.remove(self._kind.KIND, _key(live))
 
     @property
     def _path(self) -> str:
         within = f"/namespaces/{self._namespace}" if self._namespace else ""
         return f"/apis/{names.API_VERSION}{within}/{self._kind.PLURAL}"
+
+
+def _key(live: Manifest) -> tuple[str, str]:
+    return live["metadata"]["namespace"], live["metadata"]["name"]
 
 
 def make_watches(kubernetes: Kubernetes, table: RouteTable, namespaces: Collection[str]) -> list[Watch]:

@@ -16,6 +16,11 @@ def cluster(kubernetes):
     return Cluster(kubernetes, TOKEN)
 
 
+def _page(name, more="", **metadata):
+    listed = {"apiVersion": "pierhead.dev/v1", "kind": "EndpointList", "metadata": {"continue": more}}
+    return 200, {**listed, "items": [{"metadata": {"name": name, **metadata}, "spec": {}}]}
+
+
 async def test_requests_go_where_objects_live_with_the_callers_token(api_server, cluster):
     api_server.answers = [(200, make_endpoint())]
     assert await cluster.get(Endpoint, "team-a", "photos") == make_endpoint()
@@ -35,13 +40,29 @@ async def test_requests_go_where_objects_live_with_the_callers_token(api_server,
 
 
 async def test_list_selects_and_says_what_the_items_are(api_server, cluster):
-    item = {"metadata": {"name": "a"}, "spec": {}}
-    api_server.answers = [(200, {"apiVersion": "pierhead.dev/v1", "kind": "EndpointList", "items": [item]})]
+    api_server.answers = [_page("a"), _page("b")]
     found = await cluster.list(DeployedModel, "team-a", fields={"spec.endpoint": "photos"}, labels={"a": "b"})
-    assert found == [{"apiVersion": "pierhead.dev/v1", "kind": "DeployedModel", **item}]
+    assert [(one["apiVersion"], one["kind"], one["metadata"]["name"]) for one in found] == [
+        ("pierhead.dev/v1", "DeployedModel", "a")
+    ]
     await cluster.list(Endpoint, "team-a")
     queries = [query for _, _, query, _, _ in api_server.requests]
-    assert queries == [{"fieldSelector": "spec.endpoint=photos", "labelSelector": "a=b"}, {}]
+    assert queries == [
+        {"fieldSelector": "spec.endpoint=photos", "labelSelector": "a=b", "limit": "20"},
+        {"limit": "20"},
+    ]
+
+
+async def test_list_is_asked_for_page_by_page_and_leaves_out_what_nobody_reads(api_server, cluster):
+    ours = {"vertex.pierhead.dev/kept": "{}", "operations.vertex.pierhead.dev/1": "{}"}
+    written = {"annotations": {**ours, "kubectl.kubernetes.io/last-applied-configuration": "x" * 250_000}}
+    written["managedFields"] = [{"time": "2026-11-22T11:30:00Z", "manager": "m", "fieldsV1": {"f:spec": {}}}]
+    api_server.answers = [_page("a", more="m", **written), _page("b", labels={"team": "a"})]
+    a, b = await cluster.list(Endpoint, "team-a", labels={"team": "a"})
+    assert a["metadata"]["annotations"] == ours
+    assert a["metadata"]["managedFields"] == [{"time": "2026-11-22T11:30:00Z"}]
+    assert (b["metadata"]["name"], b["metadata"]["labels"]) == ("b", {"team": "a"})
+    assert api_server.requests[1][2] == {"labelSelector": "team=a", "limit": "20", "continue": "m"}
 
 
 async def test_delete_of_another_object_of_that_name_finds_nothing(api_server, cluster):

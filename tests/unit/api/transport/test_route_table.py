@@ -120,8 +120,8 @@ def test_what_leaves_serves_no_more():
         lambda table: table.put("DeployedModel", _leaving(make_deployed_model())),
         lambda table: table.put("Endpoint", _leaving(make_endpoint())),
         lambda table: table.put("Model", _leaving(make_model())),
-        lambda table: table.replace("DeployedModel", None, []),
-        lambda table: table.replace("Model", "team-a", []),
+        lambda table: table.remove_missing("DeployedModel", None, set()),
+        lambda table: table.remove_missing("Model", "team-a", {("team-a", "other")}),
         lambda table: table.remove("Endpoint", ("team-a", "photos")),
     ):
         table = make_table(make_endpoint(), make_model(), make_deployed_model())
@@ -149,7 +149,15 @@ def test_object_that_cannot_be_read_has_no_route_and_stops_no_other(caplog):
 
 def test_list_of_one_namespace_leaves_the_others():
     table = make_table(make_endpoint({"a": 100}))
-    table.replace("Endpoint", "team-b", [])
+    table.remove_missing("Endpoint", "team-b", set())
+    table.remove_missing("Endpoint", "team-a", {("team-a", "photos")})
     assert table.find(ENDPOINT, "team-a").weights
-    table.replace("Endpoint", "team-a", [make_endpoint({"b": 100})])
-    assert table.find(ENDPOINT, "team-a").weights == {"b": 100}
+
+
+def test_what_others_write_on_an_object_is_not_kept():
+    manifests = make_endpoint({"photos-1": 100}), make_model(), make_deployed_model()
+    for manifest in manifests:
+        manifest["metadata"] |= {"annotations": {"a": "foreign" * 1000}, "labels": {"foreign": "b"}}
+    table = make_table(*manifests)
+    assert "foreign" not in repr(vars(table))
+    assert table.find(ENDPOINT, "team-a").weights == table.find(_model(), "team-a").weights | {"photos-1": 100}

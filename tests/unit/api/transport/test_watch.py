@@ -23,8 +23,8 @@ class Recorder(RouteTable):
     def remove(self, kind, key):
         self.told.append(("remove", key[1]))
 
-    def replace(self, kind, namespace, there):
-        self.told.append(("replace", *(live["metadata"]["name"] for live in there)))
+    def remove_missing(self, kind, namespace, there):
+        self.told.append(("only", *sorted(name for _, name in there)))
 
 
 class _EnoughError(Exception):
@@ -74,11 +74,23 @@ async def test_all_is_listed_and_then_what_happens_is_told(api_server, kubernete
     assert not watch.is_complete
     await run(watch)
     assert watch.is_complete
-    assert table.told == [("replace", "a", "b"), ("put", "c"), ("put", "a"), ("remove", "b")]
+    listed = [("put", "a"), ("put", "b"), ("only", "a", "b")]
+    assert table.told == [*listed, ("put", "c"), ("put", "a"), ("remove", "b")]
     queries = [query for _, path, query, _, _ in api_server.requests if path == PATH]
     assert [query.get("resourceVersion") for query in queries] == [None, None, "3", "12"]
     assert queries[1]["continue"] == "m"
     assert queries[2]["allowWatchBookmarks"] == "true"
+
+
+async def test_page_is_told_before_the_next_is_asked_for(api_server, kubernetes):
+    """Pages of large objects are not held until the last one comes, and one that fails takes nothing away."""
+    api_server.answers = [page("3", "a", more="m"), AWAY]
+    table = Recorder()
+    watch = make_watch(kubernetes, table)
+    await run(watch)
+    assert table.told == [("put", "a")]
+    assert not watch.is_complete
+    assert int(api_server.requests[0][2]["limit"]) <= 20
 
 
 @pytest.mark.parametrize("end", [(200, [GONE]), (410, {"kind": "Status", "message": "expired"}), AWAY])
@@ -86,7 +98,7 @@ async def test_watch_that_cannot_go_on_begins_with_a_list(api_server, kubernetes
     api_server.answers = [page("3", "a"), end, page("20", "b"), (200, [event("ADDED", "c")]), AWAY]
     table = Recorder()
     await run(make_watch(kubernetes, table, times=2))
-    assert table.told == [("replace", "a"), ("replace", "b"), ("put", "c")]
+    assert table.told == [("put", "a"), ("only", "a"), ("put", "b"), ("only", "b"), ("put", "c")]
 
 
 async def test_failures_in_a_row_wait_longer_each(api_server, kubernetes):
