@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pierhead_api.access import Access, Asked
 from pierhead_api.errors import NotFoundError
 from pierhead_api.identity import Identity
-from pierhead_api.names import Projects
+from pierhead_api.names import Projects, check_id, check_version
 from pierhead_api.predictions import Prediction, looks_like_prediction, parse_prediction
 from pierhead_api.route_table import RouteTable
 
@@ -24,6 +24,7 @@ class Authorizer:
     async def check(self, prediction: Prediction, headers: _Headers) -> str:
         """The namespace of a prediction that the caller may have forwarded. Raises ApiError."""
         token = await self._identity.find_token(headers)
+        _check_names(prediction)
         namespace = self._projects.find_namespace(prediction.project)
         await self._access.check(token, Asked(prediction.resource, namespace, prediction.name))
         if prediction.location is not None:
@@ -42,6 +43,7 @@ class Authorizer:
                 raise NotFoundError("there is no such path")
             return
         token = await self._identity.find_token(headers)
+        _check_names(prediction)
         for namespace in self._meant(prediction):
             await self._access.check(token, Asked(prediction.resource, namespace, prediction.name))
 
@@ -49,3 +51,10 @@ class Authorizer:
         """The namespaces that a path may lead to: a gateway's routes know nothing of mapped projects."""
         mapped = self._projects.find_namespace(prediction.project)
         return {mapped, prediction.project} if self._table.knows(prediction, prediction.project) else {mapped}
+
+
+def _check_names(prediction: Prediction) -> None:
+    """Raises NotFoundError for what nothing can be called: it is not asked about, and so not remembered either."""
+    check_id(prediction.name)
+    if prediction.version is not None:
+        check_version(prediction.version)

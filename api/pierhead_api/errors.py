@@ -4,12 +4,18 @@ from typing import Any, ClassVar
 
 from pierhead_operator.routing.rules import RETRY_AFTER_SECONDS, Refusal
 
+# Characters of a message. It may repeat what the caller sent, which can be megabytes.
+_MOST_MESSAGE = 4000
+
 
 class ApiError(Exception):
     """The answer to one request: `code` is HTTP's, `status` the name of google.rpc's code."""
 
     code: ClassVar[int]
     status: ClassVar[str]
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(_shorten(message))
 
     def to_body(self) -> dict[str, Any]:
         """Google's error body."""
@@ -29,6 +35,7 @@ class InvalidArgumentError(ApiError):
     status = "INVALID_ARGUMENT"
 
     def __init__(self, message: str, field: str = "") -> None:
+        field, message = _shorten(field), _shorten(message)
         super().__init__(f"{field}: {message}" if field else message)
         self._violation = {"field": field, "description": message} if field else None
 
@@ -145,3 +152,9 @@ class DeadlineExceededError(ApiError):
 
     code = 504
     status = "DEADLINE_EXCEEDED"
+
+
+def _shorten(message: str) -> str:
+    """`message`, without its middle where it is too long: the field is named first, and the fix last."""
+    half = _MOST_MESSAGE // 2
+    return message if len(message) <= _MOST_MESSAGE else f"{message[:half]} ... {message[-half:]}"

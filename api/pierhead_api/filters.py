@@ -6,7 +6,6 @@ As in AIP-160, OR binds closer than AND.
 
 import re
 from collections.abc import Callable, Collection, Mapping
-from fnmatch import fnmatchcase
 
 from pydantic.alias_generators import to_camel
 
@@ -148,8 +147,23 @@ def _compare_field(name: str, operator: str, value: str) -> Predicate:
 
 
 def _matches(found: str | None, pattern: str) -> bool:
-    # Only * is special in Google's filters.
-    return found is not None and fnmatchcase(found, pattern.replace("[", "[[]").replace("?", "[?]"))
+    """Whether it is like a pattern in which a * stands for anything.
+
+    Without a regular expression: Python would remember each for good, and callers send as many as they like.
+    """
+    first, *parts = pattern.split("*")
+    if found is None or not parts:
+        return found == pattern
+    *middle, last = parts
+    at, end = len(first), len(found) - len(last)
+    if not found.startswith(first) or not found.endswith(last):
+        return False
+    for part in middle:
+        place = found.find(part, at, max(at, end))
+        if place < 0:
+            return False
+        at = place + len(part)
+    return at <= end
 
 
 def _find(answer: Body, name: str) -> str:

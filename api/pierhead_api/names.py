@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pierhead_api.errors import InvalidArgumentError, NotFoundError, PermissionDeniedError
 
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+_VERSION = re.compile(r"[a-z0-9]([-a-zA-Z0-9]{0,126}[a-z0-9])?")  # or an alias, which may be longer than an id
 _NEW_ID = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?|[1-9][0-9]{0,9}")
 _DEPLOYED_MODEL_ID = re.compile(r"[1-9][0-9]{0,9}")
 _MODEL_NAME = re.compile(r"projects/([^/]+)/locations/([^/]+)/models/([^/@]+)(?:@([^/@]+))?")
@@ -94,6 +95,13 @@ def check_id(name: str) -> str:
     if not _LABEL.fullmatch(name):
         raise NotFoundError(f"there is no {name}")
     return name
+
+
+def check_version(version: str) -> str:
+    """`version`, if there can be a version or an alias of that name; raises NotFoundError."""
+    if not _VERSION.fullmatch(version):
+        raise NotFoundError(f"there is no version {version}")
+    return version
 
 
 def check_new(name: str, field: str) -> str:

@@ -1,5 +1,7 @@
 """Tables: a filter -> what it asks for."""
 
+import fnmatch
+
 import pytest
 from pierhead_api.errors import InvalidArgumentError
 from pierhead_api.filters import parse_filter
@@ -51,6 +53,13 @@ FILTERS = {
     "NOT (display_name=photos OR state=JOB_STATE_FAILED)": "b",
     "labels.team:* AND display_name=photos OR state=JOB_STATE_RUNNING": "ab",
     'display_name:"my*"': "b",
+    'display_name:"*job"': "b",
+    'display_name:"m*y*o*b"': "b",
+    'display_name:"photos*photos"': "",
+    'display_name:"ph*ot*tos"': "",
+    'display_name:"my job"': "b",
+    'display_name:"my?job"': "",
+    'display_name:"**"': "abc",
     'create_time>="2026-02-01T00:00:00Z"': "c",
     'createTime<"2026-02-01T00:00:00Z" AND createTime>"2025-01-01T00:00:00Z"': "a",
     "endpoint=2": "b",
@@ -62,6 +71,13 @@ FILTERS = {
 def test_filter(text, expected):
     wanted = parse_filter(text, FIELDS)
     assert "".join(name for name, answer in ANSWERS.items() if wanted(answer)) == expected
+
+
+def test_pattern_is_not_remembered():
+    """Python's own compiled patterns are, 32768 of any length."""
+    known = fnmatch._compile_pattern.cache_info().currsize
+    assert parse_filter('display_name:"no*body*sent*this"', FIELDS)(ANSWERS["a"]) is False
+    assert fnmatch._compile_pattern.cache_info().currsize == known
 
 
 @pytest.mark.parametrize(

@@ -62,3 +62,23 @@ async def test_mapped_project_needs_the_right_in_each_namespace_that_its_path_ma
 
 async def test_project_number_is_its_namespace(client):
     assert (await client.post(f"/authorize{PREDICT.replace('team-a', '12345')}", headers=ALICE)).status_code == 200
+
+
+HOSTILE = {
+    "long name": PREDICT.replace("photos", "x" * 50_000),
+    "name": PREDICT.replace("photos", "Photos"),
+    "long project": PREDICT.replace("team-a", "x" * 50_000),
+    "long version": MODEL_PREDICT.replace(":", f"/versions/{'x' * 50_000}:"),
+    "version": MODEL_PREDICT.replace(":", "/versions/1_2:"),
+    "long model": MODEL_PREDICT.replace("photos", "x" * 64),
+}
+
+
+@pytest.mark.parametrize("prefix", ["", "/authorize"])
+@pytest.mark.parametrize("path", HOSTILE.values(), ids=HOSTILE.keys())
+async def test_what_nothing_can_be_called_is_not_asked_about(client, world, prefix, path):
+    """A verdict would be remembered under a name of any length, for somebody whom nobody knows."""
+    answer = await client.post(f"{prefix}{path}", headers={"Authorization": "Bearer nobody"})
+    assert answer.status_code in (403, 404)
+    assert world.asked == []
+    assert len(answer.content) < 10_000
