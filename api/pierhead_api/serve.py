@@ -13,6 +13,7 @@ from pierhead_api.access import Access, Asked
 from pierhead_api.app import Application, Parts
 from pierhead_api.assembly import assemble
 from pierhead_api.authorize import Authorizer
+from pierhead_api.bounded_http import BoundedHttpProtocol
 from pierhead_api.cluster import Cluster
 from pierhead_api.forward import Forwarder, Locate, connect_pods, locate_service
 from pierhead_api.identity import AnonymousToken, Identity
@@ -40,6 +41,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
+                http=BoundedHttpProtocol,
                 log_config=None,
                 access_log=False,
                 lifespan="off",

@@ -13,6 +13,7 @@ from kubernetes.aio.client import ApiClient, Configuration
 from pierhead_api.access import Access
 from pierhead_api.app import Application, Parts
 from pierhead_api.authorize import Authorizer
+from pierhead_api.bounded_http import BoundedHttpProtocol
 from pierhead_api.forward import Forwarder, connect_pods
 from pierhead_api.identity import Identity
 from pierhead_api.kubernetes_api import Kubernetes, make_nobodys
@@ -154,10 +155,12 @@ async def serving(handle):
 @asynccontextmanager
 async def listening(app):
     """An API behind a real listener; its URL."""
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off", ws="none", proxy_headers=False))
+    settings = {"http": BoundedHttpProtocol, "log_config": None, "lifespan": "off", "ws": "none"}
+    server = uvicorn.Server(uvicorn.Config(app, proxy_headers=False, **settings))
     # Of a socket that does not say TCP, asyncio leaves small packets waiting for each other.
     with socket.socket(proto=socket.IPPROTO_TCP) as port:
         port.bind(("127.0.0.1", 0))
+        port.listen()  # who connects before the server is there waits for it
         task = asyncio.create_task(server._serve([port]))
         yield f"http://127.0.0.1:{port.getsockname()[1]}"
         server.should_exit = True

@@ -1,0 +1,73 @@
+"""Requests without an end, and long ones that have one."""
+
+import asyncio
+
+import pytest
+
+from tests.unit.api.transport.conftest import listening
+
+POST = b"POST / HTTP/1.1\r\nHost: api\r\n"
+ENDLESS = {
+    "path": (b"GET /", b"x" * 10_000),
+    "header": (POST + b"X: ", b"x" * 10_000),
+    "headers": (POST, b"X: y\r\n" * 1000),
+    "trailer": (POST + b"Transfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\nX: ", b"x" * 10_000),
+    "trailers": (POST + b"Transfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n", b"X: y\r\n" * 1000),
+}
+
+
+async def count(scope, receive, send):
+    """Answers with the length of the body."""
+    length, more = 0, True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return
+        length, more = length + len(message["body"]), message["more_body"]
+    body = str(length).encode()
+    headers = [(b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def connect(url):
+    host, port = url.removeprefix("http://").split(":")
+    return await asyncio.open_connection(host, port)
+
+
+@pytest.mark.parametrize(("start", "more"), ENDLESS.values(), ids=ENDLESS.keys())
+async def test_head_without_an_end_is_not_held(start, more):
+    async with listening(count) as url, asyncio.timeout(30):
+        reader, writer = await connect(url)
+        writer.write(start)
+        sent = 0
+        # The connection breaks while the sender still sends, or ends after the answer.
+        try:
+            while not reader.at_eof() and not writer.is_closing() and sent < 50_000_000:
+                writer.write(more)
+                await writer.drain()
+                await asyncio.sleep(0)
+                sent += len(more)
+        except ConnectionError:
+            pass
+        writer.close()
+    assert sent < 50_000_000
+
+
+async def test_long_body_in_small_pieces_is_no_head():
+    async with listening(count) as url, asyncio.timeout(30):
+        reader, writer = await connect(url)
+        writer.write(POST + b"X: " + b"x" * 30_000 + b"\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n")
+        writer.write(b"1\r\nx\r\n" * 50_000 + b"0\r\n\r\n")
+        answer = await reader.read()
+        writer.close()
+    assert answer.endswith(b"50000")
+
+
+async def test_connection_takes_many_requests():
+    async with listening(count) as url, asyncio.timeout(30):
+        reader, writer = await connect(url)
+        for _ in range(20):
+            writer.write(b"GET / HTTP/1.1\r\nHost: api\r\nX: " + b"x" * 10_000 + b"\r\n\r\n")
+            assert (await reader.readuntil(b"\r\n\r\n0")).startswith(b"HTTP/1.1 200 ")
+        writer.close()
