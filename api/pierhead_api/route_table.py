@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pierhead_operator.resources import Manifest
 from pierhead_operator.routing import Refusal, Server, describe_server, explain_refusal, find_serving, is_offered
@@ -109,13 +109,13 @@ class RouteTable:
             endpoint = self._endpoints.get((namespace, prediction.name))
             if endpoint is None or not endpoint.is_offered:
                 raise NotFoundError(f"there is no endpoint {prediction.name} in the project {prediction.project}")
-            return endpoint.route
+            return self._leave_out_others(endpoint)
         return self._find_model_route(prediction, namespace)
 
     def find_carried(self, name: str, namespace: str, *, private: bool) -> Route | None:
         """The route of an endpoint that the public gateway carries, or the private one; None where there is none."""
         found = self._endpoints.get((namespace, name))
-        return found.route if found and _is_carried(found.endpoint, private=private) else None
+        return self._leave_out_others(found) if found and _is_carried(found.endpoint, private=private) else None
 
     def explain_unserved(self, name: str, namespace: str) -> Refusal:
         """What is told of an endpoint whose route has no weights."""
@@ -127,6 +127,20 @@ class RouteTable:
         """Whether there is such an endpoint or model, be it served or not."""
         shelf = self._endpoints if prediction.resource == "endpoints" else self._models
         return (namespace, prediction.name) in shelf
+
+    def _leave_out_others(self, found: _Endpoint) -> Route:
+        """An endpoint's route without DeployedModels that are another one's by now, which its status learns later.
+
+        One that is gone stays: its pods answer until the status says otherwise.
+        """
+        route, name = found.route, found.endpoint.name
+        there = {one: self._deployed_models.get((route.namespace, one)) for one in route.weights}
+        others = {
+            one for one, deployed_model in there.items() if deployed_model and deployed_model.server.endpoint != name
+        }
+        if not others:
+            return route
+        return replace(route, weights={one: weight for one, weight in route.weights.items() if one not in others})
 
     def _find_model_route(self, prediction: Prediction, namespace: str) -> Route:
         versions = self._models.get((namespace, prediction.name), {})

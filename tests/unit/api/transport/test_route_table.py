@@ -161,3 +161,24 @@ def test_what_others_write_on_an_object_is_not_kept():
     table = make_table(*manifests)
     assert "foreign" not in repr(vars(table))
     assert table.find(ENDPOINT, "team-a").weights == table.find(_model(), "team-a").weights | {"photos-1": 100}
+
+
+def test_endpoint_does_not_lead_to_what_is_another_ones_by_now():
+    """A DeployedModel that was made again elsewhere; the first Endpoint's status still has its weight."""
+    public, secret = make_endpoint({"a": 60, "b": 40}), make_endpoint({"a": 100}, "secret", access="Private")
+    table = make_table(public, secret, make_deployed_model("a"), make_deployed_model("b"), offers_private=False)
+    assert table.find(ENDPOINT, "team-a").weights == {"a": 60, "b": 40}
+    table.remove("DeployedModel", ("team-a", "a"))
+    # Its pods are told last that it is gone, and answer until then.
+    assert table.find(ENDPOINT, "team-a").weights == {"a": 60, "b": 40}
+    table.put("DeployedModel", make_deployed_model("a", endpoint="secret"))
+    assert table.find(ENDPOINT, "team-a").weights == {"b": 40}
+    assert table.find_carried("photos", "team-a", private=False).weights == {"b": 40}
+    assert table.find_carried("secret", "team-a", private=True).weights == {"a": 100}
+    table.put("DeployedModel", make_deployed_model("b", endpoint="secret"))
+    assert table.find(ENDPOINT, "team-a").weights == {}
+
+
+def test_deployed_model_that_is_being_removed_is_led_to_while_the_split_names_it():
+    table = make_table(make_endpoint({"a": 100}), _leaving(make_deployed_model("a")))
+    assert table.find(ENDPOINT, "team-a").weights == {"a": 100}
