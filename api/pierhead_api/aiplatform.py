@@ -165,14 +165,16 @@ def to_ai_platform_version(
     model = Model.model_validate(manifest)
     [found] = [one for one in model.spec.versions if one.name == version]
     own = read_kept(manifest).versions.get(version, {})
+    metadata = own.get("metadata")
+    told = objects.pick_kept(metadata if isinstance(metadata, dict) else {}, _TOLD_BACK)
     return drop_empty(
         {
+            **{name: value for name, value in told.items() if isinstance(value, str)},
             "name": f"projects/{place.project}/models/{model.name}/versions/{version}",
             "deploymentUri": found.artifact_uri,
             "description": own.get("versionDescription"),
             "isDefault": version == model.spec.default_version or None,
             "createTime": own.get("createTime", objects.create_time(manifest)),
-            **{name: value for name, value in (own.get("metadata") or {}).items() if isinstance(value, str)},
             **_judge(found, deployed_models),
         }
     )

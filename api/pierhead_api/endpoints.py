@@ -287,7 +287,7 @@ def to_deployed_model(manifest: Manifest, place: Place) -> Body:
     dm = DeployedModel.model_validate(manifest)
     return drop_empty(
         {
-            **objects.read_kept(manifest),
+            **objects.pick_kept(objects.read_kept(manifest), _KEPT_DEPLOYED),
             "id": dm.name,
             "model": place.model(dm.spec.model),
             "modelVersionId": dm.spec.model_version or dm.status.model_version,

@@ -155,7 +155,7 @@ def to_job(manifest: Manifest, model_display_name: str, place: Place) -> Body:
     version = job.status.model_version or job.spec.model_version or ""
     return drop_empty(
         {
-            **objects.read_kept(manifest),
+            **objects.pick_kept(objects.read_kept(manifest), _KEPT),
             **objects.describe(manifest),
             "name": place.job(job.name),
             "model": place.model(job.spec.model, version),

@@ -146,6 +146,7 @@ _KEPT = (
     "base_model_source",
     "data_stats",
 )
+_KEPT_OF_A_VERSION = (*_KEPT, "display_name", "description", "container_spec", "create_time", "update_time")
 
 
 # --- what is asked of a version ---------------------------------------------------------------------------------------
@@ -337,7 +338,7 @@ def to_model(manifest: Manifest, version: str, deployed_models: Collection[Manif
     """Vertex AI's Model, which is one version. `deployed_models` may be those of others, too."""
     model = Model.model_validate(manifest)
     found = resolve_version(model, version)
-    own = read_kept(manifest).versions.get(found.name, {})
+    own = objects.pick_kept(read_kept(manifest).versions.get(found.name, {}), _KEPT_OF_A_VERSION)
     made = objects.create_time(manifest)
     aliases = [alias for alias in found.aliases if alias != DEFAULT]
     return drop_empty(
@@ -345,8 +346,8 @@ def to_model(manifest: Manifest, version: str, deployed_models: Collection[Manif
             **objects.describe(manifest),
             "etag": compute_etag(manifest, found.name),
             "description": model.spec.description,
-            "artifactUri": found.artifact_uri,
             **{name: value for name, value in own.items() if name not in ("createTime", "updateTime")},
+            "artifactUri": found.artifact_uri,
             "name": place.model(model.name),
             "versionId": found.name,
             "versionAliases": [DEFAULT, *aliases] if found.name == model.spec.default_version else aliases,

@@ -6,12 +6,14 @@ What Vertex AI has and our kinds have no place for is kept as JSON in one annota
 import base64
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from pierhead_operator import names as operator_names
 from pierhead_operator.resources import Manifest
 from pierhead_operator.schema import Resource
+from pydantic.alias_generators import to_camel
+from pydantic_core import from_json
 
 from pierhead_api.errors import EtagMismatchError
 from pierhead_api.wire import Body, Labels, check_labels, dump_kept
@@ -51,10 +53,16 @@ def annotate_kept(kept: Body) -> dict[str, str]:
 def read_kept(manifest: Manifest) -> Body:
     """What was put away; nothing where somebody wrote what is no JSON object."""
     try:
-        kept = json.loads(_annotations(manifest).get(ANNOTATION_KEPT, "{}"))
+        # Unlike json's, it takes nothing so deep that it cannot be told, and no number that JSON does not have.
+        kept = from_json(_annotations(manifest).get(ANNOTATION_KEPT, "{}"), allow_inf_nan=False)
     except ValueError:
         return {}
     return kept if isinstance(kept, dict) else {}
+
+
+def pick_kept(kept: Body, fields: Collection[str]) -> Body:
+    """Of what was put away, these fields of a message: anybody can write others there, and they are not facts."""
+    return {name: kept[name] for name in map(to_camel, fields) if name in kept}
 
 
 def drop_unread(live: Manifest) -> Manifest:

@@ -1,6 +1,8 @@
 """AI Platform's models and versions, on a cluster of a page."""
 
 import pytest
+from pierhead_api import objects
+from pierhead_api.aiplatform import to_ai_platform_version
 from pierhead_api.errors import (
     AlreadyExistsError,
     FailedPreconditionError,
@@ -9,7 +11,7 @@ from pierhead_api.errors import (
 )
 from pierhead_api.services import AiPlatformService
 
-from tests.unit.api.conftest import make_deployed_model, make_model
+from tests.unit.api.conftest import PLACE, make_deployed_model, make_model
 
 VERSION = {"name": "v1", "deploymentUri": "gs://models/photos/1", "framework": "TENSORFLOW", "runtimeVersion": "2.11"}
 
@@ -116,3 +118,15 @@ async def test_version_that_cannot_be_changes_nothing(platform, photos, cluster,
         await platform.create_version("shop", "photos", body)
     assert str(caught.value).startswith(message)
     assert [kind for kind, _ in cluster.objects] == ["Endpoint"]
+
+
+LIES = {"deploymentUri": "gs://m", "errorMessage": "e", "pythonVersion": 3, "framework": "X"}
+
+
+@pytest.mark.parametrize(("metadata", "told"), [(LIES, {"framework": "X"}), (["framework"], {})])
+def test_metadata_of_an_upload_speaks_for_no_fact_of_a_version(metadata, told):
+    plain = make_model()
+    facts = to_ai_platform_version(plain, "2", [], PLACE)
+    kept = objects.annotate_kept({"versions": {"2": {"metadata": metadata}}})
+    answer = to_ai_platform_version(objects.annotate(plain, kept), "2", [], PLACE)
+    assert answer == {**facts, **told}

@@ -14,7 +14,7 @@ from pierhead_api.endpoints import (
     to_endpoint,
 )
 from pierhead_api.errors import InvalidArgumentError
-from pierhead_api.objects import compute_etag, read_kept
+from pierhead_api.objects import annotate, annotate_kept, compute_etag, read_kept
 from pierhead_api.wire import parse, parse_mask
 
 from tests.unit.api import conftest
@@ -325,3 +325,12 @@ def test_resources_stay_of_their_kind():
 def test_machine_cannot_be_mutated():
     with pytest.raises(InvalidArgumentError, match=r"dedicatedResources\.machineSpec cannot be updated"):
         parse_mask("dedicatedResources.machineSpec", {}, MUTABLE)
+
+
+def test_annotation_speaks_for_no_fact_of_a_deployed_model():
+    plain = conftest.make_deployed_model()
+    kept = annotate_kept(
+        {"status": {"availableReplicaCount": 9}, "privateEndpoints": {"a": "b"}, "systemLabels": {"a": "b"}}
+    )
+    answer = to_deployed_model(annotate(plain, kept), PLACE)
+    assert answer == {**to_deployed_model(plain, PLACE), "systemLabels": {"a": "b"}}

@@ -1,6 +1,7 @@
 """Tables: Vertex AI's BatchPredictionJob from and to a custom resource."""
 
 import pytest
+from pierhead_api import objects
 from pierhead_api.errors import InvalidArgumentError
 from pierhead_api.jobs import JobBody, is_ended, make_job, to_job
 from pierhead_api.wire import parse
@@ -126,3 +127,10 @@ def test_to_job_at_its_end():
 )
 def test_is_ended(state, ended):
     assert is_ended(merge(conftest.make_job(), {"status": {"state": state}})) is ended
+
+
+def test_annotation_speaks_for_no_fact_of_a_job():
+    lies = {"endTime": "2020-01-01T00:00:00Z", "outputInfo": {"gcsOutputDirectory": "gs://m"}, "error": {"code": 3}}
+    kept = objects.annotate_kept({**lies, "explanationSpec": {"a": 1}})
+    answer = to_job(objects.annotate(conftest.make_job(), kept), "Photos", PLACE)
+    assert answer == {**to_job(conftest.make_job(), "Photos", PLACE), "explanationSpec": {"a": 1}}

@@ -254,3 +254,17 @@ ETAGS = {
 def test_etag_is_a_versions(change, same):
     before, _ = _add(_make({}), {})
     assert (compute_etag(change(before), "1") == compute_etag(before, "1")) is same
+
+
+def test_annotation_speaks_for_no_fact_of_a_version():
+    plain = conftest.make_model()
+    facts = to_model(plain, "1", [], PLACE)
+    lies = {
+        "artifactUri": "gs://trusted",
+        "deployedModels": [{"endpoint": "e"}],
+        "encryptionSpec": {},
+        "versionId": "9",
+    }
+    kept = {"versions": {"1": {**lies, "explanationSpec": {"a": 1}}}}
+    answer = to_model(objects.annotate(plain, objects.annotate_kept(kept)), "1", [], PLACE)
+    assert answer == {**facts, "explanationSpec": {"a": 1}, "etag": answer["etag"]}

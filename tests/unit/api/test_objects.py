@@ -3,6 +3,7 @@
 import pytest
 from pierhead_api import objects
 from pierhead_api.errors import EtagMismatchError, InvalidArgumentError
+from pydantic_core import to_json
 
 from tests.unit.api.conftest import MADE, make_endpoint, merge
 
@@ -63,3 +64,26 @@ def test_update_time_is_no_status_write():
     ]
     assert objects.update_time(make_endpoint()) == MADE
     assert objects.update_time(merge(make_endpoint(), {"metadata": {"managedFields": entries}})) == entries[0]["time"]
+
+
+def test_kept_that_is_too_deep_to_be_told_is_nothing():
+    deep = '{"metadata": ' + "[" * 20_000 + "]" * 20_000 + "}"
+    assert objects.read_kept(objects.annotate(make_endpoint(), {objects.ANNOTATION_KEPT: deep})) == {}
+
+
+def test_kept_as_deep_as_can_be_read_can_be_told():
+    for depth in range(100, 300):
+        kept = '{"metadata": ' + "[" * depth + "]" * depth + "}"
+        manifest = objects.annotate(make_endpoint(), {objects.ANNOTATION_KEPT: kept})
+        assert to_json({"models": [{"x": objects.read_kept(manifest)}]})
+
+
+@pytest.mark.parametrize("value", ['{"a": NaN}', '{"a": Infinity}', '{"a": -Infinity}'])
+def test_kept_number_that_json_does_not_have_is_nothing(value):
+    manifest = objects.annotate(make_endpoint(), {objects.ANNOTATION_KEPT: value})
+    assert objects.read_kept(manifest) == {}
+
+
+def test_pick_kept_leaves_out_what_is_not_kept_on_purpose():
+    kept = {"explanationSpec": {"a": 1}, "endTime": "x"}
+    assert objects.pick_kept(kept, ("explanation_spec", "disable_container_logging")) == {"explanationSpec": {"a": 1}}
