@@ -18,6 +18,7 @@ from pierhead_api.names import Place
 from pierhead_api.wire import Body, Labels, Message, Whatever, collect, drop_empty, refuse, require
 
 DEFAULT = "default"  # the alias of the default version, which moves and never goes
+_UNCOUNTED = 10**18  # numbers from here on are names that somebody chose
 _ALIAS = re.compile(r"[a-z][a-zA-Z0-9-]{0,126}[a-z0-9]")
 # Vertex AI's and AI Platform's own, for all frameworks: their place is taken by our server.
 _OUR_IMAGES = re.compile(
@@ -200,8 +201,8 @@ def add_version(body: ModelBody, manifest: Manifest, now: str, asked: str = "") 
     Its aliases leave the versions that had them. A display name and a description of its own are kept for it. Raises
     InvalidArgumentError.
     """
-    number = _find_last(manifest) + (not asked)
-    name = asked or str(number)
+    name = asked or str(_find_next(manifest))
+    number = _find_last(manifest) if asked else int(name)
     added = _make_version(body, name)
     aliases = set(added.get("aliases", []))
     versions = [_without_aliases(version, aliases) for version in manifest["spec"]["versions"]]
@@ -214,11 +215,23 @@ def add_version(body: ModelBody, manifest: Manifest, now: str, asked: str = "") 
     return {"metadata": {"labels": labels, "annotations": kept.annotate()}, "spec": spec}, name
 
 
+def _find_next(manifest: Manifest) -> int:
+    """The number for a further version: above those that count, and of none that there was."""
+    number, taken = _find_last(manifest) + 1, _find_numbers(manifest)
+    while number in taken:
+        number += 1
+    return number
+
+
 def _find_last(manifest: Manifest) -> int:
+    """The highest number that counts: a version may be called by 63 digits, and the next one could not."""
+    return max(number for number in (0, read_kept(manifest).last, *_find_numbers(manifest)) if number < _UNCOUNTED)
+
+
+def _find_numbers(manifest: Manifest) -> set[int]:
     # The operator remembers those that others removed, and refuses another artifact under their names.
     versions = [*manifest["spec"]["versions"], *manifest.get("status", {}).get("versions", [])]
-    numbers = [int(version["name"]) for version in versions if version["name"].isdecimal()]
-    return max([read_kept(manifest).last, *numbers])
+    return {int(version["name"]) for version in versions if version["name"].isdecimal()}
 
 
 def _make_version(body: ModelBody, name: str) -> Body:

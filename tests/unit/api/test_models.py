@@ -268,3 +268,30 @@ def test_annotation_speaks_for_no_fact_of_a_version():
     kept = {"versions": {"1": {**lies, "explanationSpec": {"a": 1}}}}
     answer = to_model(objects.annotate(plain, objects.annotate_kept(kept)), "1", [], PLACE)
     assert answer == {**facts, "explanationSpec": {"a": 1}, "etag": answer["etag"]}
+
+
+NUMBERS = {
+    "63 nines": (["9" * 63], {}, "3"),
+    "a date": (["20261122"], {}, "20261123"),
+    "the highest that counts": (["9" * 18], {}, str(10**18)),
+    "those after it": (["9" * 18, str(10**18)], {}, str(10**18 + 1)),
+    "given last": ([], {"last": 7}, "8"),
+    "too high a last": ([], {"last": 10**70}, "3"),
+    "below zero": ([], {"last": -7}, "3"),
+}
+
+
+@pytest.mark.parametrize(("names", "kept", "expected"), NUMBERS.values(), ids=NUMBERS.keys())
+def test_number_of_a_further_version_can_be_one(names, kept, expected):
+    manifest = objects.annotate(conftest.make_model(), objects.annotate_kept(kept))
+    manifest["spec"]["versions"] += [{"name": name, "artifactUri": f"gs://models/{name}"} for name in names]
+    manifest, name = _add(manifest, {})
+    assert name == expected
+    assert _add(manifest, {})[1] == str(int(expected) + 1)
+
+
+def test_number_above_those_that_count_is_no_obstacle_to_a_removal():
+    manifest = conftest.make_model()
+    manifest["spec"]["versions"].append({"name": "9" * 63, "artifactUri": "gs://models/9"})
+    manifest = merge(manifest, remove_version(manifest, "9" * 63))
+    assert _add(manifest, {})[1] == "3"
