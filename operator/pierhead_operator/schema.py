@@ -70,6 +70,13 @@ class Status(ApiObject):
         description="The installation that looks after it, as NAMESPACE/NAME of the Lease of its operators.",
     )
 
+    def dump(self) -> dict[str, Any]:
+        """As Kubernetes stores it, without maps that are empty.
+
+        Where the last entry of a map is taken away, server-side apply makes it null, which the schema refuses.
+        """
+        return {name: value for name, value in super().dump().items() if value != {}}
+
     def condition(self, type_: str) -> Condition | None:
         """The condition of that type, if there is one."""
         return next((c for c in self.conditions if c.type == type_), None)

@@ -1079,7 +1079,7 @@ def _judge_route(cluster, *, judged=True, accepted=True):
 
 
 def _split(cluster):
-    return cluster.objects["Endpoint", "photos"]["status"]["trafficSplit"]
+    return cluster.objects["Endpoint", "photos"]["status"].get("trafficSplit", {})
 
 
 def _weights(cluster):

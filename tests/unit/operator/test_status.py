@@ -26,7 +26,7 @@ from pierhead_operator.status import (
     parse_readiness,
     transition_event,
 )
-from pierhead_operator.types import DeployedModel, DeployedModelStatus, Endpoint
+from pierhead_operator.types import DeployedModel, DeployedModelStatus, Endpoint, EndpointStatus
 from pierhead_server import app
 from pierhead_server.batch.errors import InputNotFoundError
 from pierhead_server.errors import StartupError
@@ -460,3 +460,9 @@ ROUTES = {
 def test_explain_route(route, reason):
     finding = explain_route(route, [("gateways", "public")])
     assert (finding.reason if finding else None) == reason
+
+
+def test_status_has_no_empty_map():
+    """Server-side apply makes it null where the last entry goes, which the schema refuses."""
+    assert "trafficSplit" not in EndpointStatus(traffic_split={}).dump()
+    assert EndpointStatus(traffic_split={"a": 100}).dump()["trafficSplit"] == {"a": 100}
