@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import math
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -36,11 +37,13 @@ _AT_ONE_TURN = 20  # objects that are taken up before the event loop may go on
 _NO_ANSWER = "none"
 # No object has this version: an apply with it creates, and is refused where there is one of that name.
 _NO_VERSION = "1"
-# As the API server says of an apply that has a field of another type than the kind, with code 500.
-_UNTYPED = "failed to create typed patch object"
-# The same of an apply to an object that has such a field already, from an older CRD.
-_UNTYPED_LIVE = "failed to create manager for existing fields"
-_WEBHOOK = "admission webhook"
+# How the API server's message begins, with code 500, where an apply has a field of another type than the kind.
+_UNTYPED = "failed to create typed patch object ("
+# The same of an apply to an object that has such a field already, from an older CRD; the first until an apply wrote it.
+_UNTYPED_LIVE = ("failed to create typed live object (", "failed to create manager for existing fields: ")
+# How it begins where a webhook refuses or an admission policy, which may take the object another time. Further behind,
+# a message has the words of whoever wrote the object.
+_ADMISSION = re.compile(r'admission webhook "|[a-z0-9.-]+( "[^"]*")? is forbidden: ')
 
 # What is told of each request, for the metrics: Kubernetes' verb, the kind, HTTP's code or `none`, and the seconds.
 ObserveRequest = Callable[[str, str, str, float], None]
@@ -381,7 +384,7 @@ class Cluster:
         try:
             return await self._request(request, missing_ok=True)
         except Invalid as error:
-            if _UNTYPED_LIVE not in str(error):
+            if not str(error).startswith(_UNTYPED_LIVE):
                 raise
         assert isinstance(request.body, dict)
         about = {name: value for name, value in request.body["metadata"].items() if name in ("uid", "resourceVersion")}
@@ -514,9 +517,9 @@ def _parse(request: _Request, status: int, data: bytes) -> Manifest:
     message = _error_message(data)
     if status == 409:
         raise Conflict(message)
-    # A webhook may change its mind, whatever code it answers.
-    if (status in (400, 413, 422) and _WEBHOOK not in message) or (
-        status == 500 and (_UNTYPED in message or _UNTYPED_LIVE in message)
+    # Whatever code a webhook answers.
+    if (status in (400, 413, 422) and not _ADMISSION.match(message)) or (
+        status == 500 and message.startswith((_UNTYPED, *_UNTYPED_LIVE))
     ):
         raise Invalid(message)
     if status in (400, 403, 404, 422):
