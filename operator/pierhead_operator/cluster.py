@@ -345,8 +345,11 @@ class Cluster:
             self._keep(written)
         return written
 
-    async def apply_status(self, resource: Resource, status: Status) -> None:
-        """Writes a whole status; nothing where the resource is gone, or is another one of that name by now.
+    async def apply_status(self, resource: Resource, status: Status) -> bool:
+        """Writes a whole status; whether it did. Not where the resource is gone, or is another one of that name by now.
+
+        Neither where the API server can never take it: a schema that is older than this operator, or an object of an
+        older one. Raises Rejected where another try may help.
 
         The first of an installation is for the resource as it was read; raises Conflict where it has changed since:
         another installation may have been first.
@@ -356,13 +359,13 @@ class Cluster:
         before: Status = resource.status  # type: ignore[attr-defined]  # every kind has one
         if before.installation != status.installation and resource.metadata.resource_version:
             metadata["resourceVersion"] = resource.metadata.resource_version
-        await self._apply_status(key, metadata, status.dump())
+        return await self._apply_status(key, metadata, status.dump())
 
-    async def apply_raw_status(self, key: Key, uid: str, status: Manifest) -> None:
+    async def apply_raw_status(self, key: Key, uid: str, status: Manifest) -> bool:
         """The same of a resource that cannot be parsed: `status` is as Kubernetes stores it."""
-        await self._apply_status(key, {"uid": uid}, status)
+        return await self._apply_status(key, {"uid": uid}, status)
 
-    async def _apply_status(self, key: Key, about: dict[str, str], status: Manifest) -> None:
+    async def _apply_status(self, key: Key, about: dict[str, str], status: Manifest) -> bool:
         path = _path(key.kind, key.namespace, key.name, "status")
         body = {
             "apiVersion": names.API_VERSION,
@@ -372,12 +375,17 @@ class Cluster:
         }
         request = _Request("patch", key.kind, path, _apply_query(names.FIELD_MANAGER), body)
         try:
-            if written := await self._apply_or_replace(request):
-                self._keep(written)
-        except Rejected as error:
-            if isinstance(error, Conflict) and "resourceVersion" in about:
+            written = await self._apply_or_replace(request)
+        except Conflict:
+            if "resourceVersion" in about:
                 raise
-            logger.info("%s %s/%s: status not written: %s", key.kind, key.namespace, key.name, error)
+            return False  # a namesake, whose own event brings it here
+        except Invalid as error:
+            logger.warning("%s %s/%s: status refused: %s", key.kind, key.namespace, key.name, error)
+            return False
+        if written:
+            self._keep(written)
+        return written is not None
 
     async def _apply_or_replace(self, request: _Request) -> Manifest | None:
         """Applies a status; replaces that of an object to which nothing can be applied (_UNTYPED_LIVE)."""

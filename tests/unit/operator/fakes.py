@@ -61,6 +61,7 @@ class FakeCluster:
         self.objects = {(o["kind"], o["metadata"]["name"]): deepcopy(o) for o in objects}
         self.calls = []
         self.rejects = {}  # by kind: the error of an apply
+        self.untaken = set()  # kinds whose status the API server can never take
         self.mutate = lambda _: None  # what a webhook does to an object that is applied
 
     def refuse(self, kind, error=None):
@@ -123,13 +124,19 @@ class FakeCluster:
         return self.objects[key]
 
     async def apply_status(self, resource, status):
+        if resource.KIND in self.rejects:
+            raise self.rejects[resource.KIND]
+        if resource.KIND in self.untaken:
+            return False
         self.calls.append(("status", resource.KIND, resource.name))
         self.objects[resource.KIND, resource.name]["status"] = status.dump()
+        return True
 
     async def apply_raw_status(self, key, uid, status):
         self.calls.append(("status", key.kind, key.name))
         assert self.objects[key.kind, key.name]["metadata"]["uid"] == uid
         self.objects[key.kind, key.name]["status"] = status
+        return True
 
     async def delete(self, live):
         self.calls.append(("delete", live["kind"], live["metadata"]["name"]))

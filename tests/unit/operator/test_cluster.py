@@ -245,6 +245,24 @@ async def test_status_that_the_api_server_fails_to_write_otherwise_is_not(api, s
     assert len(server.requests) == 1
 
 
+@pytest.mark.parametrize(
+    ("status", "written", "told"),
+    [(200, True, ""), (404, False, ""), (409, False, ""), (422, False, "status refused: it is wrong")],
+    ids=["written", "gone", "a namesake", "never to be taken"],
+)
+async def test_status_says_whether_it_was_written(api, server, caplog, status, written, told):
+    server.answers = [(status, make_deployed_model() if written else {"message": "it is wrong"})]
+    assert await Cluster(api).apply_status(DM, DM.status) is written
+    assert [(record.levelname, told in record.message) for record in caplog.records] == [("WARNING", True)] * bool(told)
+
+
+@pytest.mark.parametrize("message", ["no right", 'admission webhook "x" denied the request'])
+async def test_status_that_may_be_taken_another_time_is_put_off(api, server, message):
+    server.answers = [(403, {"message": message})]
+    with pytest.raises(Rejected, match=message):
+        await Cluster(api).apply_status(DM, DM.status)
+
+
 async def test_refresh_corrects_what_is_known_and_gives_what_is_gone(api, server, store):
     for name, version in (("old", 3), ("gone", 4), ("new", 30)):
         store.put("Service", _service(name, version))

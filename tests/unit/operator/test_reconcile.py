@@ -7,7 +7,7 @@ from unittest.mock import AsyncMock
 
 import pytest
 from pierhead_operator import names
-from pierhead_operator.cluster import ClusterError, Invalid, Key
+from pierhead_operator.cluster import ClusterError, Invalid, Key, Rejected
 from pierhead_operator.names import OURS
 from pierhead_operator.reconcile import Reconciler
 from pierhead_operator.settings import NetworkPolicySettings
@@ -324,6 +324,20 @@ async def test_object_that_can_never_be_taken_is_told_and_not_tried_again(make_r
     await reconciler.reconcile(DM)
     assert cluster.ready(DM) == ("False", "Invalid")
     assert cluster.is_true(DM, "Stalled")
+
+
+async def test_status_that_can_never_be_taken_is_no_event_at_each_look(make_reconciler):
+    cluster, reconciler = make_reconciler(make_model(), make_endpoint(), make_deployed_model())
+    cluster.untaken.add("DeployedModel")
+    await reconciler.reconcile(DM)
+    assert not [call for call in cluster.calls if call[0] == "event"]
+
+
+async def test_status_that_is_refused_for_a_time_is_tried_again(make_reconciler):
+    cluster, reconciler = make_reconciler(make_model(), make_endpoint(), make_deployed_model())
+    cluster.refuse("DeployedModel", Rejected('admission webhook "x" denied the request'))
+    with pytest.raises(Rejected, match="webhook"):
+        await reconciler.reconcile(DM)
 
 
 async def test_child_that_lost_its_labels_is_found_and_repaired(make_reconciler):
