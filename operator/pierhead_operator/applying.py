@@ -9,7 +9,15 @@ from typing import Protocol, TypeVar
 
 from pierhead_operator import names, removal
 from pierhead_operator.cluster import ClusterError, Conflict, Invalid, Key, Rejected, UnreadableError
-from pierhead_operator.resources import Manifest, describe, describe_held, is_owned, mark_applied, needs_apply
+from pierhead_operator.resources import (
+    Manifest,
+    describe,
+    describe_held,
+    is_owned,
+    make_repair,
+    mark_applied,
+    needs_apply,
+)
 from pierhead_operator.routing import Server
 from pierhead_operator.schema import Resource, Status
 from pierhead_operator.status import (
@@ -137,6 +145,12 @@ async def _create_or_apply(
         if found and (foreign := _explain_foreign(found, owner)):
             raise _ForeignError(foreign) from None
         return await cluster.apply(marked, found)
+    except Invalid:
+        repair = make_repair(live, marked) if live else None
+        if live is None or repair is None:
+            raise
+        await cluster.patch(live, repair)
+        return await cluster.apply(marked, live)
 
 
 def _explain_foreign(live: Manifest, owner: Resource) -> Finding | None:
