@@ -3,6 +3,7 @@
 An object that the older one stored must be valid, keep every field, and mean the same.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -83,6 +84,30 @@ def _compare_node(old: Schema, new: Schema, fixed: Sequence[str]) -> Iterator[st
     for rule in new.get("x-kubernetes-validations", ()):
         if rule["rule"] not in known:
             yield f"has a new rule: {rule['message']}"
+
+
+def find_failing_rules(old: Schema, new: Schema, path: str = "") -> Iterator[str]:
+    """Rules that have an error, each as `PATH: rule`, of what the schema `old` took without a field that they read.
+
+    A rule that says no of what is stored is passed over as long as that stays; one that has an error never is, and each
+    status is refused.
+    """
+    sure = {
+        *old.get("required", ()),
+        *(name for name, field in new.get("properties", {}).items() if "default" in field),
+    }
+    for rule in new.get("x-kubernetes-validations", ()):
+        read, asked = (set(re.findall(form, rule["rule"])) for form in (r"self\.(\w+)\b(?!\()", r"has\(self\.(\w+)\)"))
+        if read - asked - sure:
+            yield f"{path}: {rule['rule']}"
+    open_content = {"x-kubernetes-preserve-unknown-fields": True}
+    rest = open_content if old.get("x-kubernetes-preserve-unknown-fields") else None
+    for name, after in new.get("properties", {}).items():
+        if (before := old.get("properties", {}).get(name, rest)) is not None:
+            yield from find_failing_rules(before, after, f"{path}.{name}")
+    for nested in ("items", "additionalProperties"):
+        if isinstance(after := new.get(nested), Mapping) and isinstance(before := old.get(nested, rest), Mapping):
+            yield from find_failing_rules(before, after, f"{path}[]")
 
 
 def _flat(value: object) -> object:

@@ -155,8 +155,11 @@ def make_work(reconcile: Work, metrics: Metrics) -> Work:
 
 
 def _make_session() -> aiohttp.ClientSession:
-    """How pods are asked. Who asks bounds how many at once: workers that hang take no connection that a probe needs."""
-    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
+    """How pods are asked. Who asks bounds how many at once: workers that hang take no connection that a probe needs.
+
+    A cookie of one tenant's pod must not come with a request to another's.
+    """
+    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), cookie_jar=aiohttp.DummyCookieJar())
 
 
 def _find_lease_key() -> Key:

@@ -9,7 +9,15 @@ from typing import Protocol, TypeVar
 
 from pierhead_operator import names, removal
 from pierhead_operator.cluster import ClusterError, Conflict, Invalid, Key, Rejected, UnreadableError
-from pierhead_operator.resources import Manifest, describe, describe_held, is_owned, mark_applied, needs_apply
+from pierhead_operator.resources import (
+    Manifest,
+    describe,
+    describe_held,
+    is_owned,
+    make_repair,
+    mark_applied,
+    needs_apply,
+)
 from pierhead_operator.routing import Server
 from pierhead_operator.schema import Resource, Status
 from pierhead_operator.status import (
@@ -44,8 +52,8 @@ class ClusterAccess(Protocol):
     def is_routed(self, kinds: Iterable[str], namespace: str, service: str) -> bool: ...
     async def apply(self, manifest: Manifest, live: Manifest | None = None) -> Manifest: ...
     async def patch(self, live: Manifest, changes: Manifest) -> Manifest | None: ...
-    async def apply_status(self, resource: Resource, status: Status) -> None: ...
-    async def apply_raw_status(self, key: Key, uid: str, status: Manifest) -> None: ...
+    async def apply_status(self, resource: Resource, status: Status) -> bool: ...
+    async def apply_raw_status(self, key: Key, uid: str, status: Manifest) -> bool: ...
     async def delete(self, live: Manifest) -> None: ...
     async def create_event(self, resource: Resource, event: Event) -> None: ...
 
@@ -137,6 +145,12 @@ async def _create_or_apply(
         if found and (foreign := _explain_foreign(found, owner)):
             raise _ForeignError(foreign) from None
         return await cluster.apply(marked, found)
+    except Invalid:
+        repair = make_repair(live, marked) if live else None
+        if live is None or repair is None:
+            raise
+        await cluster.patch(live, repair)
+        return await cluster.apply(marked, live)
 
 
 def _explain_foreign(live: Manifest, owner: Resource) -> Finding | None:
@@ -175,8 +189,8 @@ async def tell_unreadable(cluster: ClusterAccess, key: Key, error: UnreadableErr
 
 async def write_status(cluster: ClusterAccess, resource: Resource, before: Status, after: Status) -> None:
     """Writes a status, and tells what changed, if anything did."""
-    if after != keep_own(before):
-        await cluster.apply_status(resource, after)
+    if after != keep_own(before) and not await cluster.apply_status(resource, after):
+        return  # else the same would be told at each look
     if event := transition_event(before, after):
         await cluster.create_event(resource, event)
 

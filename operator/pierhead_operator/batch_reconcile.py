@@ -131,7 +131,8 @@ class BatchReconciler:
             return None
         # Before its workers: none runs that everybody may reach.
         if problem := await self._apply_all(batch, make_worker_policies(batching)):
-            return problem
+            # Nothing of a policy is the author's to say: the job waits until the installation's is mended.
+            return replace(problem, reason=REASON_REJECTED) if problem.reason == REASON_INVALID else problem
         return await (self._control(live, make_control(batch, live, running)) if live else self._make(batching))
 
     async def _make(self, batching: Batching) -> Finding | None:

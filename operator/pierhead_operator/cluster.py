@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import math
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -36,11 +37,13 @@ _AT_ONE_TURN = 20  # objects that are taken up before the event loop may go on
 _NO_ANSWER = "none"
 # No object has this version: an apply with it creates, and is refused where there is one of that name.
 _NO_VERSION = "1"
-# As the API server says of an apply that has a field of another type than the kind, with code 500.
-_UNTYPED = "failed to create typed patch object"
-# The same of an apply to an object that has such a field already, from an older CRD.
-_UNTYPED_LIVE = "failed to create manager for existing fields"
-_WEBHOOK = "admission webhook"
+# How the API server's message begins, with code 500, where an apply has a field of another type than the kind.
+_UNTYPED = "failed to create typed patch object ("
+# The same of an apply to an object that has such a field already, from an older CRD; the first until an apply wrote it.
+_UNTYPED_LIVE = ("failed to create typed live object (", "failed to create manager for existing fields: ")
+# How it begins where a webhook refuses or an admission policy, which may take the object another time. Further behind,
+# a message has the words of whoever wrote the object.
+_ADMISSION = re.compile(r'admission webhook "|[a-z0-9.-]+( "[^"]*")? is forbidden: ')
 
 # What is told of each request, for the metrics: Kubernetes' verb, the kind, HTTP's code or `none`, and the seconds.
 ObserveRequest = Callable[[str, str, str, float], None]
@@ -342,8 +345,11 @@ class Cluster:
             self._keep(written)
         return written
 
-    async def apply_status(self, resource: Resource, status: Status) -> None:
-        """Writes a whole status; nothing where the resource is gone, or is another one of that name by now.
+    async def apply_status(self, resource: Resource, status: Status) -> bool:
+        """Writes a whole status; whether it did. Not where the resource is gone, or is another one of that name by now.
+
+        Neither where the API server can never take it: a schema that is older than this operator, or an object of an
+        older one. Raises Rejected where another try may help.
 
         The first of an installation is for the resource as it was read; raises Conflict where it has changed since:
         another installation may have been first.
@@ -353,13 +359,13 @@ class Cluster:
         before: Status = resource.status  # type: ignore[attr-defined]  # every kind has one
         if before.installation != status.installation and resource.metadata.resource_version:
             metadata["resourceVersion"] = resource.metadata.resource_version
-        await self._apply_status(key, metadata, status.dump())
+        return await self._apply_status(key, metadata, status.dump())
 
-    async def apply_raw_status(self, key: Key, uid: str, status: Manifest) -> None:
+    async def apply_raw_status(self, key: Key, uid: str, status: Manifest) -> bool:
         """The same of a resource that cannot be parsed: `status` is as Kubernetes stores it."""
-        await self._apply_status(key, {"uid": uid}, status)
+        return await self._apply_status(key, {"uid": uid}, status)
 
-    async def _apply_status(self, key: Key, about: dict[str, str], status: Manifest) -> None:
+    async def _apply_status(self, key: Key, about: dict[str, str], status: Manifest) -> bool:
         path = _path(key.kind, key.namespace, key.name, "status")
         body = {
             "apiVersion": names.API_VERSION,
@@ -369,19 +375,24 @@ class Cluster:
         }
         request = _Request("patch", key.kind, path, _apply_query(names.FIELD_MANAGER), body)
         try:
-            if written := await self._apply_or_replace(request):
-                self._keep(written)
-        except Rejected as error:
-            if isinstance(error, Conflict) and "resourceVersion" in about:
+            written = await self._apply_or_replace(request)
+        except Conflict:
+            if "resourceVersion" in about:
                 raise
-            logger.info("%s %s/%s: status not written: %s", key.kind, key.namespace, key.name, error)
+            return False  # a namesake, whose own event brings it here
+        except Invalid as error:
+            logger.warning("%s %s/%s: status refused: %s", key.kind, key.namespace, key.name, error)
+            return False
+        if written:
+            self._keep(written)
+        return written is not None
 
     async def _apply_or_replace(self, request: _Request) -> Manifest | None:
         """Applies a status; replaces that of an object to which nothing can be applied (_UNTYPED_LIVE)."""
         try:
             return await self._request(request, missing_ok=True)
         except Invalid as error:
-            if _UNTYPED_LIVE not in str(error):
+            if not str(error).startswith(_UNTYPED_LIVE):
                 raise
         assert isinstance(request.body, dict)
         about = {name: value for name, value in request.body["metadata"].items() if name in ("uid", "resourceVersion")}
@@ -514,9 +525,9 @@ def _parse(request: _Request, status: int, data: bytes) -> Manifest:
     message = _error_message(data)
     if status == 409:
         raise Conflict(message)
-    # A webhook may change its mind, whatever code it answers.
-    if (status in (400, 413, 422) and _WEBHOOK not in message) or (
-        status == 500 and (_UNTYPED in message or _UNTYPED_LIVE in message)
+    # Whatever code a webhook answers.
+    if (status in (400, 413, 422) and not _ADMISSION.match(message)) or (
+        status == 500 and message.startswith((_UNTYPED, *_UNTYPED_LIVE))
     ):
         raise Invalid(message)
     if status in (400, 403, 404, 422):

@@ -10,6 +10,7 @@ from datetime import datetime
 
 from pydantic import ValidationError
 
+from pierhead_operator import names
 from pierhead_operator.resources import Manifest
 from pierhead_operator.routing import Server, describe_server, is_offered
 from pierhead_operator.schema import Resource
@@ -23,7 +24,7 @@ _NOBODY = Server("", "", "", 0)
 class Facts:
     """Of any object. Of Pierhead's own kinds it tells whether somebody has to look at a change."""
 
-    asked: str = ""  # what somebody asks of the resource itself: generation, deletion, labels and annotations
+    asked: str = ""  # what somebody asks of the resource itself: generation, deletion, another try, Kueue's labels
     told: str = ""  # what others read of it
 
 
@@ -103,7 +104,7 @@ def read_facts(kind: str, live: Manifest) -> Facts:
 
 
 _NONE = Facts()
-_ASKED = ("uid", "generation", "deletionTimestamp", "labels", "annotations")
+_ASKED = ("uid", "generation", "deletionTimestamp")
 
 
 def explain_unreadable(error: ValidationError) -> str:
@@ -181,7 +182,11 @@ def _leaves(resource: Resource) -> bool:
 
 
 def _describe_asked(live: Manifest) -> str:
-    return _digest(*(live["metadata"].get(name) for name in _ASKED))
+    """Of labels and annotations only those that a reconcile reads: anybody may change others, as often as they like."""
+    metadata = live["metadata"]
+    renewed = metadata.get("annotations", {}).get(names.ANNOTATION_RENEW)
+    queue = {name: value for name, value in metadata.get("labels", {}).items() if name.startswith(names.KUEUE)}
+    return _digest(*(metadata.get(name) for name in _ASKED), renewed, queue)
 
 
 def _digest(*parts: object) -> str:

@@ -32,6 +32,8 @@ ANNOTATION_PINNED = f"{GROUP}/pinned"
 ANNOTATION_INSTALLATION = f"{GROUP}/installation"
 ANNOTATION_WATCH_NAMESPACES = f"{GROUP}/watch-namespaces"
 ANNOTATION_RENEW = f"{GROUP}/renew"
+KUEUE = "kueue.x-k8s.io/"  # how Kueue's own labels begin, which a Job has from its BatchPredictionJob
+KUEUE_MIN_PARALLELISM = f"{KUEUE}job-min-parallelism"
 
 SERVER_CONTAINER = "server"
 PROBE_PATH = "/v1/probe"  # of the model server: a prediction of the model's own sample

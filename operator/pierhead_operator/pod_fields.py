@@ -147,12 +147,22 @@ class Toleration(ApiObject):
 
 # --- Affinity --------------------------------------------------------------------------------------------------------
 
+
+def _where(operators: str, values: str) -> str:
+    """CEL that asks this of the values where the operator is one of those.
+
+    An older CRD took a requirement without an operator. A rule that fails of one which is stored is passed over as long
+    as the requirement stays; a rule that has an error has each status refused.
+    """
+    return f"has(self.operator) && self.operator in [{operators}] ? {values} : true"
+
+
 _VALUES = (
-    "self.operator in ['In', 'NotIn'] ? has(self.values) && size(self.values) > 0 : true",
+    _where("'In', 'NotIn'", "has(self.values) && size(self.values) > 0"),
     "values must be given where operator is In or NotIn",
 )
 _NO_VALUES = (
-    "self.operator in ['Exists', 'DoesNotExist'] ? !has(self.values) || size(self.values) == 0 : true",
+    _where("'Exists', 'DoesNotExist'", "!has(self.values) || size(self.values) == 0"),
     "values must be left out where operator is Exists or DoesNotExist",
 )
 
@@ -165,7 +175,7 @@ class NodeSelectorRequirement(ApiObject):
             _VALUES,
             _NO_VALUES,
             (
-                "self.operator in ['Gt', 'Lt'] ? has(self.values) && size(self.values) == 1 : true",
+                _where("'Gt', 'Lt'", "has(self.values) && size(self.values) == 1"),
                 "values must be one number where operator is Gt or Lt",
             ),
         )

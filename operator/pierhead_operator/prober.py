@@ -1,5 +1,7 @@
 """Asks pods: a DeployedModel's for a prediction, since weight goes only to what answers, those that are not ready why,
 and batch workers how far they are.
+
+A model's own code may answer in a server's place. No redirect is followed: a pod names no other address to ask.
 """
 
 import asyncio
@@ -89,7 +91,10 @@ class Prober:
         try:
             # A connection of its own each time: one that is kept leads to the same pod, past the Service.
             async with self._session.post(
-                url, headers={"Connection": "close"}, timeout=aiohttp.ClientTimeout(total=_SECONDS)
+                url,
+                headers={"Connection": "close"},
+                allow_redirects=False,
+                timeout=aiohttp.ClientTimeout(total=_SECONDS),
             ) as response:
                 # A server of before this route: that it is ready must do.
                 if response.status in (_OK, _NOT_FOUND):
@@ -123,7 +128,6 @@ class Prober:
         try:
             async with self._session.get(
                 f"http://{host}:{_SERVER_PORT}{names.READINESS_PATH}",
-                # A model's own code may answer instead: it leads nowhere else.
                 allow_redirects=False,
                 timeout=aiohttp.ClientTimeout(total=_READINESS_SECONDS),
             ) as response:
@@ -137,6 +141,7 @@ class Prober:
         try:
             async with self._session.get(
                 f"http://{host}:{_WORKER_PORT}{names.PROGRESS_PATH}",
+                allow_redirects=False,
                 timeout=aiohttp.ClientTimeout(total=_PROGRESS_SECONDS),
             ) as response:
                 return ShardProgress.model_validate_json(await response.content.read(_MOST_BYTES))

@@ -258,6 +258,8 @@ class Reconciler:
         service = await self.cluster.get("Service", dm.namespace, name)
         if service is None or not is_owned(service, dm):
             return f"no Service {name} of Pierhead's leads to the pods"
+        if service["spec"].get("type") == "ExternalName":
+            return f"the Service {name} was changed to lead elsewhere"  # and could not be put right
         if dm.status.is_true(AVAILABLE):
             return None  # their readiness tells: weight is there, and probes would compete with it
         return await self.prober.ask(dm.namespace, dm.name)

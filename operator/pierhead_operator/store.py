@@ -39,13 +39,31 @@ _KEPT_METADATA = (
     "uid",
     "generation",
     "resourceVersion",
-    "labels",
     "ownerReferences",
     "creationTimestamp",
     "deletionTimestamp",
 )
 _KEPT_OF_PODS = ("affinity", "nodeSelector", "resourceClaims", "tolerations")
-_FOREIGN_ANNOTATIONS = "kubectl.kubernetes.io/"  # a copy of the whole manifest
+# Those that are read, or written by Pierhead and compared. Anybody may write others, 256 KiB of them to an object.
+_KEPT_ANNOTATIONS = frozenset(
+    {
+        names.ANNOTATION_APPLIED,
+        names.ANNOTATION_DEADLINE,
+        names.ANNOTATION_INSTALLATION,
+        names.KUEUE_MIN_PARALLELISM,
+        names.ANNOTATION_PINNED,
+        names.ANNOTATION_RENEW,
+    }
+)
+_KEPT_LABELS = frozenset(
+    {
+        names.LABEL_MANAGED_BY,
+        names.LABEL_NAME,
+        "pod-template-hash",
+        "batch.kubernetes.io/job-completion-index",
+    }
+)
+_KEPT_LABEL_PREFIXES = (f"{names.GROUP}/", names.KUEUE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,13 +206,11 @@ def trim(kind: str, live: Manifest) -> Manifest:
     """What Pierhead reads of an object."""
     metadata = live["metadata"]
     kept = {name: metadata[name] for name in _KEPT_METADATA if name in metadata}
-    annotations = {
-        name: value
-        for name, value in metadata.get("annotations", {}).items()
-        if not name.startswith(_FOREIGN_ANNOTATIONS)
-    }
-    if annotations:
-        kept["annotations"] = annotations
+    if labels := {name: value for name, value in metadata.get("labels", {}).items() if _is_read(name)}:
+        kept["labels"] = labels
+    annotations = metadata.get("annotations", {})
+    if read := {name: annotations[name] for name in sorted(_KEPT_ANNOTATIONS) if name in annotations}:
+        kept["annotations"] = read
     if owns_replicas(live):
         # All that is asked of who manages which field.
         fields: dict[str, Any] = {"f:spec": {"f:replicas": {}}}
@@ -205,6 +221,10 @@ def trim(kind: str, live: Manifest) -> Manifest:
     if "status" in live:
         trimmed["status"] = live["status"]
     return trimmed
+
+
+def _is_read(label: str) -> bool:
+    return label in _KEPT_LABELS or label.startswith(_KEPT_LABEL_PREFIXES)
 
 
 def _trim_pod_spec(spec: Manifest) -> Manifest:

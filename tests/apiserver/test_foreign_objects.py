@@ -112,7 +112,7 @@ def test_object_of_somebody_else_is_told_and_left_alone(kubectl, kind, owned):
     assert _read_whole(kubectl, kind) == before
     kubectl("delete", kind, before["metadata"]["name"])
     # Of what is not ours no event comes: the resync would find it, a change of the resource finds it sooner.
-    kubectl("annotate", resource, "photos", "example.com/look=again")
+    kubectl.patch(resource, "photos", {"spec": {"displayName": "Pictures"}})
     uid = kubectl.get(resource, "photos")["metadata"]["uid"]
     wait_until(
         "ours is there",

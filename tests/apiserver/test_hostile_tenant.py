@@ -197,6 +197,35 @@ def test_nothing_of_kubernetes_own_fields_is_lost(kubectl, kind):
     assert kubectl.get(kind, manifest["metadata"]["name"])["spec"]["podOverrides"] == WHOLE
 
 
+# --- Services --------------------------------------------------------------------------------------------------------
+
+LED_ELSEWHERE = {
+    "another namespace": {
+        "type": "ExternalName",
+        "externalName": "dm-photos.theirs.svc.cluster.local",
+        "clusterIP": None,
+    },
+    "the outside": {"type": "LoadBalancer"},
+    "the outside, for some": {"type": "LoadBalancer", "loadBalancerSourceRanges": ["192.0.2.0/24"]},
+    "pods that are not ready": {"publishNotReadyAddresses": True},
+    "fewer pods": {"selector": {"team": "theirs"}},
+}
+
+
+@pytest.mark.parametrize("change", LED_ELSEWHERE.values(), ids=LED_ELSEWHERE.keys())
+def test_service_that_is_led_elsewhere_is_put_right(kubectl, change):
+    kubectl.apply(make_model(v1="photos/1"), make_endpoint(), make_dm())
+    made = wait_until("its Service is there", lambda: kubectl.get("service", "dm-photos"), seconds=30)["spec"]
+    kubectl.patch("service", "dm-photos", {"spec": change})
+
+    def is_as_it_was():
+        spec = kubectl.get("service", "dm-photos")["spec"]
+        kept = ("type", "selector", "publishNotReadyAddresses", "loadBalancerSourceRanges")
+        return all(spec.get(field) == made.get(field) for field in kept)
+
+    wait_until("it is as it was", is_as_it_was, seconds=30)
+
+
 # --- versions --------------------------------------------------------------------------------------------------------
 
 

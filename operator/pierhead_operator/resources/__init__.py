@@ -8,12 +8,14 @@ pods of one template follow those of another.
 from pierhead_operator.resources.machines import unknown_machine
 from pierhead_operator.resources.network import NETWORK_POLICY
 from pierhead_operator.resources.objects import (
+    INSIDE,
     Manifest,
     describe,
     describe_held,
     is_owned,
     make_metadata,
     make_owner_reference,
+    make_repair,
     mark_applied,
     needs_apply,
     owns_replicas,
@@ -36,6 +38,7 @@ from pierhead_operator.resources.serving import (
 
 __all__ = [
     "BESIDE_PODS",
+    "INSIDE",
     "NETWORK_POLICY",
     "SERVING_KINDS",
     "Limits",
@@ -55,6 +58,7 @@ __all__ = [
     "make_metadata",
     "make_owner_reference",
     "make_pod_disruption_budget",
+    "make_repair",
     "make_service",
     "mark_applied",
     "needs_apply",

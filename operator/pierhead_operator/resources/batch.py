@@ -26,9 +26,7 @@ from pierhead_operator.types import BatchPredictionJob, Model, ModelVersion
 EXIT_USER_ERROR = 65
 # One string of a process's environment can be 128 KiB.
 MAX_DOCUMENT_BYTES = 120 * 1024
-_KUEUE = "kueue.x-k8s.io/"
-_QUEUE_LABEL = f"{_KUEUE}queue-name"
-_MIN_PARALLELISM_ANNOTATION = f"{_KUEUE}job-min-parallelism"
+_QUEUE_LABEL = f"{names.KUEUE}queue-name"
 # A worker that is lost takes a chunk with it, and the next one goes on from there: many may be lost.
 _RETRIES_OF_A_SHARD = 100
 # To commit what is being written.
@@ -148,8 +146,8 @@ def make_job(batching: Batching) -> Manifest:
         spec["activeDeadlineSeconds"] = deadline
         annotations[names.ANNOTATION_DEADLINE] = str(deadline)
     if queued and resources.starting_replica_count < resources.max_replicas:
-        annotations[_MIN_PARALLELISM_ANNOTATION] = str(resources.starting_replica_count)
-    kueue = {label: value for label, value in job.metadata.labels.items() if label.startswith(_KUEUE)}
+        annotations[names.KUEUE_MIN_PARALLELISM] = str(resources.starting_replica_count)
+    kueue = {label: value for label, value in job.metadata.labels.items() if label.startswith(names.KUEUE)}
     metadata = make_metadata(names.batch(job.name), job, {**batching.labels, **kueue})
     metadata["annotations"] = annotations
     return {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": spec}

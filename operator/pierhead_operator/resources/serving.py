@@ -2,7 +2,7 @@
 
 from pierhead_operator import names
 from pierhead_operator.resources.network import NETWORK_POLICY, make_network_policy
-from pierhead_operator.resources.objects import Manifest, make_metadata, selector
+from pierhead_operator.resources.objects import INSIDE, Manifest, make_metadata, selector
 from pierhead_operator.resources.pods import Serving, make_pod_template
 from pierhead_operator.resources.rollout import make_rolling_update
 from pierhead_operator.settings import NetworkPolicySettings, OperatorSettings
@@ -50,6 +50,7 @@ def make_service(serving: Serving) -> Manifest:
         "kind": "Service",
         "metadata": make_metadata(serving.name, dm, serving.labels),
         "spec": {
+            **INSIDE,
             "selector": selector(dm.name),
             "ports": [{"name": "http", "port": 80, "targetPort": "http", "protocol": "TCP", "appProtocol": "http"}],
         },

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from pierhead_operator import names
-from pierhead_operator.resources import Manifest, make_metadata
+from pierhead_operator.resources import INSIDE, Manifest, make_metadata
 from pierhead_operator.routing import gateway_api, istio
 from pierhead_operator.routing.backends import read_split
 from pierhead_operator.routing.limits import explain_model_limit, explain_split, fit_split
@@ -121,7 +121,7 @@ def make_idle_service(endpoint: Endpoint) -> Manifest:
         "apiVersion": "v1",
         "kind": "Service",
         "metadata": make_metadata(names.route(endpoint.name), endpoint, {names.LABEL_ENDPOINT: endpoint.name}),
-        "spec": {"clusterIP": "None", "ports": [port]},
+        "spec": {**INSIDE, "clusterIP": "None", "selector": {}, "ports": [port]},
     }
 
 

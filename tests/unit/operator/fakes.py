@@ -2,7 +2,7 @@
 
 from copy import deepcopy
 
-from pierhead_operator.cluster import Cluster, Conflict, Rejected
+from pierhead_operator.cluster import Cluster, Conflict, Invalid, Rejected
 from pierhead_operator.feed import OWN_KINDS
 from pierhead_operator.names import OURS
 from pierhead_operator.resources import NETWORK_POLICY, SERVING_KINDS
@@ -43,11 +43,13 @@ class FakeProber:
         return 2.0
 
 
-def _check_address(live, manifest):
-    """As the API server does: a Service keeps the address that it was made with."""
+def _check_service(live, manifest):
+    """As the API server does: a Service keeps the address that it was made with, and what others wrote beside it."""
     address = live["spec"].get("clusterIP")
-    if manifest["spec"].get("clusterIP", address) != address:
+    if manifest["spec"].get("clusterIP", address) != address and live["spec"].get("type") != "ExternalName":
         raise Rejected("spec.clusterIP: field is immutable")
+    if "loadBalancerSourceRanges" in live["spec"] and manifest["spec"]["type"] != "LoadBalancer":
+        raise Invalid("spec.LoadBalancerSourceRanges: Forbidden: may only be used when `type` is 'LoadBalancer'")
 
 
 class FakeCluster:
@@ -61,6 +63,7 @@ class FakeCluster:
         self.objects = {(o["kind"], o["metadata"]["name"]): deepcopy(o) for o in objects}
         self.calls = []
         self.rejects = {}  # by kind: the error of an apply
+        self.untaken = set()  # kinds whose status the API server can never take
         self.mutate = lambda _: None  # what a webhook does to an object that is applied
 
     def refuse(self, kind, error=None):
@@ -107,7 +110,7 @@ class FakeCluster:
         self.calls.append(("apply", kind, name))
         before = self.objects.get((kind, name), {})
         if kind == "Service" and before:
-            _check_address(before, manifest)
+            _check_service(before, manifest)
         self.objects[kind, name] = {**before, **deepcopy(manifest)}
         self.objects[kind, name]["metadata"] |= {"uid": f"uid-{name}", "generation": 1}
         self.mutate(self.objects[kind, name])
@@ -118,18 +121,24 @@ class FakeCluster:
         if key[0] in self.rejects:
             raise self.rejects[key[0]]
         self.calls.append(("patch", *key))
-        _merge(self.objects[key], changes)
+        merge(self.objects[key], changes)
         self.mutate(self.objects[key])
         return self.objects[key]
 
     async def apply_status(self, resource, status):
+        if resource.KIND in self.rejects:
+            raise self.rejects[resource.KIND]
+        if resource.KIND in self.untaken:
+            return False
         self.calls.append(("status", resource.KIND, resource.name))
         self.objects[resource.KIND, resource.name]["status"] = status.dump()
+        return True
 
     async def apply_raw_status(self, key, uid, status):
         self.calls.append(("status", key.kind, key.name))
         assert self.objects[key.kind, key.name]["metadata"]["uid"] == uid
         self.objects[key.kind, key.name]["status"] = status
+        return True
 
     async def delete(self, live):
         self.calls.append(("delete", live["kind"], live["metadata"]["name"]))
@@ -157,11 +166,11 @@ class FakeCluster:
         return next((c["status"], c["reason"]) for c in conditions if c["type"] == "Ready")
 
 
-def _merge(live, changes):
+def merge(live, changes):
     """As a merge patch does."""
     for name, value in changes.items():
         if isinstance(value, dict):
-            _merge(live.setdefault(name, {}), value)
+            merge(live.setdefault(name, {}), value)
         elif value is None:
             live.pop(name, None)
         else:

@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import pytest
 from pierhead_operator.batch_reconcile import BatchReconciler
-from pierhead_operator.cluster import ClusterError, Key
+from pierhead_operator.cluster import ClusterError, Invalid, Key
 from pierhead_operator.progress import PACE_SECONDS, ProgressPoller
 from pierhead_operator.settings import NetworkPolicySettings
 from pierhead_operator.types import ShardProgress
@@ -547,6 +547,26 @@ async def test_job_with_an_override_that_is_not_allowed_fails_at_once(make_recon
     assert (_state(cluster), status["error"]["code"]) == ("FAILED", 3)
     assert "spec.podOverrides.env[AWS_ENDPOINT_URL]" in status["error"]["message"]
     assert ("Job", "bpj-nightly") not in cluster.objects
+
+
+async def test_job_whose_workers_the_api_server_can_never_take_fails_at_once(make_reconciler):
+    cluster, reconciler = make_reconciler(make_model(), make_batch())
+    cluster.refuse("Job", Invalid('Job.batch "bpj-nightly" is invalid: spec.template.spec.tolerations[0].key'))
+    await reconciler.reconcile(BATCH)
+    assert cluster.ready(BATCH) == ("False", "Invalid")
+    status = cluster.objects["BatchPredictionJob", "nightly"]["status"]
+    assert (_state(cluster), status["error"]["code"]) == ("FAILED", 3)
+    assert "tolerations[0].key" in status["error"]["message"]
+
+
+async def test_job_waits_where_the_installations_policy_is_wrong(settings):
+    policy = {"network_policy": NetworkPolicySettings.model_validate(NETWORK_POLICY)}
+    cluster = FakeCluster(make_model(), make_batch())
+    reconciler, _ = _make(cluster, settings.model_copy(update=policy))
+    cluster.refuse("NetworkPolicy", Invalid("spec.egress[0].ports: wrong"))
+    with pytest.raises(ClusterError, match="egress"):
+        await reconciler.reconcile(BATCH)
+    assert (_state(cluster), cluster.ready(BATCH)) == ("PENDING", ("False", "Rejected"))
 
 
 async def test_job_that_runs_goes_on_though_its_overrides_are_no_longer_allowed(make_reconciler):

@@ -218,9 +218,16 @@ async def test_claim_of_what_has_changed_meanwhile_is_refused(api, server):
     await Cluster(api).apply_status(free, free.status)  # of another one of that name there is nothing to tell
 
 
-async def test_status_of_what_the_schema_takes_no_longer_is_replaced(api, server):
+@pytest.mark.parametrize(
+    "told",
+    [
+        "failed to create manager for existing fields: failed to convert new object: expected string",
+        "failed to create typed live object (default/a; pierhead.dev/v1, Kind=DeployedModel): .spec: expected string",
+    ],
+    ids=["written by an apply", "written otherwise"],
+)
+async def test_status_of_what_the_schema_takes_no_longer_is_replaced(api, server, told):
     """As the API server answers where an older CRD took another type: else nobody would tell the author."""
-    told = "failed to create manager for existing fields: failed to convert new object: expected string"
     server.answers = [(500, {"message": told}), (200, make_deployed_model())]
     await Cluster(api).apply_status(DM, DM.status)
     [(_, _, _, applied), (method, path, query, body)] = server.requests
@@ -236,6 +243,24 @@ async def test_status_that_the_api_server_fails_to_write_otherwise_is_not(api, s
     with pytest.raises(ClusterError, match="timed out"):
         await Cluster(api).apply_status(DM, DM.status)
     assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "written", "told"),
+    [(200, True, ""), (404, False, ""), (409, False, ""), (422, False, "status refused: it is wrong")],
+    ids=["written", "gone", "a namesake", "never to be taken"],
+)
+async def test_status_says_whether_it_was_written(api, server, caplog, status, written, told):
+    server.answers = [(status, make_deployed_model() if written else {"message": "it is wrong"})]
+    assert await Cluster(api).apply_status(DM, DM.status) is written
+    assert [(record.levelname, told in record.message) for record in caplog.records] == [("WARNING", True)] * bool(told)
+
+
+@pytest.mark.parametrize("message", ["no right", 'admission webhook "x" denied the request'])
+async def test_status_that_may_be_taken_another_time_is_put_off(api, server, message):
+    server.answers = [(403, {"message": message})]
+    with pytest.raises(Rejected, match=message):
+        await Cluster(api).apply_status(DM, DM.status)
 
 
 async def test_refresh_corrects_what_is_known_and_gives_what_is_gone(api, server, store):
@@ -278,7 +303,13 @@ def test_resource_of_a_kind(kind, resource):
         (413, "too large", Invalid),
         (400, 'admission webhook "x" denied the request', Rejected),
         (422, 'admission webhook "x" denied the request', Rejected),
+        (422, """deployments.apps "dm-a" is forbidden: ValidatingAdmissionPolicy 'x' denied request""", Rejected),
+        (422, 'Deployment.apps "dm-a" is invalid: labels: Invalid value: "admission webhook \\"x\\" denied"', Invalid),
+        (422, 'Deployment.apps "dm-a" is invalid: labels: Invalid value: "a \\"b\\" is forbidden: "', Invalid),
         (500, "failed to create typed patch object (default/dm-a; apps/v1, Kind=Deployment): .spec", Invalid),
+        (500, "failed to create typed live object (default/a; pierhead.dev/v1, Kind=DeployedModel): .spec", Invalid),
+        (500, 'etcd is away: value "failed to create typed patch object ("', ClusterError),
+        (500, 'Internal error occurred: failed calling webhook "x": failed to call webhook', ClusterError),
         (500, "etcd is away", ClusterError),
         (429, "too many requests", ClusterError),
     ],

@@ -7,7 +7,7 @@ import pytest
 from pierhead_operator.crd import make_crd
 from pierhead_operator.types import KINDS
 
-from tests.compatibility import compare_schemas, find_breaks
+from tests.compatibility import compare_schemas, find_breaks, find_failing_rules
 from tests.releases import REPOSITORY, find_releases, read_crds, unpack
 
 
@@ -55,6 +55,22 @@ def test_crd_breaks_nothing_of_the_last_release(released, kind):
 
 def test_what_is_narrowed_on_purpose_is_narrower(released):
     assert {path for kind in KINDS for path, _ in _find_paths(released, kind)} == NARROWED.keys()
+
+
+def _find_schema(crd):
+    return crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.KIND)
+def test_no_rule_fails_of_a_field_that_the_last_release_did_not_ask_for(released, kind):
+    assert list(find_failing_rules(_find_schema(released[kind.KIND]), _find_schema(make_crd(kind)))) == []
+
+
+def test_rule_that_fails_is_found():
+    rules = [{"rule": rule} for rule in ("self.a == 1", "has(self.a) && self.a == 1", "self.b == self.c", "self == 1")]
+    items = {"properties": {"a": {}, "b": {}, "c": {"default": 1}}, "x-kubernetes-validations": rules}
+    old = {"items": {"properties": {"b": {}}, "required": ["b"], "x-kubernetes-preserve-unknown-fields": True}}
+    assert list(find_failing_rules(old, {"items": items})) == ["[]: self.a == 1"]
 
 
 def test_this_version_is_newer_than_the_last_release():

@@ -151,7 +151,7 @@ def test_status_that_tells_others_nothing_new_concerns_nobody(feed, keys):
     [
         {"generation": 4},
         {"annotations": {"pierhead.dev/renew": "1"}},
-        {"labels": {"a": "b"}},
+        {"labels": {"kueue.x-k8s.io/queue-name": "b"}},
         {"deletionTimestamp": "x"},
     ],
     ids=lambda change: next(iter(change)),
@@ -161,6 +161,18 @@ def test_what_is_asked_of_a_resource_is_work(feed, keys, change):
     keys.clear()
     _tell_deployed_model(feed, version=2, **change)
     assert DM in keys.at_once
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"annotations": {"example.com/look": "again"}}, {"labels": {"team": "vision"}}],
+    ids=lambda change: next(iter(change)),
+)
+def test_labels_and_annotations_that_nobody_reads_are_no_work(feed, keys, change):
+    _tell_deployed_model(feed)
+    keys.clear()
+    _tell_deployed_model(feed, version=2, **change)
+    assert keys.all == []
 
 
 def test_what_is_gone_concerns_the_same(feed, store, keys):

@@ -9,6 +9,7 @@ import pytest
 from aiohttp import web
 from aiohttp.abc import AbstractResolver
 from pierhead_operator import names, prober
+from pierhead_operator.__main__ import _make_session
 from pierhead_operator.cluster import Key
 from pierhead_operator.prober import Prober
 
@@ -155,13 +156,6 @@ async def test_nonsense_says_nothing(ask_readiness, body):
     assert await ask_readiness(answer) is None
 
 
-async def test_pod_leads_the_operator_nowhere_else(ask_readiness):
-    async def answer():
-        raise web.HTTPFound("/elsewhere")
-
-    assert await ask_readiness(answer) is None
-
-
 async def test_pod_that_does_not_answer_says_nothing(ask_readiness, monkeypatch):
     monkeypatch.setattr(prober, "_READINESS_SECONDS", 0.05)
     assert await ask_readiness(None) is None
@@ -204,3 +198,63 @@ async def test_no_worker_of_the_queue_waits_for_a_slow_pod(monkeypatch):
     go_on.set()
     assert await asyncio.wait_for(answered, 30) == KEY
     assert await one.ask_readiness(KEY, {"p": "10.0.0.1"}) == {"p": "dies"}
+
+
+# What a pod answers to a question must reach nobody but who asked
+
+
+@pytest.fixture
+async def serve(monkeypatch):
+    """Serves every path and every method by a handler: at every port of a pod that is asked by its address."""
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def run(handle):
+            app = web.Application()
+            app.router.add_route("*", "/{path:.*}", handle)
+            runner = web.AppRunner(app, shutdown_timeout=0)
+            stack.push_async_callback(runner.cleanup)
+            await runner.setup()
+            site = web.TCPSite(runner, "127.0.0.1", 0)
+            await site.start()
+            port = site._server.sockets[0].getsockname()[1]
+            monkeypatch.setattr(prober, "_SERVER_PORT", port)
+            monkeypatch.setattr(prober, "_WORKER_PORT", port)
+            return ToPort(port)
+
+        yield run
+
+
+QUESTIONS = {
+    "prediction": lambda one: one.ask("team", "photos-1"),
+    "readiness": lambda one: one.ask_readiness(KEY, {"p": "127.0.0.1"}),
+    "progress": lambda one: one.ask_progress("127.0.0.1"),
+}
+
+
+@pytest.mark.parametrize("ask_pod", QUESTIONS.values(), ids=QUESTIONS.keys())
+async def test_pod_leads_the_operator_nowhere_else(serve, ask_pod):
+    asked = []
+
+    async def lead_elsewhere(request):
+        asked.append(request.path)
+        return web.Response(status=307, headers={"Location": "/elsewhere"})
+
+    connector = aiohttp.TCPConnector(resolver=await serve(lead_elsewhere))
+    async with aiohttp.ClientSession(connector=connector) as session:
+        await ask_pod(Prober(session))
+    assert len(asked) == 1
+    assert asked != ["/elsewhere"]
+
+
+async def test_cookie_of_one_tenants_pod_does_not_reach_anothers(serve):
+    cookies = []
+
+    async def set_cookie(request):
+        cookies.append(request.headers.get("Cookie"))
+        return web.Response(headers={"Set-Cookie": "c=1; Domain=svc; Path=/"})
+
+    async with _make_session() as session:
+        session.connector._resolver = await serve(set_cookie)
+        for namespace in ("theirs", "ours"):
+            await Prober(session).ask(namespace, "photos-1")
+    assert cookies == [None, None]

@@ -7,13 +7,13 @@ from unittest.mock import AsyncMock
 
 import pytest
 from pierhead_operator import names
-from pierhead_operator.cluster import ClusterError, Invalid, Key
+from pierhead_operator.cluster import ClusterError, Invalid, Key, Rejected
 from pierhead_operator.names import OURS
 from pierhead_operator.reconcile import Reconciler
 from pierhead_operator.settings import NetworkPolicySettings
 
-from tests.unit.operator.conftest import NETWORK_POLICY, make_deployed_model, make_endpoint, make_model
-from tests.unit.operator.fakes import Clock, FakeCluster, FakeProber
+from tests.unit.operator.conftest import NETWORK_POLICY, SERVED, make_deployed_model, make_endpoint, make_model
+from tests.unit.operator.fakes import Clock, FakeCluster, FakeProber, merge
 
 DM = Key("DeployedModel", "default", "photos-1")
 ENDPOINT = Key("Endpoint", "default", "photos")
@@ -61,6 +61,41 @@ async def test_deleted_or_changed_child_is_repaired(make_reconciler, kind):
     cluster.objects[kind, "dm-photos-1"]["spec"]["selector"] = {"other": "thing"}
     await reconciler.reconcile(DM)
     assert cluster.objects[kind, "dm-photos-1"] == wanted
+
+
+# What who may edit a Service makes of it, as a merge patch.
+SERVICE_CHANGES = {
+    "another namespace": {"type": "ExternalName", "externalName": "dm-photos.theirs.svc.cluster.local"},
+    "the outside": {"type": "LoadBalancer"},
+    "the outside, for some": {"type": "LoadBalancer", "loadBalancerSourceRanges": ["192.0.2.0/24"]},
+    "pods that are not ready": {"publishNotReadyAddresses": True},
+    "the same pod": {"sessionAffinity": "ClientIP"},
+    "fewer pods": {"selector": {"team": "theirs"}},
+}
+
+
+@pytest.mark.parametrize("change", SERVICE_CHANGES.values(), ids=SERVICE_CHANGES.keys())
+@pytest.mark.parametrize("key", [DM, ENDPOINT], ids=lambda key: key.kind)
+async def test_service_that_was_led_elsewhere_is_repaired(make_reconciler, key, change):
+    """An Endpoint's is the idle one."""
+    cluster, reconciler = make_reconciler(make_model(), make_endpoint(), make_deployed_model())
+    await reconciler.reconcile(key)
+    name = ("Service", "dm-photos-1" if key is DM else "ep-photos")
+    wanted = deepcopy(cluster.objects[name]["spec"])
+    merge(cluster.objects[name], {"spec": change})
+    await reconciler.reconcile(key)
+    assert cluster.objects[name]["spec"] == wanted
+
+
+async def test_service_that_cannot_be_repaired_is_asked_nothing(make_reconciler):
+    cluster, reconciler = make_reconciler(make_model(), make_endpoint(), make_deployed_model())
+    await reconciler.reconcile(DM)
+    cluster.objects["Deployment", "dm-photos-1"]["status"] = SERVED
+    cluster.objects["Service", "dm-photos-1"]["spec"] |= SERVICE_CHANGES["another namespace"]
+    cluster.refuse("Service")
+    with pytest.raises(ClusterError):
+        await reconciler.reconcile(DM)
+    assert not reconciler.prober.asked
 
 
 async def test_pinned_version_stays_when_the_default_moves(make_reconciler):
@@ -324,6 +359,20 @@ async def test_object_that_can_never_be_taken_is_told_and_not_tried_again(make_r
     await reconciler.reconcile(DM)
     assert cluster.ready(DM) == ("False", "Invalid")
     assert cluster.is_true(DM, "Stalled")
+
+
+async def test_status_that_can_never_be_taken_is_no_event_at_each_look(make_reconciler):
+    cluster, reconciler = make_reconciler(make_model(), make_endpoint(), make_deployed_model())
+    cluster.untaken.add("DeployedModel")
+    await reconciler.reconcile(DM)
+    assert not [call for call in cluster.calls if call[0] == "event"]
+
+
+async def test_status_that_is_refused_for_a_time_is_tried_again(make_reconciler):
+    cluster, reconciler = make_reconciler(make_model(), make_endpoint(), make_deployed_model())
+    cluster.refuse("DeployedModel", Rejected('admission webhook "x" denied the request'))
+    with pytest.raises(Rejected, match="webhook"):
+        await reconciler.reconcile(DM)
 
 
 async def test_child_that_lost_its_labels_is_found_and_repaired(make_reconciler):
@@ -687,7 +736,7 @@ async def test_without_an_api_the_route_leads_to_nobody_while_nobody_serves(make
     cluster, reconciler = make_reconciler(make_endpoint(), *there)
     await reconciler.reconcile(ENDPOINT)
     assert _weights(cluster) == {"ep-photos": 1}
-    assert "selector" not in cluster.objects["Service", "ep-photos"]["spec"]
+    assert cluster.objects["Service", "ep-photos"]["spec"]["selector"] == {}
     cluster.objects["DeployedModel", "photos-1"] = make_deployed_model(available=True)
     await reconciler.reconcile(ENDPOINT)
     assert _weights(cluster) == {"dm-photos-1": 100}

@@ -1,6 +1,7 @@
 """Builders against golden manifests: a change of what is built shows in the diff of a golden file."""
 
 import re
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 import yaml
 from pierhead_operator.resources import (
     Serving,
+    describe_held,
     desired_objects,
     find_limits,
     is_owned,
@@ -428,6 +430,47 @@ def test_needs_apply_after_changes(model, settings):
     assert needs_apply(marked, by_hand)
     fewer = {**deployment, "spec": {key: value for key, value in deployment["spec"].items() if key != "replicas"}}
     assert needs_apply(mark_applied(fewer), _live(marked)), "a field that is given up has to be sent, too"
+
+
+def test_needs_apply_not_of_what_the_api_server_leaves_out_or_adds(model, settings):
+    made = desired_objects(_serving(model, _change(settings, {"networkPolicy": NETWORK_POLICY}), {}))
+    policy, service = (mark_applied(one) for one in made if one["kind"] in ("NetworkPolicy", "Service"))
+    there = deepcopy(service)
+    del there["spec"]["publishNotReadyAddresses"]
+    there["spec"] |= {"clusterIP": "10.96.0.7", "internalTrafficPolicy": "Cluster"}
+    assert not needs_apply(service, there)
+    there = deepcopy(policy)
+    there["spec"]["egress"][-1]["ports"] = [{"port": 443, "protocol": "TCP"}]
+    assert not needs_apply(policy, there)
+
+
+def _widen(spec):
+    spec["ingress"][0]["ports"][0]["endPort"] = 65535
+
+
+def _narrow(spec):
+    selected = spec["selector"] if "selector" in spec else spec["podSelector"]
+    selected.get("matchLabels", selected)["team"] = "theirs"
+
+
+# Whom an object leads to or guards: one word more, and it is others.
+ADDED = {
+    "Service": _narrow,
+    "PodDisruptionBudget": _narrow,
+    "NetworkPolicy": _narrow,
+    "NetworkPolicy's ports": _widen,
+}
+
+
+@pytest.mark.parametrize(("kind", "add"), ADDED.items(), ids=ADDED.keys())
+def test_needs_apply_where_something_was_added_to_whom_it_is_for(model, settings, kind, add):
+    chosen = _change(settings, {"networkPolicy": NETWORK_POLICY})
+    made = desired_objects(_serving(model, chosen, CASES["two-replicas"].spec))
+    [marked] = [mark_applied(one) for one in made if one["kind"] == kind.partition("'")[0]]
+    changed = deepcopy(marked)
+    add(changed["spec"])
+    assert needs_apply(marked, changed)
+    assert describe_held(changed, marked) != describe_held(marked, marked)
 
 
 def test_is_owned(deployed_model, model, settings):

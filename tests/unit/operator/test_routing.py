@@ -321,7 +321,7 @@ def test_without_an_api_a_route_leads_to_a_service_without_pods_and_address(endp
     chosen = _routed_by(settings, GATEWAY_API)
     idle, route = make_endpoint_routes(endpoint, {}, None, NOBODY, chosen)
     assert (idle["kind"], idle["spec"]["clusterIP"]) == ("Service", "None")
-    assert "selector" not in idle["spec"]
+    assert idle["spec"]["selector"] == {}
     [backend] = route["spec"]["rules"][0]["backendRefs"]
     assert backend["name"] == idle["metadata"]["name"]
     served = make_endpoint_routes(endpoint, {"photos-1": 100}, None, NOBODY, chosen)

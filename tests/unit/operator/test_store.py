@@ -1,6 +1,9 @@
 """What is kept of objects, and how it is found."""
 
+from pathlib import Path
+
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from pierhead_operator import names
@@ -131,15 +134,37 @@ def test_only_what_is_read_is_kept():
     live = _object(spec=spec, status={"phase": "Running"})
     live["metadata"]["annotations"] = {
         "kubectl.kubernetes.io/last-applied-configuration": "large",
+        "example.com/anybodys": "large",
+        f"{names.GROUP}/of-no-meaning": "large",
         names.ANNOTATION_APPLIED: "1",
     }
+    read = {names.LABEL_ENDPOINT: "photos", "pod-template-hash": "1", "batch.kubernetes.io/job-completion-index": "0"}
+    live["metadata"]["labels"] = {**read, "team": "vision", "app.kubernetes.io/part-of": "shop"}
     live["metadata"]["managedFields"] = [{"manager": "kubelet", "fieldsV1": {"f:status": {}}}]
     kept = trim("Pod", live)
     assert kept["metadata"]["annotations"] == {names.ANNOTATION_APPLIED: "1"}
+    assert kept["metadata"]["labels"] == read
     assert "managedFields" not in kept["metadata"]
     assert kept["spec"] == {"containers": [container], "nodeSelector": {"zone": "a"}}
     assert kept["status"] == {"phase": "Running"}
     assert trim("Deployment", live)["spec"] == spec
+
+
+MADE = [
+    made
+    for path in sorted((Path(__file__).parents[2] / "golden").glob("*/objects.yaml"))
+    for made in yaml.safe_load_all(path.read_text())
+]
+
+
+@pytest.mark.parametrize("made", MADE, ids=lambda made: f"{made['kind']} {made['metadata']['name']}")
+def test_what_pierhead_makes_is_kept_as_it_compares_it(made):
+    """Else it would be applied at each look."""
+    kept = trim(made["kind"], made)["metadata"]
+    assert (kept["labels"], kept.get("annotations")) == (
+        made["metadata"]["labels"],
+        made["metadata"].get("annotations"),
+    )
 
 
 @pytest.mark.parametrize("manager", ["pierhead", "kube-controller-manager"])
