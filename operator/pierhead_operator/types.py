@@ -97,10 +97,6 @@ class ModelSpec(ApiObject):
         """The version of that name, if there is one."""
         return next((v for v in self.versions if v.name == name), None)
 
-    def find_version(self, name: str) -> ModelVersion | None:
-        """The version of that name or alias, if there is one."""
-        return self.version(name) or next((v for v in self.versions if name in v.aliases), None)
-
 
 class VersionRecord(ApiObject):
     """What a version was when it was first seen."""

@@ -31,10 +31,28 @@ def remember_versions(known: Sequence[VersionRecord], versions: Sequence[ModelVe
     return list(records.values())
 
 
+def find_version(model: Model, name: str) -> ModelVersion | None:
+    """The version of that name or alias, if there is one; none where an alias was the name of another artifact."""
+    found = next((version for version in model.spec.versions if name in version.aliases), None)
+    return model.spec.version(name) or (found if found and not _explain_alias(model, found, name) else None)
+
+
 def explain_versions(model: Model) -> str | None:
     """Which versions of a Model are not what they were, and the fix; None where all are."""
-    told = (explain_version(model, version, None) for version in model.spec.versions)
+    told = [explain_version(model, version, None) for version in model.spec.versions]
+    told += [_explain_alias(model, version, alias) for version in model.spec.versions for alias in version.aliases]
     return "; ".join(message for message in told if message) or None
+
+
+def _explain_alias(model: Model, version: ModelVersion, alias: str) -> str | None:
+    """Why an alias leads to no version: it was the name of another one, and the fix; None where it was not."""
+    known = next((record for record in model.status.versions if record.name == alias), None)
+    if known is None or known == make_record(version).model_copy(update={"name": alias}):
+        return None
+    return (
+        f"Model {model.name}: version {alias} was {_describe(known)}, and is now an alias of version {version.name}:"
+        " take the alias away, for a version never changes"
+    )
 
 
 def explain_version(model: Model, version: ModelVersion, runs: VersionRecord | None) -> str | None:

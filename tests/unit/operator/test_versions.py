@@ -7,6 +7,7 @@ from pierhead_operator.versions import (
     MOST_REMEMBERED,
     explain_version,
     explain_versions,
+    find_version,
     make_record,
     remember_versions,
 )
@@ -71,6 +72,34 @@ def test_whoever_runs_it_counts_before_what_the_model_remembers():
     assert "was gs://models/photos/1 " in explain_version(_model(other, known=[other]), _version(other), runs)
     assert explain_version(_model(A, known=[other]), _version(A), runs) is None
     assert explain_version(_model(A), _version(A), runs.model_copy(update={"name": "2"})) is None
+
+
+def _alias(alias, **other):
+    """Version 2, called so, too."""
+    return {**A, "name": "2", "aliases": [alias], **other}
+
+
+@pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS.keys())
+def test_alias_that_was_another_artifacts_name_is_told_and_leads_nowhere(other):
+    removed = {**other, "name": "blue"}
+    model = _model(_alias("blue"), known=[removed, {**A, "name": "2"}])
+    assert f"version blue was {other['artifactUri']}" in explain_versions(model)
+    assert "now an alias of version 2" in explain_versions(model)
+    assert find_version(model, "blue") is None
+    assert find_version(model, "2").name == "2", "by its own name it is there"
+    assert explain_version(model, find_version(model, "2"), None) is None
+
+
+def test_alias_is_an_artifacts_new_name():
+    model = _model(_alias("blue"), known=[{**A, "name": "blue"}])
+    assert explain_versions(model) is None
+    assert find_version(model, "blue").name == "2"
+
+
+@pytest.mark.parametrize(("name", "found"), [("1", "1"), ("2", "2"), ("stable", "2"), ("3", None)])
+def test_version_is_found_by_its_name_or_an_alias(name, found):
+    version = find_version(_model(A, _alias("stable")), name)
+    assert (version and version.name) == found
 
 
 def test_removed_one_is_remembered_and_the_first_of_a_name_stays():
