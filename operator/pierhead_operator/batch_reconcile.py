@@ -93,7 +93,8 @@ class BatchReconciler:
         version = resolve_version(batch, model)
         wanted = batch.status.model_version or batch.spec.model_version or ""
         problem = explain_model(batch.spec.model, batch, model, wanted, version)
-        problem = problem or explain_version(batch.status.artifact, model, version.name if version else "")
+        ran = [batch.status.artifact] if batch.status.artifact else []
+        problem = problem or explain_version(ran, model, version.name if version else "")
         if model is None or version is None or problem:
             return None, problem
         output = find_output(batch, live) or make_output(batch, model)

@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 from pierhead_operator.batch_reconcile import BatchReconciler
-from pierhead_operator.cluster import ClusterError, Key, Rejected, format_micro_time
+from pierhead_operator.cluster import ClusterError, Conflict, Key, Rejected, format_micro_time
 from pierhead_operator.installation import (
     GONE_SECONDS,
     LOOK_AGAIN_SECONDS,
@@ -184,8 +184,9 @@ class Racing(FakeCluster):
     async def apply_status(self, resource, status):
         """As the API server with the version of what was read, see cluster.apply_status."""
         key = resource.KIND, resource.name
-        if resource.status.installation == status.installation or self.objects[key] == self.before[key]:
-            await super().apply_status(resource, status)
+        if resource.status.installation != status.installation and self.objects[key] != self.before[key]:
+            raise Conflict("it has changed")
+        await super().apply_status(resource, status)
 
 
 async def _nothing():
@@ -196,7 +197,8 @@ async def _nothing():
 async def test_of_two_that_take_the_same_at_once_one_stays(cluster, first, second, key):
     first.renew()
     racing = Installation(Racing(cluster.objects, partial(first.work, key)), second.reconciler.settings, SECOND)
-    await racing.work(key)
+    with pytest.raises(Conflict):
+        await racing.work(key)
     assert find_holder(cluster.objects[key.kind, key.name]) == FIRST
     assert await racing.work(key) == LOOK_AGAIN_SECONDS
     await first.work(key)

@@ -29,10 +29,24 @@ def make_reconciler(settings):
     return make
 
 
+async def test_no_pod_is_made_that_no_status_tells_of(make_reconciler, monkeypatch):
+    """Such as one that a webhook refuses: the answer is in the log alone."""
+    cluster, reconciler = make_reconciler(make_model(), make_endpoint(), make_deployed_model())
+
+    async def drop(resource, status):
+        pass
+
+    monkeypatch.setattr(cluster, "apply_status", drop)
+    with pytest.raises(ClusterError, match="does not tell what its pods are made with"):
+        await reconciler.reconcile(DM)
+    assert cluster.calls == []
+
+
 async def test_deployed_model_gets_its_objects_and_a_status(make_reconciler):
     cluster, reconciler = make_reconciler(make_model(), make_endpoint(), make_deployed_model())
     await reconciler.reconcile(DM)
     assert cluster.calls == [
+        ("status", "DeployedModel", "photos-1"),
         ("apply", "Deployment", "dm-photos-1"),
         ("apply", "Service", "dm-photos-1"),
         ("status", "DeployedModel", "photos-1"),
