@@ -10,6 +10,7 @@ from typing import Any
 
 from pierhead_operator.resources import Manifest
 from pierhead_operator.types import DeployedModel, Model, ModelVersion
+from pierhead_operator.versions import find_version
 from pydantic import ConfigDict, Field, ValidationError
 
 from pierhead_api import objects
@@ -156,7 +157,7 @@ _KEPT_OF_A_VERSION = (*_KEPT, "display_name", "description", "container_spec", "
 def resolve_version(model: Model, version: str) -> ModelVersion:
     """The version of a name or an alias, the default one where that is empty; raises NotFoundError."""
     name = model.spec.default_version if version in ("", DEFAULT) else version
-    found = model.spec.find_version(name)
+    found = find_version(model, name)
     if found is None:
         there = ", ".join(one.name for one in model.spec.versions)
         raise NotFoundError(f"model {model.name} has no version or alias {version}; it has {there}")

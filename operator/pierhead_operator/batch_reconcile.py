@@ -40,7 +40,7 @@ from pierhead_operator.resources.batch import (
 from pierhead_operator.settings import OperatorSettings
 from pierhead_operator.status import REASON_INVALID, REASON_REJECTED, REASON_SPEC_TOO_LARGE, Finding
 from pierhead_operator.types import BatchPredictionJob, BatchPredictionJobStatus, Model, ModelVersion
-from pierhead_operator.versions import make_record
+from pierhead_operator.versions import find_version, make_record
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,8 @@ class BatchReconciler:
         version = resolve_version(batch, model)
         wanted = batch.status.model_version or batch.spec.model_version or ""
         problem = explain_model(batch.spec.model, batch, model, wanted, version)
-        problem = problem or explain_version(batch.status.artifact, model, version.name if version else "")
+        ran = [batch.status.artifact] if batch.status.artifact else []
+        problem = problem or explain_version(ran, model, version.name if version else "")
         if model is None or version is None or problem:
             return None, problem
         output = find_output(batch, live) or make_output(batch, model)
@@ -231,8 +232,9 @@ def resolve_version(batch: BatchPredictionJob, model: Model | None) -> ModelVers
     """The version that predicts: the one that the job began with, else the named one, else the default."""
     if model is None:
         return None
-    name = batch.status.model_version or batch.spec.model_version or model.spec.default_version
-    return model.spec.find_version(name)
+    if begun := batch.status.model_version:
+        return model.spec.version(begun)  # by its name alone: an alias may be another version's by now
+    return find_version(model, batch.spec.model_version or model.spec.default_version)
 
 
 def explain_batching(batching: Batching) -> Finding | None:

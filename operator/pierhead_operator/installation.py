@@ -3,14 +3,19 @@
 An installation is known by the Lease that its operators share, as NAMESPACE/NAME. The status of a resource names the
 one that looks after it, and an annotation the one that made an object. Whether another one lives tells its Lease,
 which every ServiceAccount may read: it does while it is being renewed, and it names the namespaces that it looks after.
+
+Only operators write a status. An annotation may be written by whoever may write the object: it counts in that object's
+namespace alone, and costs a bounded amount of memory.
 """
 
 import asyncio
 import logging
+import math
 import re
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Protocol, TypeVar
 
 from pierhead_operator import lease, names
@@ -30,7 +35,14 @@ LOOK_AGAIN_SECONDS = 60.0
 # Longer than a rolling update leaves a Lease without a holder, or an operator takes to start anew.
 GONE_SECONDS = 60.0
 _READ_AGAIN_SECONDS = 10.0
-_NAME = re.compile(r"[a-z0-9-]+/[a-z0-9.-]+")
+# A Lease that is seen for the first time is judged by its holder's clock. No two clocks are so far apart.
+_CLOCK_SKEW_SECONDS = 600.0
+# A cluster has a handful of installations; more names than these are somebody's play.
+_MOST_SEEN = 64
+# As Kubernetes names a namespace and a Lease: nothing else is made a path of.
+_LABEL = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
+_NAMESPACE, _LEASE = re.compile(_LABEL), re.compile(rf"{_LABEL}(\.{_LABEL})*")
+_LONGEST_NAMESPACE, _LONGEST_LEASE = 63, 253
 
 
 def make_name(key: Key) -> str:
@@ -52,6 +64,14 @@ def mark_claimed(status: S, installation: str) -> S:
     return status.model_copy(update={"installation": installation}) if installation else status
 
 
+def is_name(installation: str) -> bool:
+    """Whether there could be an installation of this name."""
+    namespace, _, name = installation.partition("/")
+    if len(namespace) > _LONGEST_NAMESPACE or len(name) > _LONGEST_LEASE:
+        return False
+    return bool(_NAMESPACE.fullmatch(namespace) and _LEASE.fullmatch(name))
+
+
 def find_holder(live: Manifest | None) -> str:
     """The installation that looks after a resource, or has made an object; '' where none is named."""
     if live is None:
@@ -68,24 +88,38 @@ class ReadAccess(Protocol):
     async def fetch(self, kind: str, namespace: str, name: str) -> Manifest | None: ...
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Seen:
     """What is known of another installation."""
 
-    since: float  # since when its Lease is as it is, by this process's clock
-    read_at: float = float("-inf")
-    version: str | None = None  # None: there is no Lease, or nobody may read it any more
-    namespaces: frozenset[str] = frozenset()  # all of them, if empty
+    version: str | None  # of its Lease; None: there is none, or nobody may read it any more
+    since: float  # since when that is so, by this process's clock; -inf where it was so long before
+    read_at: float
+    watch_namespaces: str  # lease.read_watch_namespaces: parsed, what a tenant writes there takes many times as much
+
+
+_UNSEEN = _Seen(version=None, since=-math.inf, read_at=-math.inf, watch_namespaces="")
+
+
+def _read_clock() -> datetime:
+    return datetime.now(UTC)
 
 
 class Installations:
     """Tells what another installation looks after from what this one, `own`, may touch."""
 
-    def __init__(self, cluster: ReadAccess, own: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        cluster: ReadAccess,
+        own: str,
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], datetime] = _read_clock,
+    ) -> None:
         self._cluster = cluster
         self._own = own
         self._clock = clock
-        self._seen: dict[str, _Seen] = {}
+        self._now = now
+        self._seen: dict[str, _Seen] = {}  # the one that was read last at its end
         self._left: dict[Key, str] = {}
         # Set where objects may be left of kinds that no reconcile knows: at the start, and once another one is gone.
         self.to_tidy = asyncio.Event()
@@ -98,10 +132,12 @@ class Installations:
 
     async def is_anothers(self, key: Key) -> bool:
         """Whether another installation that lives looks after a resource; what it does is told once."""
-        holder = await self._find_holder(key)
-        other = await self._find_other(holder, key.namespace)
+        live = await self._cluster.get(key.kind, key.namespace, key.name)
+        claimed = find_holder(live)
+        other = await self._find_other(claimed or await self._find_maker(key, live), key.namespace)
         if other is None:
-            if self._left.pop(key, None) and holder:
+            # Each time the whole cluster is looked through: an annotation alone does not bring that about.
+            if self._left.pop(key, None) and claimed:
                 self.to_tidy.set()
         elif self._left.get(key) != other:
             self._left[key] = other
@@ -116,38 +152,48 @@ class Installations:
                 holder = find_holder(await self._cluster.get(reference["kind"], namespace, reference["name"]))
         return await self._find_other(holder, namespace) is not None
 
-    async def _find_holder(self, key: Key) -> str:
-        live = await self._cluster.get(key.kind, key.namespace, key.name)
-        if (holder := find_holder(live)) or key.kind != DeployedModel.KIND:
-            return holder
+    async def _find_maker(self, key: Key, live: Manifest | None) -> str:
+        """Who is to look after a DeployedModel whose status names nobody, by what is around it."""
+        if key.kind != DeployedModel.KIND:
+            return ""
         # One that is gone, or came back, leaves its pods with whom they were.
         for kind in ("Deployment", "Service"):
-            if holder := find_holder(await self._cluster.get(kind, key.namespace, names.server(key.name))):
-                return holder
+            if maker := find_holder(await self._cluster.get(kind, key.namespace, names.server(key.name))):
+                return maker
         # Who weighs an Endpoint's traffic also drains what leaves it.
         endpoint = (live or {}).get("spec", {}).get("endpoint")
         return find_holder(await self._cluster.get(Endpoint.KIND, key.namespace, endpoint)) if endpoint else ""
 
     async def _find_other(self, holder: str, namespace: str) -> str | None:
-        if not _NAME.fullmatch(holder) or holder == self._own:
+        if holder == self._own or not is_name(holder):
             return None
         seen = await self._observe(holder)
         lives = self._clock() - seen.since < GONE_SECONDS
-        looks_here = not seen.namespaces or namespace in seen.namespaces
-        return holder if lives and looks_here else None
+        return holder if lives and lease.looks_after(seen.watch_namespaces, namespace) else None
 
     async def _observe(self, installation: str) -> _Seen:
-        now = self._clock()
-        seen = self._seen.setdefault(installation, _Seen(since=now))
-        if now >= seen.read_at + _READ_AGAIN_SECONDS:
-            seen.read_at = now  # before it is read: others that ask meanwhile need not
-            live = await self._read_lease(installation)
-            version = live["metadata"]["resourceVersion"] if live else None
-            if version != seen.version:
-                seen.version, seen.since = version, now
-            if live:
-                seen.namespaces = lease.parse_watch_namespaces(live)
+        seen = self._seen.get(installation)
+        if seen and self._clock() < seen.read_at + _READ_AGAIN_SECONDS:
+            return seen
+        # Of several that ask at once each reads: what is known may be older than an installation lives unheard.
+        return self._remember(installation, await self._read_lease(installation))
+
+    def _remember(self, installation: str, live: Manifest | None) -> _Seen:
+        before, now = self._seen.pop(installation, _UNSEEN), self._clock()
+        version, since, watched = None, before.since, before.watch_namespaces
+        if live:
+            version, watched = live["metadata"]["resourceVersion"], lease.read_watch_namespaces(live)
+        if version != before.version and (before is not _UNSEEN or self._was_renewed(live)):
+            since = now
+        seen = self._seen[installation] = _Seen(version, since, now, watched)
+        if len(self._seen) > _MOST_SEEN:
+            del self._seen[next(iter(self._seen))]
         return seen
+
+    def _was_renewed(self, live: Manifest | None) -> bool:
+        """Whether somebody may still hold a Lease of which only this one look is known."""
+        renewed = lease.parse_renew_time(live) if live else None
+        return renewed is not None and (self._now() - renewed).total_seconds() < _CLOCK_SKEW_SECONDS
 
     async def _read_lease(self, installation: str) -> Manifest | None:
         namespace, _, name = installation.partition("/")

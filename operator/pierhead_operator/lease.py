@@ -64,10 +64,20 @@ class Candidate:
     watch_namespaces: Sequence[str] = ()  # all of them, if empty
 
 
-def parse_watch_namespaces(lease: Manifest) -> frozenset[str]:
-    """The namespaces that a Lease's installation looks after; all of them, if empty."""
-    value = lease["metadata"].get("annotations", {}).get(names.ANNOTATION_WATCH_NAMESPACES, "")
-    return frozenset(value.split(",")) if value else frozenset()
+def read_watch_namespaces(lease: Manifest) -> str:
+    """The namespaces that a Lease's installation looks after, as it writes them; all of them, if empty."""
+    return str(lease["metadata"].get("annotations", {}).get(names.ANNOTATION_WATCH_NAMESPACES, ""))
+
+
+def looks_after(watch_namespaces: str, namespace: str) -> bool:
+    """Whether a namespace is among those of `read_watch_namespaces`."""
+    return not watch_namespaces or namespace in watch_namespaces.split(",")
+
+
+def parse_renew_time(lease: Manifest) -> datetime | None:
+    """When a Lease was renewed last, by its holder's clock."""
+    moment = (lease.get("spec") or {}).get("renewTime")
+    return datetime.fromisoformat(moment) if moment else None
 
 
 def parse_record(lease: Manifest) -> Record:

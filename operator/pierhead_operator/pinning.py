@@ -3,19 +3,22 @@
 The Deployment carries, as an annotation, a digest of what its pods run and what else they were made with. While the
 digest stays, pods are made with the same again. A pin of settings holds from the moment in which one of the pods
 answered: what never served is made with the installation's present settings.
+
+Whoever may edit the Deployment may write the annotation. So the status, which nobody but operators writes, holds a
+digest of the settings before any Deployment is made with them: others are not followed.
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from pierhead_operator import names
-from pierhead_operator.resources import Limits, Manifest, Serving, find_limits, has_served
+from pierhead_operator.resources import Limits, Manifest, Serving, find_limits, has_served, is_never_allowed
 from pierhead_operator.settings import MachineSettings, OperatorSettings, ServerSettings
 from pierhead_operator.types import DeployedModel, MachineSpec, Model
 
@@ -34,6 +37,7 @@ _SERVER_OF_PODS = frozenset(
         "artifact_cache_bytes",
     }
 )
+_SERVER_NOT_OF_PODS = ServerSettings.model_fields.keys() - _SERVER_OF_PODS
 # What of a DeployedModel's spec is not in a pod, or is there in another form: see `describe_wish`.
 _NOT_OF_PODS = frozenset(
     {"display_name", "model_version", "automatic_resources", "dedicated_resources", "rollout_options"}
@@ -68,10 +72,34 @@ def describe_wish(serving: Serving) -> str:
     return _digest([spec, serving.version.name, machine, _renewal(dm)])
 
 
+def describe_settings(serving: Serving) -> str:
+    """A digest of the settings that a DeployedModel's pods are made with."""
+    return _describe_settings(serving.deployed_model, serving.settings.server, serving.settings.machines)
+
+
+def find_told(dm: DeployedModel, live: Manifest | None, settings: OperatorSettings) -> list[str]:
+    """The digests of `describe_settings` that the status tells: a pin of other settings is not followed.
+
+    Release 0.1.0 tells none: of what it made the pin is taken as it is, once.
+    """
+    if dm.status.pins is not None:
+        return dm.status.pins
+    found = _read(live) if dm.status.model_version else None
+    if found is None or not _is_plain(found.server, settings.server):
+        return []
+    return [_describe_settings(dm, found.server, found.machines)]
+
+
+def add_told(told: Sequence[str], serving: Serving) -> list[str]:
+    """The same with the settings that pods are about to be made with, beside those that they are made with."""
+    present = describe_settings(serving)
+    return [*told] if present in told else [*told[:1], present]
+
+
 def pin(serving: Serving, live: Manifest | None) -> Serving:
     """A DeployedModel as its pods are to be made: as those of its live Deployment, while they run the same."""
     found = _read(live)
-    if live is None or found is None or not _is_made_for(found, serving):
+    if live is None or found is None or not _is_made_for(found, serving) or not _is_told(found, serving, live):
         return serving
     served = has_served(live)
     settings = _pin_settings(found, serving.settings) if served else serving.settings
@@ -96,19 +124,18 @@ def explain_limits(serving: Serving) -> str:
 
 def mark_pinned(manifest: Manifest, serving: Serving) -> Manifest:
     """The Deployment with what its pods are made with."""
-    dm = serving.deployed_model
+    dm, settings = serving.deployed_model, serving.settings
     made = Pin(
         made_for=_describe_as_0_1(dm),
         template=TEMPLATE,
-        server=serving.settings.server,
-        machines=_select_machines(dm.spec.machine_spec, serving.settings.machines),
+        server=settings.server,
+        machines=_select_machines(dm.spec.machine_spec, settings.machines),
         runs=describe_wish(serving),
-        location=serving.settings.location,
+        location=settings.location,
         display_name=serving.model.display_name,
         limits=serving.limits,
     )
-    others = {"server": ServerSettings.model_fields.keys() - _SERVER_OF_PODS}
-    dumped = made.model_dump(mode="json", exclude=others, exclude_defaults=True)
+    dumped = made.model_dump(mode="json", exclude={"server": _SERVER_NOT_OF_PODS}, exclude_defaults=True)
     value = json.dumps(dumped, sort_keys=True, separators=(",", ":"))
     metadata = manifest["metadata"]
     annotations: dict[str, Any] = {**metadata.get("annotations", {}), names.ANNOTATION_PINNED: value}
@@ -121,6 +148,22 @@ def _is_made_for(found: Pin, serving: Serving) -> bool:
     if found.is_of_0_1:
         return found.made_for == _describe_as_0_1(serving.deployed_model)
     return found.runs == describe_wish(serving)
+
+
+def _is_told(found: Pin, serving: Serving, live: Manifest) -> bool:
+    dm = serving.deployed_model
+    return _describe_settings(dm, found.server, found.machines) in find_told(dm, live, serving.settings)
+
+
+def _describe_settings(dm: DeployedModel, server: ServerSettings, machines: MachineSettings) -> str:
+    """Of what has its default nothing is in it, as in `describe_wish`."""
+    selected = _select_machines(dm.spec.machine_spec, machines)
+    return _digest(
+        [
+            server.model_dump(mode="json", exclude=set(_SERVER_NOT_OF_PODS), exclude_defaults=True),
+            selected.model_dump(mode="json", exclude_defaults=True),
+        ]
+    )
 
 
 def _pin_settings(found: Pin, settings: OperatorSettings) -> OperatorSettings:
@@ -187,6 +230,16 @@ _OVERRIDES_OF_0_1 = frozenset(
 )
 _MACHINE_OF_0_1 = frozenset({"machine_type", "accelerator_type", "accelerator_count", "resource_claims"})
 _MODEL_RESOURCE = re.compile(r"projects/[^/]+/locations/([^/]+)/models/.+")
+
+
+def _is_plain(found: ServerSettings, present: ServerSettings) -> bool:
+    """Whether settings that no status tells run no other code and mount no folder of a node, but as the present do."""
+    known = {variable["name"] for variable in present.env}
+    asked = {variable["name"] for variable in found.env}
+    volumes = ((found.artifact_cache, present.artifact_cache), (found.compiled_cache, present.compiled_cache))
+    return not any(is_never_allowed(name) for name in asked - known) and all(
+        "hostPath" not in volume or volume == own for volume, own in volumes
+    )
 
 
 def _describe_as_0_1(dm: DeployedModel) -> str:

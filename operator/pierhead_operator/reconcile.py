@@ -15,7 +15,7 @@ from pierhead_operator.applying import (
     tell_unreadable,
     write_status,
 )
-from pierhead_operator.cluster import Key, Rejected, UnreadableError
+from pierhead_operator.cluster import ClusterError, Key, Rejected, UnreadableError
 from pierhead_operator.removal import Leaving, Step
 from pierhead_operator.resources import (
     BESIDE_PODS,
@@ -160,21 +160,24 @@ class Reconciler:
         serving = make_serving(dm, model, version, endpoint, self.settings)
         if serving:
             serving = pinning.pin(serving, before.deployment)
-        refused = explain_version(dm.status.artifact, model, version)
+        refused = explain_version(dm.status.versions, model, version)
         refused = refused or explain_machine(dm.spec.machine_spec, serving.settings if serving else self.settings)
         refused = refused or explain_pods(dm.spec.pod_overrides, self.settings)
         problem = explain_references(dm, model, version, endpoint) or refused
         if refused:
             serving = None  # what runs is left as it is
+        told = pinning.find_told(dm, before.deployment, self.settings)
         if serving:
-            desired = self._desired(serving, before)
-            problem = await apply_all(self.cluster, dm, desired, self._settled, BESIDE_PODS) or problem
-            await self._delete_surplus(dm, desired)
+            dm = await self._tell(dm, serving, told)
+            unmade = await self._make(dm, serving, before)
+            told = pinning.add_told(told if unmade else [], serving)
+            problem = unmade or problem
         outcome = await self._observe_outcome(dm, version if serving else dm.status.model_version, problem)
         outcome = replace(
             outcome,
             note=pinning.explain_limits(serving) if serving else "",
-            artifact=versions.make_record(serving.version) if serving else dm.status.artifact,
+            versions=versions.remember_run(dm.status.versions, serving.version) if serving else dm.status.versions,
+            pins=told,
         )
         await self._write_status(dm, compute_deployed_model_status(dm, outcome, self.clock()))
         retry_if_rejected(problem)
@@ -212,6 +215,30 @@ class Reconciler:
     async def _write_status(self, resource: Model | Endpoint | DeployedModel, status: Status) -> None:
         status = installation.mark_claimed(status, self.installation)
         await write_status(self.cluster, resource, resource.status, status)
+
+    async def _tell(self, dm: DeployedModel, serving: Serving, told: Sequence[str]) -> DeployedModel:
+        """Writes what pods run and are made with into the status before a Deployment is made of it.
+
+        Whatever becomes of this process, the next one makes pods with what it finds in the Deployment.
+        """
+        pins, before = pinning.add_told(told, serving), dm.status
+        ran = versions.remember_run(before.versions, serving.version)
+        if (pins, ran) == (told, before.versions):
+            return dm
+        version = before.model_version or serving.version.name
+        status = before.model_copy(update={"pins": pins, "versions": ran, "model_version": version})
+        status = installation.mark_claimed(status, self.installation)
+        await write_status(self.cluster, dm, before, status)
+        written = await self.cluster.get_resource(DeployedModel, dm.namespace, dm.name)
+        if written is None or (written.status.pins, written.status.installation) != (pins, status.installation):
+            raise ClusterError(f"the status of {dm.name} does not tell what its pods are made with: none is made")
+        return dm.model_copy(update={"status": status})
+
+    async def _make(self, dm: DeployedModel, serving: Serving, before: Workload) -> Finding | None:
+        desired = self._desired(serving, before)
+        problem = await apply_all(self.cluster, dm, desired, self._settled, BESIDE_PODS)
+        await self._delete_surplus(dm, desired)
+        return problem
 
     def _find_serving(self, model: Model) -> Mapping[str, Split]:
         """Who serves each version of a Model to clients outside the cluster; nobody where no route would tell."""
@@ -451,10 +478,10 @@ def explain_model(
     return None
 
 
-def explain_version(runs: VersionRecord | None, model: Model | None, version: str) -> Finding | None:
-    """A version that is not what it was; `runs` is what whoever asks runs already, if anything."""
+def explain_version(ran: Sequence[VersionRecord], model: Model | None, version: str) -> Finding | None:
+    """A version that is not what it was; `ran` is what whoever asks has run already, if anything."""
     found = model.spec.version(version) if model else None
-    message = versions.explain_version(model, found, runs) if model and found else None
+    message = versions.explain_version(model, found, ran) if model and found else None
     return Finding(REASON_VERSION_CHANGED, message) if message else None
 
 

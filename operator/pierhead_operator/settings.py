@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
 
 
@@ -13,12 +13,20 @@ class _Settings(BaseModel):
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True)
 
 
+def _check_variable(variable: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(variable.get("name"), str):
+        raise ValueError("a variable's name must be a string")
+    return variable
+
+
 class ServerSettings(_Settings):
     """The pods that serve models."""
 
     image: str
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
-    env: list[dict[str, Any]] = Field(default_factory=list, description="Kubernetes EnvVars that every pod is given.")
+    env: list[Annotated[dict[str, Any], AfterValidator(_check_variable)]] = Field(
+        default_factory=list, description="Kubernetes EnvVars that every pod is given."
+    )
     allowed_env: list[Annotated[str, Field(pattern=r"^[-._A-Za-z][-._A-Za-z0-9]*\*?$")]] = Field(
         default_factory=list,
         description="Variables beside those that every author may set; A* is all that begin with A.",

@@ -362,7 +362,8 @@ class Outcome:
     silence: str | None = None  # why its pods, though ready, do not answer through their Service; None: they do
     scaling: Condition | None = None  # scaling.judge_scaling
     note: str = ""  # what else who looks after it has to know, though it serves
-    artifact: VersionRecord | None = None  # what that version is
+    versions: Sequence[VersionRecord] = ()  # versions.remember_run
+    pins: Sequence[str] = ()  # pinning.find_told
 
 
 def compute_deployed_model_status(dm: DeployedModel, outcome: Outcome, now: datetime) -> DeployedModelStatus:
@@ -386,7 +387,8 @@ def compute_deployed_model_status(dm: DeployedModel, outcome: Outcome, now: date
             *([outcome.scaling] if outcome.scaling else []),
         ],
         model_version=outcome.version,
-        artifact=outcome.artifact,
+        versions=list(outcome.versions),
+        pins=list(outcome.pins),
         replicas=workload.count("replicas"),
         ready_replicas=workload.count("readyReplicas"),
         available_replica_count=available,

@@ -97,10 +97,6 @@ class ModelSpec(ApiObject):
         """The version of that name, if there is one."""
         return next((v for v in self.versions if v.name == name), None)
 
-    def find_version(self, name: str) -> ModelVersion | None:
-        """The version of that name or alias, if there is one."""
-        return self.version(name) or next((v for v in self.versions if name in v.aliases), None)
-
 
 class VersionRecord(ApiObject):
     """What a version was when it was first seen."""
@@ -529,8 +525,13 @@ class DeployedModelStatus(Status):
     """What is known of a DeployedModel."""
 
     model_version: str = Field("", description="The version that runs, or is on its way.")
-    artifact: VersionRecord | None = Field(
-        None, description="What that version is: another one of its name is refused."
+    versions: list[VersionRecord] = Field(
+        default_factory=list,
+        description="What each version that ran is, the present one last: another one of its name is refused.",
+    )
+    pins: list[str] | None = Field(
+        None,
+        description="Digests of the settings that its pods may be made with: others in its Deployment are ignored.",
     )
     replicas: int = Field(0, description="Replicas that there are.")
     ready_replicas: int = Field(0, description="Replicas that are ready.")

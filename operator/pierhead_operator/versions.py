@@ -10,6 +10,8 @@ from pierhead_operator.types import Model, ModelVersion, VersionRecord
 
 # Those in the spec, at most 64, and the rest removed ones: the status stays small beside what etcd takes.
 MOST_REMEMBERED = 256
+# Of those that one DeployedModel ran.
+MOST_RUN = 16
 
 
 def make_record(version: ModelVersion) -> VersionRecord:
@@ -31,18 +33,43 @@ def remember_versions(known: Sequence[VersionRecord], versions: Sequence[ModelVe
     return list(records.values())
 
 
+def remember_run(known: Sequence[VersionRecord], version: ModelVersion) -> list[VersionRecord]:
+    """What a DeployedModel that runs a version is to remember: each name with what it was first, this one's last."""
+    others = [record for record in known if record.name != version.name]
+    own = next((record for record in known if record.name == version.name), make_record(version))
+    return [*others, own][-MOST_RUN:]
+
+
+def find_version(model: Model, name: str) -> ModelVersion | None:
+    """The version of that name or alias, if there is one; none where an alias was the name of another artifact."""
+    found = next((version for version in model.spec.versions if name in version.aliases), None)
+    return model.spec.version(name) or (found if found and not _explain_alias(model, found, name) else None)
+
+
 def explain_versions(model: Model) -> str | None:
     """Which versions of a Model are not what they were, and the fix; None where all are."""
-    told = (explain_version(model, version, None) for version in model.spec.versions)
+    told = [explain_version(model, version, ()) for version in model.spec.versions]
+    told += [_explain_alias(model, version, alias) for version in model.spec.versions for alias in version.aliases]
     return "; ".join(message for message in told if message) or None
 
 
-def explain_version(model: Model, version: ModelVersion, runs: VersionRecord | None) -> str | None:
+def _explain_alias(model: Model, version: ModelVersion, alias: str) -> str | None:
+    """Why an alias leads to no version: it was the name of another one, and the fix; None where it was not."""
+    known = next((record for record in model.status.versions if record.name == alias), None)
+    if known is None or known == make_record(version).model_copy(update={"name": alias}):
+        return None
+    return (
+        f"Model {model.name}: version {alias} was {_describe(known)}, and is now an alias of version {version.name}:"
+        " take the alias away, for a version never changes"
+    )
+
+
+def explain_version(model: Model, version: ModelVersion, ran: Sequence[VersionRecord]) -> str | None:
     """Why a version must not be made anything of: its name was another artifact's, and the fix; None where it was not.
 
-    `runs` is what whoever asks runs already, if anything.
+    `ran` is what whoever asks has run already, if anything.
     """
-    known = [record for record in (runs, *model.status.versions) if record and record.name == version.name]
+    known = [record for record in (*ran, *model.status.versions) if record.name == version.name]
     present = make_record(version)
     if not known or known[0] == present:
         return None

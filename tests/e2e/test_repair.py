@@ -1,6 +1,9 @@
 """What is deleted by hand comes back, and what is deleted for good leaves nothing behind."""
 
+import json
+
 import pytest
+from pierhead_operator import names
 
 from tests.e2e.conftest import make_deployed_model, make_echo_model, make_endpoint, make_model
 from tests.kube import (
@@ -49,6 +52,28 @@ def test_child_changed_by_hand_is_repaired(kubectl):
         lambda: kubectl.get("service", "dm-photos")["spec"]["selector"]["pierhead.dev/deployed-model"] == "photos",
         seconds=30,
     )
+
+
+def test_pin_written_by_hand_is_followed_by_nobody(kubectl):
+    """Who may edit Deployments would have the operator run an image for them, and mount a node's folder."""
+    _deploy(kubectl)
+    live = kubectl.get("deployment", "dm-photos")
+    pin = json.loads(live["metadata"]["annotations"][names.ANNOTATION_PINNED])
+    forged = {
+        **pin,
+        "server": {**pin["server"], "image": "evil.invalid/any", "artifact_cache": {"hostPath": {"path": "/"}}},
+    }
+    annotations = {names.ANNOTATION_PINNED: json.dumps(forged)}
+    kubectl.patch("deployment", "dm-photos", {"metadata": {"annotations": annotations}})
+
+    def repaired():
+        value = kubectl.get("deployment", "dm-photos")["metadata"]["annotations"][names.ANNOTATION_PINNED]
+        return json.loads(value) == pin
+
+    wait_until("the annotation is the operator's again", repaired, seconds=30)
+    after = kubectl.get("deployment", "dm-photos")
+    assert after["spec"]["template"] == live["spec"]["template"]
+    assert after["metadata"]["generation"] == live["metadata"]["generation"]
 
 
 def test_other_names_and_words_for_the_same_restart_no_pod(kubectl):

@@ -21,7 +21,7 @@ from pierhead_operator.resources.objects import (
     owns_replicas,
     selector,
 )
-from pierhead_operator.resources.overrides import explain_overrides
+from pierhead_operator.resources.overrides import explain_overrides, is_never_allowed
 from pierhead_operator.resources.pods import Limits, Serving, find_limits
 from pierhead_operator.resources.rollout import decide_in_place, has_served
 from pierhead_operator.resources.serving import (
@@ -52,6 +52,7 @@ __all__ = [
     "find_limits",
     "has_served",
     "is_autoscaled",
+    "is_never_allowed",
     "is_owned",
     "make_deployment",
     "make_horizontal_pod_autoscaler",

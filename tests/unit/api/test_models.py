@@ -132,6 +132,13 @@ def test_resolve_version_names_those_that_there_are():
         resolve_version(Model.model_validate(conftest.make_model()), "3")
 
 
+def test_alias_that_was_another_versions_name_is_no_version():
+    model = conftest.make_model()
+    model["status"] = {"versions": [{"name": "candidate", "artifactUri": "gs://models/other"}]}
+    with pytest.raises(NotFoundError, match="no version or alias candidate"):
+        resolve_version(Model.model_validate(model), "candidate")
+
+
 def test_further_version():
     manifest, name = _add(_make({"versionAliases": ["golden"]}), {"displayName": "B", "versionAliases": ["golden"]})
     assert name == "2"

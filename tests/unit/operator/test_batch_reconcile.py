@@ -177,6 +177,28 @@ async def test_alias_is_resolved_and_the_version_stays(make_reconciler):
     assert cluster.objects["BatchPredictionJob", "nightly"]["status"]["modelVersion"] == "1"
 
 
+async def test_job_that_is_made_again_runs_no_version_that_took_the_name_as_its_alias(make_reconciler):
+    one, blue = ({"name": name, "artifactUri": f"gs://models/photos/{name}"} for name in ("1", "blue"))
+    cluster, reconciler = make_reconciler(make_model(versions=[one, blue]), make_batch(modelVersion="blue"))
+    await reconciler.reconcile(BATCH)
+    del cluster.objects["Job", "bpj-nightly"]
+    green = {"name": "green", "artifactUri": "gs://models/other", "aliases": ["blue"]}
+    cluster.objects["Model", "photos"] = make_model(versions=[one, green])
+    await reconciler.reconcile(BATCH)
+    assert cluster.ready(BATCH) == ("False", "ModelVersionNotFound")
+    assert ("Job", "bpj-nightly") not in cluster.objects
+
+
+async def test_job_takes_no_alias_that_was_another_versions_name(make_reconciler):
+    version = {"name": "1", "artifactUri": "gs://models/photos/1", "aliases": ["blue"]}
+    known = {"versions": [{"name": "blue", "artifactUri": "gs://models/photos/blue"}]}
+    model = make_model(versions=[version])
+    cluster, reconciler = make_reconciler({**model, "status": known}, make_batch(modelVersion="blue"))
+    await reconciler.reconcile(BATCH)
+    assert cluster.ready(BATCH) == ("False", "ModelVersionNotFound")
+    assert ("Job", "bpj-nightly") not in cluster.objects
+
+
 OTHER = make_model(versions=[{"name": "1", "artifactUri": "gs://models/photos/other"}])
 
 

@@ -1,16 +1,19 @@
 """Two installations on one cluster: what the first looks after is neither changed nor deleted by the second."""
 
+import asyncio
 from copy import deepcopy
+from datetime import timedelta
 from functools import partial
 
 import pytest
 from pierhead_operator.batch_reconcile import BatchReconciler
-from pierhead_operator.cluster import Conflict, Key, Rejected
+from pierhead_operator.cluster import ClusterError, Conflict, Key, Rejected, format_micro_time
 from pierhead_operator.installation import (
     GONE_SECONDS,
     LOOK_AGAIN_SECONDS,
     Installations,
     find_holder,
+    is_name,
     mark_claimed,
     spare_others,
 )
@@ -19,7 +22,7 @@ from pierhead_operator.reconcile import Reconciler
 from pierhead_operator.settings import NetworkPolicySettings
 from pierhead_operator.types import ModelStatus
 
-from tests.unit.operator.conftest import NETWORK_POLICY, make_batch, make_deployed_model, make_endpoint, make_model
+from tests.unit.operator.conftest import NETWORK_POLICY, NOW, make_batch, make_deployed_model, make_endpoint, make_model
 from tests.unit.operator.fakes import Clock, FakeCluster, FakeProber
 from tests.unit.operator.test_batch_reconcile import FakeWorkers
 from tests.unit.operator.test_reconcile import DM, ENDPOINT, MODEL
@@ -44,7 +47,7 @@ class Installation:
 
     def __init__(self, cluster, settings, name):
         self.cluster, self.name, self.steady = cluster, name, Steady()
-        self.installations = Installations(cluster, name, self.steady)
+        self.installations = Installations(cluster, name, self.steady, lambda: NOW)
         self.reconciler = Reconciler(cluster, FakeProber(), settings, Clock(), name)
         self.batches = BatchReconciler(cluster, ProgressPoller(FakeWorkers()), settings, Clock(), name)
 
@@ -59,7 +62,7 @@ class Installation:
     async def tidy(self):
         await self.reconciler.delete_of_other_settings(None, self.installations.was_made_by_another)
 
-    def renew(self, namespaces=()):
+    def renew(self, namespaces=(), moment=NOW):
         """Its Lease, written anew."""
         namespace, _, name = self.name.partition("/")
         before = self.cluster.objects.get(("Lease", name), {"metadata": {"resourceVersion": "0"}})
@@ -69,7 +72,8 @@ class Installation:
             "resourceVersion": str(int(before["metadata"]["resourceVersion"]) + 1),
             "annotations": {"pierhead.dev/watch-namespaces": ",".join(namespaces)},
         }
-        self.cluster.objects["Lease", name] = {"kind": "Lease", "metadata": metadata}
+        spec = {"renewTime": format_micro_time(moment)}
+        self.cluster.objects["Lease", name] = {"kind": "Lease", "metadata": metadata, "spec": spec}
 
 
 @pytest.fixture
@@ -225,6 +229,55 @@ async def test_second_follows_a_first_whose_lease_is_gone(cluster, first, second
     await _is_followed(cluster, first, second)
 
 
+async def test_first_whose_lease_goes_is_waited_for(cluster, first, second):
+    """It may still be on its way out."""
+    await _begin(first)
+    await second.work(*KEYS)
+    del cluster.objects["Lease", "pierhead-operator"]
+    second.steady.now += GONE_SECONDS - 1
+    await second.work(*KEYS)
+    assert cluster.calls == []
+    await _is_followed(cluster, first, second)
+
+
+# By its holder's clock, which may be another: how long ago the Lease was renewed when it is first seen.
+@pytest.mark.parametrize(("ago", "waits"), [(0, True), (300, True), (-300, True), (86400, False)])
+async def test_second_that_starts_anew_waits_for_a_first_that_was_heard_of_lately(cluster, first, second, ago, waits):
+    await _begin(first)
+    first.renew(moment=NOW - timedelta(seconds=ago))
+    await second.work(ENDPOINT)
+    assert (find_holder(cluster.objects["Endpoint", "photos"]) == FIRST) is waits
+
+
+async def test_first_that_cannot_be_asked_for_is_not_followed(cluster, first, second, monkeypatch):
+    await _begin(first)
+
+    async def fetch(kind, namespace, name):
+        raise ClusterError("no answer")
+
+    monkeypatch.setattr(cluster, "fetch", fetch)
+    for _ in range(2):
+        with pytest.raises(ClusterError):
+            await second.work(ENDPOINT)
+    assert cluster.calls == []
+
+
+async def test_who_asks_while_another_reads_waits_for_the_lease_too(cluster, first, second, monkeypatch):
+    await _begin(first)
+    fetch = cluster.fetch
+
+    async def fetch_late(kind, namespace, name):
+        await asyncio.sleep(0)
+        return await fetch(kind, namespace, name)
+
+    monkeypatch.setattr(cluster, "fetch", fetch_late)
+    for _ in range(3):
+        await asyncio.gather(*(second.work(key) for key in KEYS))
+        assert cluster.calls == []
+        first.renew()
+        second.steady.now += LOOK_AGAIN_SECONDS
+
+
 async def test_second_follows_a_first_whose_lease_nobody_may_read(cluster, first, second, monkeypatch):
     await _begin(first)
     monkeypatch.setattr(cluster, "fetch", partial(_forbid_leases, cluster.fetch))
@@ -288,7 +341,32 @@ async def test_new_deployed_model_is_for_who_has_its_endpoint(cluster, first, se
     assert cluster.calls == []
 
 
-@pytest.mark.parametrize("holder", ["", "nobody", "a/b/c", "../secrets/x", "a/../b?watch=1", "A/B"])
+NO_NAMES = {
+    "nothing": "",
+    "no namespace": "nobody",
+    "three parts": "a/b/c",
+    "a path": "../secrets/x",
+    "a query": "a/../b?watch=1",
+    "capitals": "A/B",
+    "the parent": "mallory/..",
+    "the same": "mallory/.",
+    "a dot at its end": "mallory/a.",
+    "two dots": "mallory/a..b",
+    "a dash first": "mallory/-a",
+    "a dotted namespace": "mal.lory/a",
+    "a new line": "mallory/a\n",
+    "a long namespace": "a" * 64 + "/a",
+    "a long Lease": "a/" + "a" * 254,
+    "as long as an annotation": "a/" + "a" * 240_000,
+}
+
+
+@pytest.mark.parametrize("name", ["platform/pierhead-operator", "a/b.c-d.e", "0/1", "a" * 63 + "/" + "b" * 253])
+def test_name_of_a_lease_is_one(name):
+    assert is_name(name)
+
+
+@pytest.mark.parametrize("holder", NO_NAMES.values(), ids=NO_NAMES.keys())
 async def test_name_that_no_lease_has_holds_nothing(cluster, second, holder):
     asked = []
 
@@ -300,6 +378,68 @@ async def test_name_that_no_lease_has_holds_nothing(cluster, second, holder):
     await second.work(MODEL)
     assert "Lease" not in {kind for kind, _, _ in asked}
     assert find_holder(cluster.objects["Model", "photos"]) == SECOND
+
+
+# What a tenant writes: the annotation of a Deployment in his namespace, whose DeployedModel is gone
+
+
+def _name_maker(cluster, installation):
+    deployment = cluster.objects["Deployment", "dm-photos-1"]
+    deployment["metadata"]["annotations"]["pierhead.dev/installation"] = installation
+
+
+@pytest.fixture
+async def left(cluster, second):
+    """Of a DeployedModel that is gone, and whose Deployment says something else from now on."""
+    await second.work(*KEYS)
+    del cluster.objects["DeployedModel", "photos-1"]
+    second.installations.to_tidy.clear()
+    return second
+
+
+async def test_memory_of_installations_is_bounded(cluster, left):
+    for number in range(1000):
+        left.steady.now += 1
+        _name_maker(cluster, f"default/n{number}")
+        await left.installations.is_anothers(DM)
+    assert len(left.installations._seen) < 100
+
+
+async def test_installation_that_was_never_seen_holds_nothing(cluster, left):
+    for number in range(100):
+        _name_maker(cluster, f"default/n{number}")
+        assert not await left.installations.is_anothers(DM)
+        left.steady.now += GONE_SECONDS - 10
+    assert not left.installations.to_tidy.is_set()
+
+
+async def test_lease_of_a_tenants_own_holds_what_bears_its_name_and_no_more(cluster, left):
+    own = Installation(cluster, left.reconciler.settings, "default/mine")
+    _name_maker(cluster, own.name)
+    for _ in range(3):
+        own.renew()
+        assert await left.work(*KEYS, DM) == LOOK_AGAIN_SECONDS
+        left.steady.now += LOOK_AGAIN_SECONDS
+    assert left.installations.count_left == 1
+    assert ("Deployment", "dm-photos-1") in cluster.objects
+    assert {_find_holders(cluster)[key.kind] for key in (MODEL, ENDPOINT, BATCH)} == {SECOND}
+    left.steady.now += GONE_SECONDS
+    await left.work(DM)
+    assert left.installations.count_left == 0
+    assert not left.installations.to_tidy.is_set(), "each time the whole cluster would be looked through"
+
+
+async def test_leases_of_a_tenants_own_keep_no_other_installation_from_being_followed(cluster, first, second):
+    """Who fills the memory has it forget since when the first was not heard of: by its own clock it is gone then."""
+    await _begin(first)
+    assert await second.work(ENDPOINT) == LOOK_AGAIN_SECONDS
+    for number in range(100):
+        own = Installation(cluster, second.reconciler.settings, f"default/n{number}")
+        own.renew()
+        await second.installations._find_other(own.name, "default")
+    second.installations._now = lambda: NOW + timedelta(hours=1)
+    await second.work(ENDPOINT)
+    assert find_holder(cluster.objects["Endpoint", "photos"]) == SECOND
 
 
 async def test_lease_is_read_once_for_many(cluster, first, second):

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 from copy import deepcopy
+from datetime import UTC, datetime
 
 import pytest
 from pierhead_operator.cluster import ClusterError, Key, Rejected
@@ -17,11 +18,13 @@ from pierhead_operator.lease import (
     Turn,
     compute_wait,
     decide,
+    looks_after,
     make_identity,
     make_lease,
     make_released,
     parse_record,
-    parse_watch_namespaces,
+    parse_renew_time,
+    read_watch_namespaces,
 )
 
 KEY = Key("Lease", "pierhead-system", "pierhead-operator")
@@ -86,12 +89,19 @@ def test_lease_says_who_holds_it_since_when_and_how_often_it_changed_hands():
 def test_lease_says_which_namespaces_are_looked_after(namespaces):
     before = make_lease(None, KEY, Candidate("a", ["other"]), MOMENT)
     lease = make_lease(before, KEY, Candidate("b", namespaces), MOMENT)
-    assert parse_watch_namespaces(lease) == set(namespaces)
-    assert parse_watch_namespaces(make_released(lease, MOMENT)) == set(namespaces)
+    for live in (lease, make_released(lease, MOMENT)):
+        watched = read_watch_namespaces(live)
+        assert all(looks_after(watched, namespace) for namespace in namespaces)
+        assert looks_after(watched, "team") is not bool(namespaces)
 
 
 def test_lease_of_an_operator_that_does_not_say_is_for_all_namespaces():
-    assert parse_watch_namespaces({"metadata": {"name": KEY.name}}) == frozenset()
+    assert looks_after(read_watch_namespaces({"metadata": {"name": KEY.name}}), "team-a")
+
+
+def test_lease_says_when_it_was_renewed():
+    assert parse_renew_time(make_lease(None, KEY, Candidate("a"), MOMENT)) == datetime(2026, 11, 22, 12, tzinfo=UTC)
+    assert parse_renew_time({"metadata": {}, "spec": {}}) is None
 
 
 def test_lease_of_another_program_is_read():

@@ -9,9 +9,9 @@ from dataclasses import replace
 import pytest
 import yaml
 from pierhead_operator import names
-from pierhead_operator.pinning import describe_wish, mark_pinned, pin
+from pierhead_operator.pinning import add_told, describe_settings, describe_wish, find_told, mark_pinned, pin
 from pierhead_operator.resources import Serving, find_limits, make_deployment
-from pierhead_operator.settings import OperatorSettings, ServerSettings
+from pierhead_operator.settings import MachineClass, OperatorSettings, ServerSettings
 from pierhead_operator.types import (
     DedicatedResources,
     DeployedModel,
@@ -27,10 +27,11 @@ from tests.releases import REPOSITORY, find_releases, unpack
 from tests.unit.operator.conftest import SERVED, STARTING, make_deployed_model, make_endpoint, make_model
 from tests.unit.operator.test_resources import CASES
 
+OF_0_1 = {"modelVersion": "1"}  # a status as release 0.1.0 leaves it
 
-def make_serving(settings, spec=None, kind=DeployedModel, endpoint=None, annotations=None):
-    raw = make_deployed_model(**(spec or {}))
-    raw["metadata"]["annotations"] = annotations or {}
+
+def make_serving(settings, spec=None, kind=DeployedModel, endpoint=None, status=None):
+    raw = {**make_deployed_model(**(spec or {})), "status": OF_0_1 if status is None else status}
     dm, model = kind.model_validate(raw), Model.model_validate(make_model())
     version = model.spec.version(dm.spec.model_version or "1")
     there = Endpoint.model_validate(endpoint or make_endpoint())
@@ -88,6 +89,111 @@ def test_pin_of_another_template_is_not_followed(settings):
     live["metadata"]["annotations"][names.ANNOTATION_PINNED] = find_pin(live).replace('"template":1', '"template":2')
     serving = make_serving(upgrade(settings))
     assert pin(serving, live) == serving
+
+
+# What a status tells, which nobody writes but operators
+
+
+def tell(*pins):
+    """The status of a DeployedModel of this release."""
+    return {**OF_0_1, "pins": list(pins)}
+
+
+def change_pin(live, change):
+    """The Deployment as a tenant may write it."""
+    value = json.loads(find_pin(live))
+    change(value)
+    annotations = {**live["metadata"]["annotations"], names.ANNOTATION_PINNED: json.dumps(value)}
+    return {**live, "metadata": {**live["metadata"], "annotations": annotations}}
+
+
+def test_pin_that_the_status_tells_is_followed(settings):
+    before = make_serving(settings)
+    told = describe_settings(before)
+    for pins in ([told], [told, "other"], ["other", told]):
+        after = make_serving(upgrade(settings), status=tell(*pins))
+        assert deploy(pin(after, deploy(before))) == deploy(before)
+
+
+@pytest.mark.parametrize("status", [tell(), tell("other"), {}], ids=["none", "another", "never looked at"])
+def test_pin_that_the_status_does_not_tell_is_not_followed(settings, status):
+    after = make_serving(upgrade(settings), status=status)
+    assert pin(after, deploy(make_serving(settings))) == after
+
+
+MOUNT = {"hostPath": {"path": "/"}}
+# What of it decides what pods are.
+FORGED = {
+    "image": lambda value: value["server"].update(image="evil.example/any:1"),
+    "variable": lambda value: value["server"].update(env=[{"name": "LD_PRELOAD", "value": "/models/x.so"}]),
+    "Secret": lambda value: value["server"].update(env_from=[{"secretRef": {"name": "theirs"}}]),
+    "artifacts": lambda value: value["server"].update(artifact_cache=MOUNT),
+    "compiled forms": lambda value: value["server"].update(compiled_cache=MOUNT),
+    "resources": lambda value: value["server"].update(resources={"requests": {"cpu": "64"}}),
+    "machine": lambda value: value["machines"]["machine_types"].update(small={"node_selector": {"pool": "theirs"}}),
+}
+
+
+@pytest.mark.parametrize("change", FORGED.values(), ids=FORGED.keys())
+def test_pin_that_somebody_else_wrote_is_not_followed(settings, change):
+    machines = {"machineTypes": {"small": {"nodeSelector": {"size": "small"}}}}
+    settings = OperatorSettings.model_validate(settings.model_dump(by_alias=True) | {"machines": machines})
+    small = {"dedicatedResources": {"machineSpec": {"machineType": "small"}}}
+    before = make_serving(settings, small)
+    after = make_serving(upgrade(settings), small, status=tell(describe_settings(before)))
+    assert pin(after, deploy(before)) != after
+    assert pin(after, change_pin(deploy(before), change)) == after
+
+
+# Of release 0.1.0, which tells none: what is accepted then, and is told from then on.
+
+
+def _spoil(**server):
+    return lambda value: value["server"].update(server)
+
+
+ODD = [_spoil(env=[{"name": name}]) for name in (4, {"a": 1}, None)] + [_spoil(env=[{}])]
+OTHER_CODE = {
+    "code": _spoil(env=[{"name": "pierhead_allow_code", "value": "true"}]),
+    "artifact": _spoil(env=[{"name": "PIERHEAD_ARTIFACT_URI", "value": "gs://mallory/x"}]),
+    "library": _spoil(env=[{"name": "LD_PRELOAD", "value": "/models/x.so"}]),
+    "folder for artifacts": _spoil(artifact_cache=MOUNT),
+    "folder for compiled forms": _spoil(compiled_cache=MOUNT),
+}
+
+
+@pytest.mark.parametrize("change", [*ODD, *OTHER_CODE.values()], ids=[*range(len(ODD)), *OTHER_CODE])
+def test_pin_of_0_1_that_runs_other_code_or_makes_no_sense_is_not_followed(settings, change):
+    after = make_serving(upgrade(settings))
+    live = change_pin(deploy(make_serving(settings)), change)
+    assert pin(after, live) == after
+    assert find_told(after.deployed_model, live, after.settings) == []
+
+
+@pytest.mark.parametrize("change", OTHER_CODE.values(), ids=OTHER_CODE.keys())
+def test_pin_of_0_1_is_followed_in_what_the_installation_does_by_itself(settings, change):
+    value = {"server": settings.server.model_dump(mode="json")}
+    change(value)
+    present = settings.model_copy(update={"server": ServerSettings.model_validate(value["server"])})
+    after = make_serving(present.model_copy(update={"location": "new"}))
+    live = change_pin(deploy(make_serving(settings)), change)
+    assert pin(after, live) != after
+
+
+def test_settings_that_are_told_are_those_of_the_live_pods_and_of_those_to_come(settings):
+    before, after, later = (make_serving(upgrade(settings, image=image)) for image in "abc")
+    first, second, third = (describe_settings(one) for one in (before, after, later))
+    assert add_told([], before) == [first]
+    assert add_told([first], before) == [first]
+    assert add_told([first], after) == [first, second]
+    assert add_told([first, second], later) == [first, third]
+
+
+def test_settings_that_pods_are_not_made_of_are_not_told(settings):
+    server = settings.server.model_copy(update={"allowed_env": ["A"]})
+    machines = settings.machines.model_copy(update={"machine_types": {"other": MachineClass()}})
+    others = settings.model_copy(update={"server": server, "machines": machines, "location": "other"})
+    assert describe_settings(make_serving(others)) == describe_settings(make_serving(settings))
 
 
 def test_pin_is_small():
@@ -233,10 +339,13 @@ def test_way_back_to_the_last_release_restarts_no_pod(settings, released):
     befores, afters = zip(*make_cases(settings), strict=True)
     lives = [deploy(one) for one in befores]
     rewritten = released(list(zip(afters, lives, strict=True)))
-    for live, again, after in zip(lives, rewritten, afters, strict=True):
+    for before, live, again, after in zip(befores, lives, rewritten, afters, strict=True):
         assert again["spec"]["template"] == live["spec"]["template"]
-        # And on again: the release wrote the annotation in its own way.
+        # And on again: the release wrote the annotation in its own way, and the status not at all, or without pins.
         assert template(pin(after, {**again, "status": SERVED})) == live["spec"]["template"]
+        told = after.deployed_model.status.model_copy(update={"pins": [describe_settings(before)]})
+        kept = replace(after, deployed_model=after.deployed_model.model_copy(update={"status": told}))
+        assert template(pin(kept, {**again, "status": SERVED})) == live["spec"]["template"]
 
 
 @pytest.mark.parametrize("spec", CHANGED.values(), ids=CHANGED.keys())

@@ -29,10 +29,24 @@ def make_reconciler(settings):
     return make
 
 
+async def test_no_pod_is_made_that_no_status_tells_of(make_reconciler, monkeypatch):
+    """Such as one that a webhook refuses: the answer is in the log alone."""
+    cluster, reconciler = make_reconciler(make_model(), make_endpoint(), make_deployed_model())
+
+    async def drop(resource, status):
+        pass
+
+    monkeypatch.setattr(cluster, "apply_status", drop)
+    with pytest.raises(ClusterError, match="does not tell what its pods are made with"):
+        await reconciler.reconcile(DM)
+    assert cluster.calls == []
+
+
 async def test_deployed_model_gets_its_objects_and_a_status(make_reconciler):
     cluster, reconciler = make_reconciler(make_model(), make_endpoint(), make_deployed_model())
     await reconciler.reconcile(DM)
     assert cluster.calls == [
+        ("status", "DeployedModel", "photos-1"),
         ("apply", "Deployment", "dm-photos-1"),
         ("apply", "Service", "dm-photos-1"),
         ("status", "DeployedModel", "photos-1"),
@@ -363,9 +377,12 @@ async def test_object_that_can_never_be_taken_is_told_and_not_tried_again(make_r
 
 async def test_status_that_can_never_be_taken_is_no_event_at_each_look(make_reconciler):
     cluster, reconciler = make_reconciler(make_model(), make_endpoint(), make_deployed_model())
-    cluster.untaken.add("DeployedModel")
-    await reconciler.reconcile(DM)
+    cluster.untaken.add("Model")
+    await reconciler.reconcile(MODEL)
     assert not [call for call in cluster.calls if call[0] == "event"]
+    cluster.untaken.clear()
+    await reconciler.reconcile(MODEL)
+    assert [call for call in cluster.calls if call[0] == "event"]
 
 
 async def test_status_that_is_refused_for_a_time_is_tried_again(make_reconciler):

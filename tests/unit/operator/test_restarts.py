@@ -3,6 +3,7 @@
 Each is changed after an upgrade of the installation: what only loses the pin would restart pods as well.
 """
 
+import json
 import re
 from copy import deepcopy
 from types import UnionType
@@ -11,6 +12,7 @@ from typing import get_args, get_origin
 import pytest
 from pierhead_operator import names
 from pierhead_operator.batch_reconcile import BatchReconciler
+from pierhead_operator.cluster import ClusterError
 from pierhead_operator.progress import ProgressPoller
 from pierhead_operator.reconcile import Reconciler
 from pierhead_operator.settings import MachineSettings, OperatorSettings, ServerSettings
@@ -262,6 +264,124 @@ async def test_renewal_restarts_pods(old, new):
     cluster = await _serve(old, *_make_objects())
     _find(cluster, "DeployedModel")["metadata"]["annotations"] = {names.ANNOTATION_RENEW: "now"}
     assert await _is_restarted(cluster, new)
+
+
+# An operator that ends at any of its writes, and an upgrade meanwhile
+
+
+class Ending(FakeCluster):
+    """Of which nobody writes any more after so many writes."""
+
+    def __init__(self, objects, writes):
+        super().__init__()
+        self.objects, self.left = objects, writes
+
+    def _count(self):
+        if self.left == 0:
+            raise ClusterError("this process is not the leader")
+        self.left -= 1
+
+    async def apply(self, manifest, live=None):
+        self._count()
+        return await super().apply(manifest, live)
+
+    async def apply_status(self, resource, status):
+        self._count()
+        await super().apply_status(resource, status)
+
+
+async def _end_after(cluster, settings, writes):
+    try:
+        await _reconciler(Ending(cluster.objects, writes), settings).reconcile(DM)
+    except ClusterError:
+        return True
+    return False
+
+
+async def _count_writes(cluster, settings):
+    """Of its next reconcile, one by one: the cluster as each of them leaves it."""
+    for writes in range(20):
+        left = FakeCluster(*cluster.objects.values())
+        ends = await _end_after(left, settings, writes)
+        yield left
+        if not ends:
+            return
+
+
+async def test_what_was_made_by_an_operator_that_ended_restarts_no_pod_once_it_serves(old, new):
+    """Deployments of which it could tell nothing any more serve by the time that the upgrade is there."""
+    seen = 0
+    async for cluster in _count_writes(FakeCluster(*_make_objects()), old):
+        if deployment := cluster.objects.get(("Deployment", "dm-photos-1")):
+            deployment["status"] = SERVED
+            assert not await _is_restarted(cluster, new)
+            seen += 1
+    assert seen > 2
+
+
+async def test_change_by_an_operator_that_ended_is_made_once(old, new):
+    """Of a DeployedModel that was upgraded before: its pods have the settings of then until it is changed."""
+    cluster = await _serve(old, *_make_objects())
+    assert not await _is_restarted(cluster, new)
+    cluster.objects["DeployedModel", "photos-1"]["spec"]["serviceAccount"] = "reader"
+    before, seen = _template(cluster), 0
+    latest = _change(new, server={**new.server.model_dump(by_alias=True), "image": "pierhead/server:latest"})
+    async for left in _count_writes(cluster, new):
+        if _template(left) != before:
+            left.objects["Deployment", "dm-photos-1"]["status"] = SERVED
+            assert not await _is_restarted(left, latest)
+            seen += 1
+    assert seen > 1
+
+
+async def test_change_that_is_taken_back_before_it_was_made_restarts_no_pod(old, new):
+    """Such as one that a quota refuses."""
+    cluster = await _serve(old, *_make_objects())
+    assert not await _is_restarted(cluster, new)
+    dm = cluster.objects["DeployedModel", "photos-1"]
+    dm["spec"]["serviceAccount"] = "reader"
+    cluster.refuse("Deployment")
+    for _ in range(2):
+        with pytest.raises(ClusterError):
+            await _reconciler(cluster, new).reconcile(DM)
+    cluster.rejects.clear()
+    del dm["spec"]["serviceAccount"]
+    assert not await _is_restarted(cluster, new)
+
+
+async def test_pods_are_made_of_nothing_that_a_tenant_writes_into_their_deployment(old):
+    cluster = await _serve(old, *_make_objects())
+    before = _template(cluster)
+    annotations = cluster.objects["Deployment", "dm-photos-1"]["metadata"]["annotations"]
+    value = json.loads(annotations[names.ANNOTATION_PINNED])
+    value["server"] |= {"image": "evil.example/any:1", "artifact_cache": {"hostPath": {"path": "/"}}}
+    annotations[names.ANNOTATION_PINNED] = json.dumps(value)
+    for _ in range(2):
+        assert not await _is_restarted(cluster, old)
+    assert _template(cluster) == before
+    assert "evil" not in str(cluster.objects)
+
+
+async def test_what_0_1_made_is_followed_once_and_told_from_then_on(old, new):
+    cluster = await _serve(old, *_make_objects())
+    status = cluster.objects["DeployedModel", "photos-1"]["status"]
+    for field in ("pins", "versions"):
+        del status[field]
+    assert not await _is_restarted(cluster, new)
+    assert len(cluster.objects["DeployedModel", "photos-1"]["status"]["pins"]) == 1
+    cluster.calls.clear()
+    assert not await _is_restarted(cluster, new)
+    assert cluster.calls == [], "stable: no writes"
+
+
+async def test_what_0_1_made_is_told_though_it_can_be_made_no_more(old, new):
+    cluster = await _serve(old, *_make_objects())
+    del cluster.objects["DeployedModel", "photos-1"]["status"]["pins"]
+    model = cluster.objects.pop(("Model", "photos"))
+    assert not await _is_restarted(cluster, new)
+    assert len(cluster.objects["DeployedModel", "photos-1"]["status"]["pins"]) == 1
+    cluster.objects["Model", "photos"] = model
+    assert not await _is_restarted(cluster, new)
 
 
 # What says the same in other words

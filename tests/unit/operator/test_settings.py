@@ -18,3 +18,9 @@ def test_more_locations_than_a_rule_takes_are_refused_with_the_number():
     others = [f"us-central{number}" for number in range(10)]
     with pytest.raises(ValidationError, match=r"otherLocations\n.*at most 9 .*, not 10"):
         OperatorSettings.model_validate({"server": {"image": "x"}, "otherLocations": others})
+
+
+@pytest.mark.parametrize("variable", [{}, {"name": None}, {"name": 4}, {"name": {"a": 1}}])
+def test_variable_without_a_name_is_refused(variable):
+    with pytest.raises(ValidationError, match=r"server\.env\.0\n.*a variable's name must be a string"):
+        OperatorSettings.model_validate({"server": {"image": "x", "env": [variable]}})

@@ -5,9 +5,12 @@ from pierhead_operator.status import compute_model_status
 from pierhead_operator.types import Model, ModelVersion
 from pierhead_operator.versions import (
     MOST_REMEMBERED,
+    MOST_RUN,
     explain_version,
     explain_versions,
+    find_version,
     make_record,
+    remember_run,
     remember_versions,
 )
 
@@ -67,10 +70,38 @@ def test_what_was_never_seen_is_taken():
 def test_whoever_runs_it_counts_before_what_the_model_remembers():
     """The Model may be another one of that name."""
     other = OTHERS["another artifact"]
-    runs = make_record(_version(A))
-    assert "was gs://models/photos/1 " in explain_version(_model(other, known=[other]), _version(other), runs)
-    assert explain_version(_model(A, known=[other]), _version(A), runs) is None
-    assert explain_version(_model(A), _version(A), runs.model_copy(update={"name": "2"})) is None
+    ran = [make_record(_version({**A, "name": "2"})), make_record(_version(A))]
+    assert "was gs://models/photos/1 " in explain_version(_model(other, known=[other]), _version(other), ran)
+    assert explain_version(_model(A, known=[other]), _version(A), ran) is None
+    assert explain_version(_model(A), _version(A), ran[:1]) is None
+
+
+def _alias(alias, **other):
+    """Version 2, called so, too."""
+    return {**A, "name": "2", "aliases": [alias], **other}
+
+
+@pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS.keys())
+def test_alias_that_was_another_artifacts_name_is_told_and_leads_nowhere(other):
+    removed = {**other, "name": "blue"}
+    model = _model(_alias("blue"), known=[removed, {**A, "name": "2"}])
+    assert f"version blue was {other['artifactUri']}" in explain_versions(model)
+    assert "now an alias of version 2" in explain_versions(model)
+    assert find_version(model, "blue") is None
+    assert find_version(model, "2").name == "2", "by its own name it is there"
+    assert explain_version(model, find_version(model, "2"), ()) is None
+
+
+def test_alias_is_an_artifacts_new_name():
+    model = _model(_alias("blue"), known=[{**A, "name": "blue"}])
+    assert explain_versions(model) is None
+    assert find_version(model, "blue").name == "2"
+
+
+@pytest.mark.parametrize(("name", "found"), [("1", "1"), ("2", "2"), ("stable", "2"), ("3", None)])
+def test_version_is_found_by_its_name_or_an_alias(name, found):
+    version = find_version(_model(A, _alias("stable")), name)
+    assert (version and version.name) == found
 
 
 def test_removed_one_is_remembered_and_the_first_of_a_name_stays():
@@ -88,3 +119,13 @@ def test_memory_is_bounded_and_keeps_what_is_there():
         assert remember_versions(known, [_version({**A, "name": one}) for one in ("0", "1", name)]) == known
     assert [record.name for record in known] == ["0", "1", *names[42:]]
     assert len(known) == MOST_REMEMBERED
+
+
+def test_what_ran_is_remembered_with_the_present_one_last():
+    first, second = _version(A), _version({**A, "name": "2"})
+    ran = remember_run(remember_run([], first), second)
+    assert ran == [make_record(first), make_record(second)]
+    assert remember_run(ran, second) == ran
+    assert remember_run(ran, _version(OTHERS["another artifact"])) == [make_record(second), make_record(first)]
+    many = [make_record(_version({**A, "name": f"v{number}"})) for number in range(MOST_RUN)]
+    assert remember_run(many, first) == [*many[1:], make_record(first)]
