@@ -116,6 +116,7 @@ BATCH_FIELDS = {
     "BatchPredictionJob.model": ("other", False),
     "BatchPredictionJob.modelVersion": ("2", False),
     "BatchPredictionJob.modelParameters": ({"maxPredictions": 1}, False),
+    "BatchPredictionJob.unmanagedContainerModel": ({"predictSchemata": {}}, False),
     "BatchPredictionJob.inputConfig.instancesFormat": ("csv", False),
     "BatchPredictionJob.inputConfig.gcsSource.uris": (["gs://in/other.jsonl"], False),
     "BatchPredictionJob.outputConfig.predictionsFormat": ("csv", False),
