@@ -239,13 +239,13 @@ def _hold(value: dict[str, Any]) -> dict[str, Any]:
     return {"x-kubernetes-preserve-unknown-fields": True, **some, "additionalProperties": value, "items": value}
 
 
-def _open(value: dict[str, Any]) -> Any:
-    return Field(json_schema_extra={"type": "object", "maxProperties": 64, "additionalProperties": value})
-
-
 # What is nested thousands deep, which JSON may be, would end whoever reads it.
-Parameters = Annotated[dict[str, Any], _open(_hold(_hold(_FLAT)))]
-OpenObject = Annotated[dict[str, Any], _open(_hold(_hold(_hold(_FLAT))))]
+Parameters = Annotated[
+    dict[str, Any],
+    Field(json_schema_extra={"type": "object", "maxProperties": 64, "additionalProperties": _hold(_hold(_FLAT))}),
+]
+# Of any content, since a rule refuses it whatever that is: rules see no field whose values have no type.
+RefusedObject = Annotated[dict[str, Any], Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})]
 LabelMap = Annotated[dict[str, Annotated[str, Field(max_length=63)]], Field(json_schema_extra={"maxProperties": 64})]
 
 
@@ -673,7 +673,7 @@ class BatchPredictionJobSpec(ApiObject):
             " may hold others, which hold no more."
         ),
     )
-    unmanaged_container_model: OpenObject | None = Field(None, description="Vertex AI's; refused here.")
+    unmanaged_container_model: RefusedObject | None = Field(None, description="Vertex AI's; refused here.")
     input_config: InputConfig = Field(json_schema_extra=_fixed("inputConfig"))
     output_config: OutputConfig = Field(json_schema_extra=_fixed("outputConfig"))
     dedicated_resources: BatchDedicatedResources = Field(

@@ -35,7 +35,6 @@ NARROWED = {
     ".spec.podOverrides.affinity": _WAS_OPEN,
     ".spec.podOverrides.priorityClassName": "Kubernetes' own priorities would evict the cluster's own pods",
     ".spec.modelParameters": "JSON that was nested thousands deep ended the operator for everybody",
-    ".spec.unmanagedContainerModel": "it is refused anyway, whatever is in it",
     ".spec.dedicatedResources.machineSpec.resourceClaims": _WAS_OPEN,
     ".spec.dedicatedResources.machineSpec.resourceClaims[]": _WAS_OPEN,
     ".spec.dedicatedResources.machineSpec.resourceClaims[].name": _WAS_OPEN,
