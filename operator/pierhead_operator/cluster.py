@@ -223,9 +223,18 @@ class Cluster:
     async def fetch(self, kind: str, namespace: str, name: str) -> Manifest | None:
         """The object as the API server has it now, or None where there is none.
 
-        Only this tells of objects that are not Pierhead's: watches do not.
+        Only this tells of objects that are not Pierhead's: watches do not. What is watched is listed by its name, since
+        the right to list it is there, and none to get it is needed.
         """
-        return await self._request(_Request("get", kind, _path(kind, namespace, name)), missing_ok=True)
+        if kind not in self._store.kinds:
+            return await self._request(_Request("get", kind, _path(kind, namespace, name)), missing_ok=True)
+        query = {"fieldSelector": f"metadata.name={name}"}
+        page = await self._request(_Request("list", kind, _path(kind, namespace), query), missing_ok=True)
+        return (
+            next(({"apiVersion": page["apiVersion"], "kind": kind, **item} for item in page["items"]), None)
+            if page
+            else None
+        )
 
     async def list_objects(
         self, kind: str, namespace: str | None, labels: Mapping[str, str] | None = None

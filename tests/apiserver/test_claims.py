@@ -3,7 +3,7 @@
 import pytest
 from kubernetes.aio.client import ApiClient, Configuration
 from kubernetes.aio.config import load_kube_config
-from pierhead_operator.cluster import Cluster
+from pierhead_operator.cluster import Cluster, Conflict
 from pierhead_operator.installation import mark_claimed
 from pierhead_operator.types import Model
 
@@ -28,8 +28,9 @@ async def test_claim_of_what_another_has_claimed_meanwhile_is_refused(still, kub
     async with ApiClient(configuration) as api:
         cluster = Cluster(api)
         free = await cluster.get_resource(Model, kubectl.namespace, "photos")
-        for installation in ("first/operator", "second/operator"):
-            await cluster.apply_status(free, mark_claimed(free.status, installation))
+        await cluster.apply_status(free, mark_claimed(free.status, "first/operator"))
+        with pytest.raises(Conflict):
+            await cluster.apply_status(free, mark_claimed(free.status, "second/operator"))
         assert _find_holder(kubectl) == "first/operator"
         # Once it is known who has it, it can be followed.
         known = await cluster.get_resource(Model, kubectl.namespace, "photos")

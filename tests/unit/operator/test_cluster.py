@@ -180,8 +180,10 @@ async def test_what_is_kept_is_read_without_a_request(api, server, store):
     assert (await cluster.get("Service", "default", "s"))["metadata"]["name"] == "s"
     assert len(await cluster.list_objects("Service", "default")) == 1
     assert server.requests == []
-    server.answers = [(200, SERVICE)]
+    server.answers = [(200, {"apiVersion": "v1", "kind": "ServiceList", "items": [{"metadata": SERVICE["metadata"]}]})]
     assert await cluster.fetch("Service", "default", "s") == SERVICE
+    [(method, path, query, _)] = server.requests
+    assert (method, path, query) == ("GET", "/api/v1/namespaces/default/services", {"fieldSelector": "metadata.name=s"})
 
 
 async def test_write_is_seen_at_once(api, server, store):
