@@ -38,8 +38,14 @@ def test_a_started_program_is_alive_until_it_is_stopped(tmp_path):
     assert processes.recorded() == {}
 
 
+# Ends once its file is there: one that ended at once may be gone before it is recorded.
+PATIENT = "import pathlib, sys, time\nwhile not pathlib.Path(sys.argv[1]).exists(): time.sleep(0.01)"
+
+
 def test_a_program_that_ended_is_not_alive(tmp_path):
-    processes.start("one", [sys.executable, "-c", ""], tmp_path / "log")
+    processes.start("one", [sys.executable, "-c", PATIENT, str(tmp_path / "end")], tmp_path / "log")
+    assert processes.alive("one")
+    (tmp_path / "end").touch()
     processes.wait_until("it has ended", lambda: not processes.alive("one"), 10)
 
 
