@@ -124,26 +124,29 @@ class Prober:
 
     async def _read_refusal(self, address: str) -> str | None:
         """Why the model server at this IP address says that it is not ready; None where it does not say."""
-        host = f"[{address}]" if ":" in address else address
+        url = _locate(address, _SERVER_PORT, names.READINESS_PATH)
         try:
-            async with self._session.get(
-                f"http://{host}:{_SERVER_PORT}{names.READINESS_PATH}",
-                allow_redirects=False,
-                timeout=aiohttp.ClientTimeout(total=_READINESS_SECONDS),
-            ) as response:
-                return _Refusal.model_validate_json(await response.content.read(_MOST_READINESS_BYTES)).error.message
+            return _Refusal.model_validate_json(
+                await self._get(url, _READINESS_SECONDS, _MOST_READINESS_BYTES)
+            ).error.message
         except (TimeoutError, aiohttp.ClientError, ValidationError):
             return None  # it is ready by now, or gone
 
     async def ask_progress(self, address: str) -> ShardProgress | None:
         """How far the batch worker at this IP address is; None where it does not say."""
-        host = f"[{address}]" if ":" in address else address
+        url = _locate(address, _WORKER_PORT, names.PROGRESS_PATH)
         try:
-            async with self._session.get(
-                f"http://{host}:{_WORKER_PORT}{names.PROGRESS_PATH}",
-                allow_redirects=False,
-                timeout=aiohttp.ClientTimeout(total=_PROGRESS_SECONDS),
-            ) as response:
-                return ShardProgress.model_validate_json(await response.content.read(_MOST_BYTES))
+            return ShardProgress.model_validate_json(await self._get(url, _PROGRESS_SECONDS, _MOST_BYTES))
         except (TimeoutError, aiohttp.ClientError, ValidationError):
             return None  # it starts, or ends
+
+    async def _get(self, url: str, seconds: float, most_bytes: int) -> bytes:
+        """What a pod answers, whatever its status. A pod may run code of somebody else's: it leads nowhere else."""
+        limit = aiohttp.ClientTimeout(total=seconds)
+        async with self._session.get(url, allow_redirects=False, timeout=limit) as response:
+            return await response.content.read(most_bytes)
+
+
+def _locate(address: str, port: int, path: str) -> str:
+    """The URL of a path at an IP address."""
+    return f"http://{f'[{address}]' if ':' in address else address}:{port}{path}"
