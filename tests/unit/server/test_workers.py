@@ -30,6 +30,7 @@ from pierhead_server.metrics import Metrics
 from pierhead_server.protocol import Limits, ServedModel
 from pierhead_server.workers import RESTARTS, Pool, Workers
 
+from tests.unit.server.conftest import is_alive
 from tests.unit.server.model_processes import DIE, LEAVE, REFUSE, SAY, SIGNATURE, WAIT_FOR, Obedient
 
 DEADLINE_SECONDS = 30
@@ -115,17 +116,6 @@ async def until(condition):
     async with asyncio.timeout(DEADLINE_SECONDS):
         while not condition():  # noqa: ASYNC110 - it is a process that changes it
             await asyncio.sleep(0.002)
-
-
-def is_alive(pid):
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    # A process whose parent is gone may be a zombie until init has looked.
-    with contextlib.suppress(FileNotFoundError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    return False
 
 
 @contextlib.asynccontextmanager
