@@ -167,18 +167,16 @@ class Reconciler:
         if refused:
             serving = None  # what runs is left as it is
         told = pinning.find_told(dm, before.deployment, self.settings)
+        ran = versions.remember_run(dm.status.versions, serving.version) if serving else dm.status.versions
         if serving:
-            dm = await self._tell(dm, serving, told)
+            wanted = Outcome(version, problem, before, versions=ran, pins=pinning.add_told(told, serving))
+            dm = await self._tell(dm, told, wanted)
             unmade = await self._make(dm, serving, before)
             told = pinning.add_told(told if unmade else [], serving)
             problem = unmade or problem
         outcome = await self._observe_outcome(dm, version if serving else dm.status.model_version, problem)
-        outcome = replace(
-            outcome,
-            note=pinning.explain_limits(serving) if serving else "",
-            versions=versions.remember_run(dm.status.versions, serving.version) if serving else dm.status.versions,
-            pins=told,
-        )
+        note = pinning.explain_limits(serving) if serving else ""
+        outcome = replace(outcome, note=note, versions=ran, pins=told)
         await self._write_status(dm, compute_deployed_model_status(dm, outcome, self.clock()))
         retry_if_rejected(problem)
         return decide_next_look(outcome, self.prober.find_pause(dm.namespace, dm.name))
@@ -216,17 +214,20 @@ class Reconciler:
         status = installation.mark_claimed(status, self.installation)
         await write_status(self.cluster, resource, resource.status, status)
 
-    async def _tell(self, dm: DeployedModel, serving: Serving, told: Sequence[str]) -> DeployedModel:
+    async def _tell(self, dm: DeployedModel, told: Sequence[str], wanted: Outcome) -> DeployedModel:
         """Writes what pods run and are made with into the status before a Deployment is made of it.
 
         Whatever becomes of this process, the next one makes pods with what it finds in the Deployment.
         """
-        pins, before = pinning.add_told(told, serving), dm.status
-        ran = versions.remember_run(before.versions, serving.version)
-        if (pins, ran) == (told, before.versions):
+        pins, ran, before = list(wanted.pins), list(wanted.versions), dm.status
+        if (pins, ran) == (list(told), before.versions):
             return dm
-        version = before.model_version or serving.version.name
-        status = before.model_copy(update={"pins": pins, "versions": ran, "model_version": version})
+        if wanted.workload.deployment is None:
+            # All that is true until pods come: the same is not written again once the Deployment is there.
+            status = compute_deployed_model_status(dm, wanted, self.clock())
+        else:
+            version = before.model_version or wanted.version
+            status = before.model_copy(update={"pins": pins, "versions": ran, "model_version": version})
         status = installation.mark_claimed(status, self.installation)
         await write_status(self.cluster, dm, before, status)
         written = await self.cluster.get_resource(DeployedModel, dm.namespace, dm.name)

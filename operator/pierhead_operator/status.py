@@ -392,7 +392,7 @@ def compute_deployed_model_status(dm: DeployedModel, outcome: Outcome, now: date
         replicas=workload.count("replicas"),
         ready_replicas=workload.count("readyReplicas"),
         available_replica_count=available,
-        url=f"http://{names.server(dm.name)}.{dm.namespace}.svc" if workload.deployment else "",
+        url=f"http://{names.server(dm.name)}.{dm.namespace}.svc" if workload.deployment or outcome.pins else "",
     )
 
 

@@ -49,7 +49,6 @@ async def test_deployed_model_gets_its_objects_and_a_status(make_reconciler):
         ("status", "DeployedModel", "photos-1"),
         ("apply", "Deployment", "dm-photos-1"),
         ("apply", "Service", "dm-photos-1"),
-        ("status", "DeployedModel", "photos-1"),
     ]
     assert cluster.ready(DM) == ("False", "Progressing")
     assert cluster.objects["DeployedModel", "photos-1"]["status"]["modelVersion"] == "1"
