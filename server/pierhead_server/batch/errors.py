@@ -54,6 +54,17 @@ def exit_code(error: StartupError) -> int:
     return EXIT_USER if isinstance(error, _USERS) else EXIT_ENVIRONMENT
 
 
+class RefusedError(Exception):
+    """Storage answers, and not to us; or it cannot do what is asked; or the installation does not allow it.
+
+    Who asked makes one of the others of it.
+    """
+
+
+class MalformedError(RefusedError):
+    """What was asked for is no address of an object."""
+
+
 class LineError(Exception):
     """One line cannot be predicted; `code` is one of google.rpc.Code."""
 

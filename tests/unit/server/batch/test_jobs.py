@@ -141,11 +141,11 @@ async def test_worker_killed_at_any_request_loses_nothing(artifact, lines, tmp_p
     class Dying(Storage):
         left = sys.maxsize
 
-        async def _try(self, uri, ask):
+        async def _try(self, uri, ask, *rounds):
             Dying.left -= 1
             if Dying.left < 0 or (Dying.left == 0 and not after):
                 raise LostError
-            answer = await super()._try(uri, ask)
+            answer = await super()._try(uri, ask, *rounds)
             if Dying.left <= 0:
                 raise LostError
             return answer
@@ -169,11 +169,11 @@ async def test_worker_killed_again_and_again_comes_to_an_end(artifact, lines, ou
     class Dying(Storage):
         left = 0
 
-        async def _try(self, uri, ask):
+        async def _try(self, uri, ask, *rounds):
             Dying.left -= 1
             if Dying.left <= 0:
                 raise LostError
-            return await super()._try(uri, ask)
+            return await super()._try(uri, ask, *rounds)
 
     monkeypatch.setattr(running, "Storage", Dying)
     runner = Runner(artifact, make_document(out, [lines.as_uri()]))

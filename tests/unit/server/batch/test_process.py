@@ -50,6 +50,7 @@ def running(artifact, document, log, shard=0, **settings):
         BATCH_JOB=json.dumps(document),
         TERMINATION_LOG=termination,
         WORKERS=1,
+        BATCH_ALLOWED_URIS="file://",
         **settings,
     )
     with log.open("wb") as file:

@@ -1,0 +1,188 @@
+"""Lines that nobody would write: each of them is a prediction or an error, and none ends its worker."""
+
+import json
+import random
+
+import pytest
+from pierhead_server.batch import caution as cautions
+from pierhead_server.batch import predict as predicting
+from pierhead_server.batch import shard as sharding
+from pierhead_server.batch import storage as storing
+from pierhead_server.batch.allowed import Allowed
+from pierhead_server.batch.errors import StorageUnreachableError
+from pierhead_server.batch.lines import MAX_LINE_BYTES
+
+from tests.unit.server.batch.jobs import ANYWHERE, Runner, make_document, read_outputs
+from tests.unit.server.bucket import running_bucket
+
+LINES = 1000
+HEADS = [
+    "gs://models",
+    "s3://models",
+    "az://models",
+    "pvc://data",
+    "file://",
+    "https://images.test",
+    "http://127.0.0.1:1",
+]
+PATHS = [
+    "/2024//cat.jpg", "/a/../b", "/./x", "/../../etc/passwd", "/", "//", "", "/a\x00b", "/a\x01b", "/a\x7fb", "/a\\b",
+    "/%2e%2e/x", "/%00", "/%", "/%zz", "/a?b", "/a#b", "/a b", " /x", "/\u043a\u043e\u0442.jpg", "/\U0001f431", "/a\u2028b",
+    "/a\u0085b", "/\u202ea", "/" + "x" * 300, "/" + "x/" * 600, "/" + "\u00fc" * 1100, "@evil.test/x", ":99999/x",
+    ":x/x", "[::1/x", "]/x", "\\@evil.test/x", "%2f/x", "?x/y", "#x/y", ".., /x", "/x/", "/x.[", "/there.jpg", "/empty",
+]  # fmt: skip
+URIS = [
+    *(head + path for head in HEADS for path in PATHS),
+    *(
+        "gs://" + name + "/x"
+        for name in ("", ".", "..", "-", "UPPER", "a_b", "a b", "\u00fc", "%2e", "x" * 300, "none", "[")
+    ),
+    *(
+        "gs:/b/x",
+        "gs:b/x",
+        "gs://",
+        "://",
+        "ftp://a/b",
+        "data:image/png;base64,aGk=",
+        "javascript:alert(1)",
+        "gs\u2028://b/x",
+    ),
+    *(
+        "http://169.254.169.254/latest/",
+        "http://[fd00:ec2::254]/",
+        "http://0/",
+        "http://2852039166/",
+        "http://localhost/",
+    ),
+]
+JSON = [
+    b"null", b"true", b"5", b'""', b"{}", b"[]", b"[[]]", b'{"content": null}', b'{"content": 5}', b'{"content": {}}',
+    b'{"content": "gs://models/there.jpg", "content": 5}', b'{"b64": 5}', b'{"b64": "%%%"}', b'{"content": {"b64": "\\u0000"}}',
+    b"NaN", b"-Infinity", b"[NaN, {\"a\": Infinity}]", b"1e999", b"-1e999", b"1" * 5000, b"[NaN, 1%s]" % (b"0" * 50),
+    b'"\\ud800"', b'{"\\udfff": 1}', b'["\\ud83d", NaN]', b'{"content": "\\ud800"}', b'"\\ud83d\\ude00"', b'"\xed\xa0\x80"',
+    b"{broken", b"}", b"[1,]", b"\xff\xfe", b'"\xc3"', b"\x00", b"\x00\x00", b'"\x01"', b"'a'", b"\xef\xbb\xbf1", b'{"a":\r1}',
+    b"\r1", b"\x0b1\x0c", b"\xe2\x80\xa8", b'{"a": "\xe2\x80\xa8"}', b"1 2", b'{"a": 1}{"b": 2}', b"#", b"// x", b'"refuse"', b'"die"',
+    *(b"[" * depth + b"NaN" + b"]" * depth for depth in (100, 900, 3000, 100_000)),
+    *(b'{"a":' * depth + b"1" + b"}" * depth for depth in (100, 240, 500, 1000, 100_000)),
+    *(b"[" * depth + b'{"b64": "aGk="}' + b"]" * depth for depth in (100, 240, 500, 1000)),
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def hurried(monkeypatch):
+    monkeypatch.setattr("pierhead_server.fetch.MAX_RETRIES", 0)
+    monkeypatch.setattr(storing, "FIRST_BACKOFF_SECONDS", 0.001)
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    with running_bucket({"there.jpg": b"12345", "empty": b""}) as bucket:
+        for name, value in {
+            "AWS_ENDPOINT_URL": bucket.address,
+            "AWS_ACCESS_KEY_ID": "key",
+            "AWS_SECRET_ACCESS_KEY": "secret",
+        }.items():
+            monkeypatch.setenv(name, value)
+        yield bucket
+
+
+def make_lines(count):
+    """As many lines of JSON: each kind at least once, the rest by chance."""
+    chance = random.Random(16)  # noqa: S311 - the same in every run
+    pictures = [json.dumps({"content": uri}, ensure_ascii=False).encode() for uri in URIS]
+    lines = [line.replace(b"\n", b"") for line in (*pictures, *JSON)]
+    while len(lines) < count:
+        line = bytearray(chance.choice(lines[: len(pictures) + len(JSON)])[:200])
+        for _ in range(chance.randint(1, 4)):
+            line[chance.randrange(len(line))] = chance.choice([*range(10), *range(11, 256)])
+        lines.append(bytes(line))
+    chance.shuffle(lines)
+    return lines
+
+
+def count_outputs(out):
+    manifest = json.loads((out / "manifest.json").read_text())
+    predictions, errors = read_outputs(out), read_outputs(out, "errors")
+    assert (manifest["successful"], manifest["failed"]) == (len(predictions), len(errors))
+    assert all(set(line) == {"instance", "error"} and line["error"]["message"] for line in errors)
+    return len(predictions), len(errors)
+
+
+async def test_thousand_hostile_lines_are_predictions_or_errors(artifact, tmp_path, bucket):
+    lines = make_lines(LINES)
+    large = b'"' + b"x" * (MAX_LINE_BYTES - 2) + b'"'
+    (tmp_path / "in.jsonl").write_bytes(b"\n".join([*lines, large, large + b" "]))
+    document = make_document(tmp_path / "out", [(tmp_path / "in.jsonl").as_uri()])
+    runner = Runner(artifact, document, bucket.address, Allowed((*ANYWHERE.entries, "http://127.0.0.1:1")))
+    assert await runner.run()
+    predicted, failed = count_outputs(tmp_path / "out")
+    assert predicted + failed == sum(bool(line.strip()) for line in lines) + 2
+    assert predicted > 20
+    assert failed > LINES / 2
+
+
+@pytest.mark.parametrize("form", ["file-list", "csv"])
+async def test_hostile_files_of_other_formats_are_predictions_or_errors(artifact, tmp_path, bucket, form):
+    uris = [uri for uri in URIS if '"' not in uri and "," not in uri]
+    lines = [*(uri.encode() for uri in uris), *(line for line in JSON if b'"' not in line and b"," not in line)]
+    head = [b"content"] if form == "csv" else []
+    (tmp_path / "in").write_bytes(b"\n".join([*head, *lines]))
+    document = make_document(tmp_path / "out", [(tmp_path / "in").as_uri()], inputFormat=form)
+    assert await Runner(artifact, document, bucket.address).run()
+    predicted, failed = count_outputs(tmp_path / "out")
+    assert predicted + failed == sum(bool(line.strip()) for line in lines)
+    assert predicted > 0
+
+
+async def test_bucket_that_never_answers_ends_five_workers_and_then_its_lines(artifact, tmp_path, monkeypatch):
+    monkeypatch.setattr(sharding, "CHUNK_LINES", 1)
+    (tmp_path / "in.jsonl").write_text('1\n{"content": "gs://models/a.jpg"}\n2\n')
+    document = make_document(tmp_path / "out", [(tmp_path / "in.jsonl").as_uri()])
+    with running_bucket({}, failing=503) as bucket:
+        runner = Runner(artifact, document, bucket.address)
+        for _ in range(cautions.MOST_OUTAGES):
+            worker = runner.make()
+            with pytest.raises(StorageUnreachableError):
+                await worker.run()
+            assert not worker._caution.active, "nothing is to blame"
+            await worker.leave()
+        assert await runner.make().run()
+    (line,) = read_outputs(tmp_path / "out", "errors")
+    assert line["error"]["code"] == 14
+    assert [line["prediction"] for line in read_outputs(tmp_path / "out")] == [1, 2]
+
+
+async def test_bucket_that_comes_back_ends_no_line(artifact, tmp_path):
+    (tmp_path / "list").write_text("gs://models/a.jpg\n")
+    document = make_document(tmp_path / "out", [(tmp_path / "list").as_uri()], inputFormat="file-list")
+    with running_bucket({"a.jpg": b"123"}, failing=503) as bucket:
+        runner = Runner(artifact, document, bucket.address)
+        for _ in range(cautions.MOST_OUTAGES - 1):
+            worker = runner.make()
+            with pytest.raises(StorageUnreachableError):
+                await worker.run()
+            await worker.leave()
+        bucket.failing = None
+        assert await runner.make().run()
+    assert [line["prediction"] for line in read_outputs(tmp_path / "out")] == [3]
+
+
+async def test_line_that_ends_its_worker_by_a_bug_is_found_and_passed(artifact, tmp_path, monkeypatch):
+    """Whatever no test thought of costs four workers, and not the shard."""
+    real = predicting.read_instance
+
+    def fail(reading, line, columns=()):
+        assert line != b'"bug"', "nobody expects this"
+        return real(reading, line, columns)
+
+    (tmp_path / "in.jsonl").write_text("".join('"bug"\n' if n == 5 else f"{n}\n" for n in range(10)))
+    document = make_document(tmp_path / "out", [(tmp_path / "in.jsonl").as_uri()])
+    monkeypatch.setattr(predicting, "read_instance", fail)
+    for _ in range(4):
+        with pytest.raises(AssertionError, match="nobody expects this"):
+            await Runner(artifact, document).run()
+    assert await Runner(artifact, document).run()
+    (line,) = read_outputs(tmp_path / "out", "errors")
+    assert line["instance"] == '"bug"'
+    assert line["error"]["message"] == "the worker died 3 times at this line"
+    assert len(read_outputs(tmp_path / "out")) == 9
