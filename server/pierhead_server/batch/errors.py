@@ -66,11 +66,12 @@ class MalformedError(RefusedError):
 
 
 class LineError(Exception):
-    """One line cannot be predicted; `code` is one of google.rpc.Code."""
+    """One line cannot be predicted; `code` is one of google.rpc.Code, and `told` the line, if it is JSON."""
 
-    def __init__(self, code: int, message: str) -> None:
+    def __init__(self, code: int, message: str, told: bytes = b"") -> None:
         super().__init__(message)
         self.code = code
+        self.told = told
 
 
 INVALID_ARGUMENT = 3

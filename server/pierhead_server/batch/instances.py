@@ -46,9 +46,12 @@ def read_instance(reading: Reading, line: bytes, columns: Sequence[str] = ()) ->
     """Parse a line that is not empty; of a CSV file, by its columns. Raises LineError."""
     told, parsed = _parse(reading.form, line, columns)
     config = reading.config
-    value = shape(parsed, config, reading.form)
-    if config.key_field:
-        return Instance(read_key(parsed, config), value, _picture_of(value), KEY)
+    try:
+        value = shape(parsed, config, reading.form)
+        if config.key_field:
+            return Instance(read_key(parsed, config), value, _picture_of(value), KEY)
+    except LineError as error:
+        raise LineError(error.code, str(error), told) from None
     return Instance(told, value, _picture_of(value))
 
 

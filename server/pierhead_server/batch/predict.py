@@ -240,8 +240,8 @@ class Predictor:
         """The record of a line that is not predicted."""
         try:
             instance = self._read(line)
-        except LineError:
-            return _fail(_quote(line), error)
+        except LineError as wrong:
+            return _fail(wrong.told or _quote(line), error)
         return _fail(instance.told, error, instance.name)
 
     async def _ask(self, instance: Instance) -> bytes:
