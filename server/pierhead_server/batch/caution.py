@@ -17,14 +17,14 @@ from pierhead_server.batch.storage import Storage
 logger = logging.getLogger(__name__)
 
 MOST_DEATHS = 2  # at a line alone, until it is passed
-MOST_OUTAGES = 5  # of a bucket that never answered, until its pictures are their lines' errors
+MOST_OUTAGES = 5  # of a bucket or a storage that never answered, until its pictures are their lines' errors
 
 
 class Note(msgspec.Struct):
     """What earlier workers left: how often each line was begun alone and not ended, and each bucket was away."""
 
     begun: dict[str, int] = {}
-    away: dict[str, int] = {}  # workers that ended because a bucket of pictures did not answer
+    away: dict[str, int] = {}  # workers that ended because pictures' bucket, or all of a storage, did not answer
     left: bool = False  # whether the one before this one left in peace
 
 
@@ -81,16 +81,20 @@ class Caution:
             await self._write()
 
     def report_away(self, bucket: str) -> bool:
-        """A bucket of pictures does not answer, after retries; whether enough workers have ended of that."""
-        if bucket not in self._away:
-            self._away.add(bucket)
-            self._note.away[bucket] = self._note.away.get(bucket, 0) + 1
-        return self._note.away[bucket] > MOST_OUTAGES
+        """A bucket of pictures does not answer, after retries; whether enough workers have ended of that.
+
+        Of the storage, too: without credentials none of its buckets ever answers.
+        """
+        places = (bucket, _find_storage(bucket))
+        for place in set(places) - self._away:
+            self._note.away[place] = self._note.away.get(place, 0) + 1
+        self._away.update(places)
+        return any(self._note.away.get(place, 0) > MOST_OUTAGES for place in places)
 
     def report_there(self, bucket: str) -> None:
         """A bucket of pictures answered."""
-        self._away.discard(bucket)
-        self._note.away.pop(bucket, None)
+        for place in (bucket, _find_storage(bucket)):
+            self._note.away.pop(place, None)
 
     async def take_back(self) -> None:
         """The worker leaves in peace: nothing that it holds is to blame."""
@@ -111,3 +115,7 @@ class Caution:
 
     async def _write(self) -> None:
         await self._storage.replace(self._uri, msgspec.json.encode(self._note))
+
+
+def _find_storage(bucket: str) -> str:
+    return bucket.partition("://")[0] + "://"

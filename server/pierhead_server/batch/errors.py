@@ -62,7 +62,7 @@ class RefusedError(Exception):
 
 
 class MalformedError(RefusedError):
-    """What was asked for is no address of an object."""
+    """What was asked for is no object that can be read: its address or its size is wrong."""
 
 
 class LineError(Exception):

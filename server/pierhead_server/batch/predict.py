@@ -39,6 +39,7 @@ MOST_FETCHES = 32  # at a time
 AWAY_SECONDS = 60.0  # for which a host or a bucket that did not answer is asked once a picture, and not again and again
 BUDGET_BYTES = 128 * 1024 * 1024  # of pictures that nobody has predicted yet, and as many of lines
 
+_MOST_AWAY = 1000  # hosts and buckets that are remembered
 _FIRST = "instances[0]"  # how the model's errors begin; each call has one instance
 
 
@@ -143,6 +144,8 @@ class Pictures:
         try:
             data = await self._storage.read_all(uri, admit, rounds)
         except StorageUnreachableError as error:
+            if len(self._away) >= _MOST_AWAY:
+                self._away.clear()
             self._away[place] = time.monotonic() + AWAY_SECONDS
             # A storage that is away is everybody's trouble, a web server that of those who name it.
             if is_web(uri) or self._caution.report_away(place):
@@ -224,7 +227,7 @@ class Predictor:
         try:
             instance = self._read(line)
         except LineError as error:
-            return self._pass(line, error)
+            return _fail(error.told or _quote(line), error)
         try:
             return Record(instance.told, await self._ask(instance), True, instance.name)
         except LineError as error:

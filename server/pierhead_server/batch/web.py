@@ -50,7 +50,7 @@ class Answer:
     _run: Callable[[Callable[[], bytes]], "asyncio.Future[bytes]"]
 
     async def read(self, most: int) -> bytes:
-        """The body. Raises RefusedError where it is longer than `most`, OSError where it breaks off."""
+        """The body. Raises MalformedError where it is longer than `most`, OSError where it breaks off."""
         return await self._run(lambda: _read_body(self._response, most))
 
     def close(self) -> None:
@@ -184,7 +184,7 @@ def _read_body(response: urllib3.BaseHTTPResponse, most: int) -> bytes:
                 pieces.append(piece)
                 size += len(piece)
                 if size > most:
-                    raise RefusedError(f"it is longer than {most} bytes")
+                    raise MalformedError(f"it is longer than {most} bytes")
                 if time.monotonic() > end:
                     raise OSError(f"its answer takes more than {BODY_SECONDS:.0f} s")
         response.release_conn()

@@ -84,6 +84,20 @@ async def test_bucket_that_never_answers_ends_five_workers_and_then_its_lines(ar
     assert [line["prediction"] for line in read_outputs(tmp_path / "out")] == [1, 2]
 
 
+async def test_storage_that_never_answers_ends_no_more_workers_for_more_buckets(artifact, tmp_path):
+    (tmp_path / "list").write_text("".join(f"gs://bucket-{number}/a.jpg\n" for number in range(20)))
+    document = make_document(tmp_path / "out", [(tmp_path / "list").as_uri()], inputFormat="file-list")
+    with running_bucket({}, failing=503) as bucket:
+        runner = Runner(artifact, document, bucket.address)
+        for _ in range(cautions.MOST_OUTAGES):
+            worker = runner.make()
+            with pytest.raises(StorageUnreachableError):
+                await worker.run()
+            await worker.leave()
+        assert await runner.make().run()
+    assert {line["error"]["code"] for line in read_outputs(tmp_path / "out", "errors")} == {14}
+
+
 async def test_bucket_that_comes_back_ends_no_line(artifact, tmp_path):
     (tmp_path / "list").write_text("gs://models/a.jpg\n")
     document = make_document(tmp_path / "out", [(tmp_path / "list").as_uri()], inputFormat="file-list")
