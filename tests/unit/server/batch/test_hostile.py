@@ -1,10 +1,12 @@
 """Lines that nobody would write: each of them is a prediction or an error, and none ends its worker."""
 
+import asyncio
 import json
 
 import pytest
 from pierhead_server.batch import caution as cautions
 from pierhead_server.batch import predict as predicting
+from pierhead_server.batch import run as running
 from pierhead_server.batch import shard as sharding
 from pierhead_server.batch import storage as storing
 from pierhead_server.batch.allowed import Allowed
@@ -132,3 +134,24 @@ async def test_line_that_ends_its_worker_by_a_bug_is_found_and_passed(artifact, 
     assert line["instance"] == '"bug"'
     assert line["error"]["message"] == "the worker died 3 times at this line"
     assert len(read_outputs(tmp_path / "out")) == 9
+
+
+@pytest.mark.parametrize(
+    ("error", "in_peace"), [(ZeroDivisionError("a bug"), False), (StorageUnreachableError("gs://b/x: 503"), True)]
+)
+async def test_worker_that_ends_by_a_bug_leaves_its_note(error, in_peace):
+    class Leaving:
+        left = False
+
+        async def leave(self):
+            self.left = True
+
+    async def fail():
+        raise error
+
+    worker, forever = Leaving(), [asyncio.create_task(asyncio.Event().wait()) for _ in range(2)]
+    with pytest.raises(type(error)):
+        await running._wait(worker, asyncio.create_task(fail()), *forever)
+    for task in forever:
+        task.cancel()
+    assert worker.left is in_peace
