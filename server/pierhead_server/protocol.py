@@ -18,6 +18,7 @@ import msgspec
 import pybase64
 
 from pierhead_server.binary import decode_base64, restore_binary
+from pierhead_server.compression import GZIP, inflate
 from pierhead_server.errors import (
     ApiError,
     InternalError,
@@ -84,6 +85,7 @@ class Limits:
     """What one request may hold."""
 
     max_instances: int
+    max_body_bytes: int = 10 * 1024 * 1024  # once it is inflated
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,8 @@ def parse(call: Call, limits: Limits, signature: Signature | None = None) -> Req
 
     By the signature, where the model has one, OIP's inputs and outputs are checked.
     """
+    if call.encoding:
+        call = msgspec.structs.replace(call, body=inflate(call.body, limits.max_body_bytes), encoding="")
     if call.dialect == "oip":
         from pierhead_server import oip
 
@@ -479,7 +483,7 @@ def shape_error(dialect: Dialect, error: ApiError) -> Reply:
     if isinstance(error, QueueFullError):
         headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
     if isinstance(error, UnsupportedEncodingError):
-        headers["Accept-Encoding"] = "identity"
+        headers["Accept-Encoding"] = GZIP
     return Reply(error.code, encode_error(dialect, error.code, error.status, str(error)), headers)
 
 

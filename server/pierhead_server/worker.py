@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from pierhead_server.compression import compress
 from pierhead_server.computing import Computed, describe
 from pierhead_server.devices import cpu_count
 from pierhead_server.errors import ApiError, InternalError
@@ -131,6 +132,8 @@ def _shape(call: Call, attempt: Attempt, computed: Computed, contract: Contract)
             raise outcome
         assert attempt.request is not None
         reply = shape(attempt.request, outcome, contract.served)
+        if call.accepts_gzip:
+            reply = compress(reply)
     except ApiError as error:
         reply = shape_error(call.dialect, error)
     except Exception as error:  # what a predictor returned may be anything, and raise when it is looked at

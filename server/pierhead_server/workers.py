@@ -240,8 +240,21 @@ class Workers:
         """Whether one more call may come, before anything of it is read. Raises QueueFullError, UnavailableError."""
         if self.failure or not self.signature:
             raise UnavailableError(self.failure or self.not_ready or "")
-        if len(self._waiting) >= self._pool.queue_size:
-            raise QueueFullError(f"{self._pool.queue_size} requests are waiting: try again later")
+        most = self._pool.queue_size
+        # Whose caller is gone takes no place, also in the moment before it leaves the queue.
+        if len(self._waiting) >= most and sum(not job.future.done() for job in self._waiting) >= most:
+            raise QueueFullError(f"{most} requests are waiting: try again later")
+
+    @property
+    def waiting(self) -> int:
+        """How many calls wait."""
+        return len(self._waiting)
+
+    @property
+    def held_bytes(self) -> int:
+        """The bodies of the calls that wait and of those in workers' hands."""
+        batches = (batch for worker in self._workers.values() for batch in worker.in_hand)
+        return sum(len(job.call.body) for jobs in (self._waiting, *(one.jobs for one in batches)) for job in jobs)
 
     @property
     def appetite(self) -> int:
@@ -256,9 +269,15 @@ class Workers:
         self.check_capacity()
         loop = asyncio.get_running_loop()
         job = Job(call, loop.create_future(), loop.time(), alone)
+        job.future.add_done_callback(lambda future: self._leave_queue(job) if future.cancelled() else None)
         self._waiting.append(job)
         self._dispatch()
         return job.future
+
+    def _leave_queue(self, job: Job) -> None:
+        """Its caller is gone: its place is another's, and its body nobody's."""
+        with contextlib.suppress(ValueError):  # a worker has it already
+            self._waiting.remove(job)
 
     def _dispatch(self) -> None:
         """Give waiting calls to workers until none can take more."""
