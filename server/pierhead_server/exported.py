@@ -58,7 +58,7 @@ class ExportedModule(torch.nn.Module):
         """What the program gives."""
         return self._run(*inputs)
 
-    def place(self, device: torch.device) -> "ExportedModule":
+    def copy_to(self, device: torch.device) -> "ExportedModule":
         """The same on another device, with the devices that its operators name: `.to` would move weights alone."""
         return ExportedModule(self._make, device)
 

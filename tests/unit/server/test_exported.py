@@ -131,7 +131,7 @@ def test_program_can_be_had_on_another_device(saved):
     given = torch.zeros(2, 3, device=meta)
     with pytest.raises(RuntimeError, match="device"):
         torch.export.load(saved[1]).module().to(meta)(given)
-    placed = module.place(meta)
+    placed = module.copy_to(meta)
     assert placed(given)["out"].device == meta
     assert module(torch.zeros(2, 3))["out"].device.type == "cpu"  # this one stays where it was
 

@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -12,16 +13,17 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from pierhead_server import modules
+from pierhead_server import cuda, modules
 from pierhead_server.artifact import read_artifact
 from pierhead_server.classifier import ImageClassifier
 from pierhead_server.config import Preprocessing
 from pierhead_server.errors import ArtifactInvalidError
+from pierhead_server.messages import Hello
 from pierhead_server.model import LoadOptions, load_model
 from pierhead_server.modules import find_file_call, load_torchvision
 from pierhead_server.protocol import Request
 from pierhead_server.tensors import Signature, TensorSpec
-from pierhead_server.worker import HELLO, warm_up
+from pierhead_server.worker import warm_up
 
 from tests.unit.server.calls import CONTRACT, ask, in_base64, instances, pictures, predict
 from tests.unit.server.pictures import LABELS, SIDE, encode, export_program, picture
@@ -194,17 +196,24 @@ def test_several_labels_may_be_sure_at_once(torchvision_folder, copy):
     assert len(prediction["ids"]) > 1
 
 
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 @pytest.mark.parametrize("kind", ["torchvision", "exported"])
-def test_bfloat16_is_close_to_float32(kind, request, copy):
+def test_half_precision_is_close_to_float32_and_its_drift_is_told(kind, precision, request, copy, caplog):
+    caplog.set_level("INFO")
     folder = copy(request.getfixturevalue(f"{kind}_folder"))
     text = (folder / "model.yaml").read_text().replace("activation: sigmoid\n", "") + "activation: none\n"
     (folder / "model.yaml").write_text(text)
     images = [picture(seed=seed) for seed in range(4)]
     exact = compute(load(folder), *images)
-    change_yaml(folder, "format:", "precision: bfloat16\nformat:")
+    assert "precision" not in caplog.text
+    change_yaml(folder, "format:", f"precision: {precision}\nformat:")
     rough = compute(load(folder), *images)
     assert (exact.dtype, rough.dtype) == (np.float32, np.float32)
     assert 0 < np.linalg.norm(rough - exact) < 0.15 * np.linalg.norm(exact)
+    told = re.search(
+        rf"precision {precision}: of 8 synthetic pictures a confidence moves by at most (\S+),", caplog.text
+    )
+    assert float(told[1]) < 1
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -443,6 +452,77 @@ def test_predictor_is_refused_unless_code_is_allowed(tmp_path):
     assert predict(load(tmp_path, LoadOptions(10**6, allow_code=True)), instances(1, "a")) == [[1, "a"]]
 
 
+def test_predictor_that_is_loaded_in_workers_is_not_loaded_before(tmp_path):
+    (tmp_path / "model.yaml").write_text("{format: predictor, load_in_workers: true}")
+    (tmp_path / "predictor.py").write_text(
+        "import pathlib\n"
+        "class Predictor:\n"
+        "    @classmethod\n"
+        "    def from_path(cls, folder):\n"
+        f"        pathlib.Path({str(tmp_path / 'ran')!r}).touch()\n"
+        "        return cls()\n"
+        "    def predict(self, instances): return instances\n"
+    )
+    loaded = load_model(read_artifact(tmp_path), LoadOptions(10**6, allow_code=True))
+    assert not (tmp_path / "ran").exists()
+    assert predict(loaded.load(), instances(1, "a")) == [[1, "a"]]
+    assert (tmp_path / "ran").exists()
+
+
+# Taking a classifier to a GPU
+
+
+@pytest.fixture
+def small_sizes(monkeypatch):
+    """And torch's settings for GPUs as they were."""
+    monkeypatch.setattr(cuda, "SIZES", (1, 2, 4))
+    settings = ((torch.backends.cuda.matmul, "allow_tf32"), (torch.backends.cudnn, "allow_tf32"))
+    settings += ((torch.backends.cudnn, "benchmark"),)
+    before = [getattr(of, name) for of, name in settings]
+    yield
+    for (of, name), value in zip(settings, before, strict=True):
+        setattr(of, name, value)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", ["torchvision", "exported"])
+def test_model_that_cannot_be_captured_is_launched_operator_by_operator(
+    kind, precision, request, copy, caplog, small_sizes
+):
+    """As here, where there is no GPU: the device is the CPU, and the capture fails as that of a model can."""
+    folder = copy(request.getfixturevalue(f"{kind}_folder"))
+    change_yaml(folder, "format:", f"precision: {precision}\nformat:")
+    model = load(folder)
+    images = [picture(seed=seed) for seed in range(5)]
+    expected = compute(model, *images)
+    model.move(torch.device("cpu"))
+    assert (model.form, model.batch) == ("cuda", 4)
+    np.testing.assert_allclose(compute(model, *images), expected, atol=0.02)
+    assert "cannot be captured as a graph" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (lambda *_: _raise(RuntimeError("CUDA out of memory")), "out of memory"),
+        (lambda *_: lambda pictures: np.full((len(pictures), len(LABELS)), 5, dtype=np.float32), "something else"),
+        (lambda *_: lambda pictures: np.full((len(pictures), len(LABELS)), np.nan), "no numbers"),
+    ],
+)
+def test_classifier_that_a_gpu_fails_goes_on_as_before(exported_folder, monkeypatch, broken, message):
+    model = load(exported_folder)
+    before = compute(model, picture())
+    monkeypatch.setattr(cuda, "make_cuda_runner", broken)
+    with pytest.raises((RuntimeError, ValueError), match=message):
+        model.move(torch.device("cuda", 0))
+    assert (model.form, model.batch) == ("quick", 1)
+    np.testing.assert_array_equal(compute(model, picture()), before)
+
+
+def _raise(error):
+    raise error
+
+
 def test_torchvision_is_imported_without_the_compiler():
     """Which takes longer to import than torch, and is still there for who wants it."""
     program = """if True:
@@ -660,7 +740,7 @@ def test_own_sample_that_cannot_be_answered_is_refused(exported_folder, copy, sa
 
 
 def test_synthetic_picture_is_within_the_limit(exported_folder):
-    assert warm_up(load(exported_folder, LoadOptions(max_image_pixels=SIDE**2)), CONTRACT) == HELLO
+    assert warm_up(load(exported_folder, LoadOptions(max_image_pixels=SIDE**2)), CONTRACT) == Hello("quick", 1)
 
 
 def test_warm_up_leaves_no_warning(exported_folder):
