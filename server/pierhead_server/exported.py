@@ -31,6 +31,7 @@ from torch._export.serde.serialize import (
     deserialize_stride,
 )
 from torch._export.serde.union import _Union
+from torch._ops import OpOverload, OpOverloadPacket
 from torch.export import ExportedProgram
 from torch.export.passes import move_to_device_pass
 from torch.export.pt2_archive import constants as pt2
@@ -239,7 +240,7 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _PATH = re.compile(r"(?!__)[A-Za-z0-9_]+(\.(?!__)[A-Za-z0-9_]+)*")
 _RANGE = re.compile(r"[A-Za-z0-9_+\-*/() ]{1,200}")
 _UNBACKED = re.compile(r"(u|zuf)[0-9]{1,6}")  # torch counts up to the number
-_OPERATOR = re.compile(r"torch\.ops\.(aten|higher_order)\.([A-Za-z0-9_]+)(\.[A-Za-z0-9_]+)?")
+_ATEN = re.compile(r"torch\.ops\.aten\.([A-Za-z0-9_]+)\.([A-Za-z0-9_]+)")
 
 
 def check_name(text: str) -> None:
@@ -275,9 +276,12 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-_HIGHER_ORDER = _words("""
-    cond while_loop map_impl scan associative_scan invoke_subgraph wrap_with_set_grad_enabled wrap_with_autocast
-""")
+_CONTROL = frozenset(
+    f"torch.ops.higher_order.{name}"
+    for name in _words("""
+        cond while_loop map_impl scan associative_scan invoke_subgraph wrap_with_set_grad_enabled wrap_with_autocast
+    """)
+)
 _NUMBERS = _words("""
     _operator.eq _operator.ne _operator.le _operator.ge _operator.lt _operator.gt _operator.neg _operator.pos
     _operator.mul _operator.add _operator.sub _operator.floordiv _operator.mod _operator.pow _operator.truediv
@@ -288,13 +292,12 @@ _NUMBERS = _words("""
 
 def check_operator(target: str) -> None:
     """What a node may call: torch finds anything else by its name, too. Raises UnsafeProgramError."""
-    if target in _NUMBERS:
+    if target in _NUMBERS or target in _CONTROL:
         return
-    found = _OPERATOR.fullmatch(target)
-    if found:
-        namespace, name, _ = found.groups()
-        allowed = name in _HIGHER_ORDER if namespace == "higher_order" else name not in FILE_OPERATORS
-        if allowed and not name.startswith("__"):
+    found = _ATEN.fullmatch(target)
+    if found and found[1] not in FILE_OPERATORS:
+        packet = getattr(torch.ops.aten, found[1], None)
+        if isinstance(packet, OpOverloadPacket) and isinstance(getattr(packet, found[2], None), OpOverload):
             return
     raise UnsafeProgramError(f"calls {_quote(target)}, which is no operator of ATen: bring it as a custom predictor")
 

@@ -186,28 +186,32 @@ def _load_torchscript(path: Path) -> torch.nn.Module:
 # `torch.save`, `torch.from_file` and torchvision's operators, however they are called.
 _FILE_CALL = re.compile(r"\b(from_file|read_file|write_file)\b|getattr\s*\([^)]*(\\|\bsave\b)")
 _SAVE_CALL = re.compile(r"\bsave\b")
+# Operators beside torch's own: of extensions, and of torch's compiler, some of which reach beyond a tensor's memory.
+_OTHER_CALL = re.compile(
+    r"(?<![\w.])ops\b(?!\s*:)(?!\s*\.\s*(?:aten|prims?|_?quantized|sparse|mkldnn\w*|onednn|torchvision)\b)(\s*\.\s*\w+)?"
+)
 _STRING = re.compile(r'"(?:[^"\\\n]|\\.)*"')
 _MOST_SCRIPT_BYTES = 256 << 20  # what a file may unpack to beyond its size: code is compressed in it
 
 
 def _check_script(path: Path) -> None:
-    """Raises ArtifactInvalidError for code that reads or writes files, ValueError for what is no archive of code."""
+    """Raises ArtifactInvalidError for code that reaches beyond tensors, ValueError for what is no archive of code."""
     reader = torch._C.PyTorchFileReader(str(path))  # a zip; of other forms the code could not be read
     names = reader.get_all_records()
     unpacked = sum(reader.get_record_size(name) for name in names)
     if unpacked > path.stat().st_size + _MOST_SCRIPT_BYTES:
         raise ValueError(f"it unpacks to {unpacked} bytes")
     for name in names:
-        if name.endswith(".py") and (found := find_file_call(reader.get_record(name).decode())):
-            raise ArtifactInvalidError(f"program: {name} calls {found}: a program may not read or write files")
+        if name.endswith(".py") and (found := find_foreign_call(reader.get_record(name).decode())):
+            raise ArtifactInvalidError(f"program: {name} calls {found}: a program computes with tensors, and no more")
 
 
-def find_file_call(code: str) -> str | None:
-    """What of TorchScript's code would read or write a file; None where nothing does."""
+def find_foreign_call(code: str) -> str | None:
+    """What TorchScript's code calls that would reach beyond tensors, such as a file; None where there is nothing."""
     # In a message the word is harmless. torch writes strings in double quotes; where there is anything else that could
     # hide code from this, they are looked through, too.
     spoken = code if "'" in code or "#" in code or '"""' in code else _STRING.sub('""', code)
-    found = _FILE_CALL.search(code) or _SAVE_CALL.search(spoken)
+    found = _FILE_CALL.search(code) or _SAVE_CALL.search(spoken) or _OTHER_CALL.search(spoken)
     return found[0] if found else None
 
 

@@ -263,6 +263,16 @@ DEFAULTDICT = {"default_factory_module": "os", "default_factory_name": "getcwd",
         ),
         (lambda program, _: add_node(program, "_operator.attrgetter", {"as_string": "x"}), "no operator of ATen"),
         (lambda program, _: add_node(program, "torch.ops.aten.__class__", {"as_string": "x"}), "no operator of ATen"),
+        (lambda program, _: add_node(program, "torch.ops.aten.relu.__class__", {"as_int": 1}), "no operator of ATen"),
+        (lambda program, _: add_node(program, "torch.ops.aten.relu.overloads", {"as_int": 1}), "no operator of ATen"),
+        (
+            lambda program, _: add_node(program, "torch.ops.higher_order.cond.py_impl", {"as_int": 1}),
+            "no operator of ATen",
+        ),
+        (
+            lambda program, _: add_node(program, "torch.ops.inductor._reinterpret_tensor.default", {"as_int": 1}),
+            "no operator of ATen",
+        ),
         (lambda program, _: add_node(program, "torch.ops.load_library", {"as_string": "x"}), "no operator of ATen"),
         (lambda program, _: add_node(program, "torch.ops.image.write_file", {"as_string": "x"}), "no operator of ATen"),
         (
