@@ -614,6 +614,12 @@ def test_pool_is_as_large_as_the_machine(make_settings, monkeypatch, gpus, given
     assert make_load(settings, Path("/")).device == device
 
 
+def test_goal_for_latency_says_how_long_a_batch_waits(make_settings):
+    pool = make_pool(make_settings(max_batch_delay_seconds=0.25))
+    assert pool.policy(32, pipelined=True).delay == 0.25
+    assert pool.policy(32).delay == 0  # on a CPU nobody waits
+
+
 def test_gpu_that_is_not_there_is_told(make_settings, monkeypatch):
     monkeypatch.setattr("pierhead_server.serve.count_gpus", lambda: 0)
     with pytest.raises(SettingsInvalidError, match="PIERHEAD_DEVICE: cuda, but this machine shows no GPU"):
