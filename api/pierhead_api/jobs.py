@@ -14,7 +14,7 @@ from pierhead_api.wire import Body, Labels, Message, Number, Whatever, collect, 
 _FORMATS = "jsonl, csv and file-list are"
 _INPUT_FORMATS = ("", "jsonl", "csv", "file-list")
 _OUTPUT_FORMATS = ("", "jsonl", "csv", "parquet")
-_OBJECT_TYPES = ("", "object")
+_INSTANCE_TYPES = ("", "object", "array")
 
 
 class GcsSource(Message):
@@ -97,8 +97,6 @@ _REFUSED_OUTPUT = {
     "bigquery_destination": "is not supported: give gcsDestination",
     "vertex_multimodal_dataset_destination": "is not supported: give gcsDestination",
 }
-_WHOLE = "is not supported: an instance is given to the model as a whole"
-_REFUSED_INSTANCE = {"key_field": _WHOLE, "included_fields": _WHOLE, "excluded_fields": _WHOLE}
 _KEPT = ("explanation_spec", "disable_container_logging")
 
 
@@ -112,7 +110,8 @@ def make_job(body: JobBody, place: Place, name: str, model: str, version: str) -
         "model": model,
         "modelVersion": version,
         "modelParameters": body.model_parameters,
-        "inputConfig": _make_input(body.input_config, body.instance_config),
+        "inputConfig": _make_input(body.input_config),
+        "instanceConfig": _make_instance(body.instance_config, body.input_config.instances_format),
         "outputConfig": _make_output(body.output_config),
         "dedicatedResources": make_batch_resources(body.dedicated_resources) if body.dedicated_resources else None,
         "manualBatchTuningParameters": drop_empty({"batchSize": body.manual_batch_tuning_parameters.batch_size}),
@@ -122,16 +121,28 @@ def make_job(body: JobBody, place: Place, name: str, model: str, version: str) -
     return objects.mark(manifest, body.labels, collect(body, _KEPT))
 
 
-def _make_input(config: InputConfig, instances: InstanceConfig) -> Body:
+def _make_input(config: InputConfig) -> Body:
     refuse(config, _REFUSED_INPUT)
-    refuse(instances, _REFUSED_INSTANCE)
     if config.instances_format not in _INPUT_FORMATS:
         raise InvalidArgumentError(f"{config.instances_format} is not supported: {_FORMATS}", "instancesFormat")
-    if instances.instance_type not in _OBJECT_TYPES:
-        raise InvalidArgumentError(f"{instances.instance_type} is not supported: {_WHOLE}", "instanceType")
     if not config.gcs_source.uris:
         raise InvalidArgumentError("must be set", "inputConfig.gcsSource.uris")
     return drop_empty({"instancesFormat": config.instances_format, "gcsSource": {"uris": config.gcs_source.uris}})
+
+
+def _make_instance(config: InstanceConfig, form: str) -> Body:
+    if config.instance_type not in _INSTANCE_TYPES:
+        raise InvalidArgumentError(f"{config.instance_type} is not supported: object and array are", "instanceType")
+    if config.included_fields and config.excluded_fields:
+        raise InvalidArgumentError("must be empty where includedFields is set", "instanceConfig.excludedFields")
+    fields = {
+        "keyField": config.key_field,
+        "includedFields": config.included_fields,
+        "excludedFields": config.excluded_fields,
+    }
+    if form == "file-list" and (config.instance_type == "array" or any(fields.values())):
+        raise InvalidArgumentError("a file-list has no fields: take it out", "instanceConfig")
+    return drop_empty({"instanceType": config.instance_type, **fields})
 
 
 def _make_output(config: OutputConfig) -> Body:
@@ -163,6 +174,7 @@ def to_job(manifest: Manifest, model_display_name: str, place: Place) -> Body:
             "modelVersionId": version,
             "modelParameters": job.spec.model_parameters,
             "inputConfig": job.spec.input_config.dump(),
+            "instanceConfig": job.spec.instance_config.dump() if job.spec.instance_config else None,
             "outputConfig": job.spec.output_config.dump(),
             "dedicatedResources": _to_resources(job),
             "manualBatchTuningParameters": job.spec.manual_batch_tuning_parameters.dump(),

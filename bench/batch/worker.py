@@ -57,6 +57,7 @@ class Job:
             "PIERHEAD_WORKERS": "1",
             "PIERHEAD_TERMINATION_LOG": str(self.output / f"termination-{shard}"),
             "PIERHEAD_BATCH_JOB": json.dumps(document),
+            "PIERHEAD_BATCH_ALLOWED_URIS": "gs://,file://",
             "JOB_COMPLETION_INDEX": str(shard),
             **self.settings,
         }

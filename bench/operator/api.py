@@ -6,6 +6,7 @@ import asyncio
 import json
 import ssl
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -22,6 +23,8 @@ Key = tuple[str, str]  # namespace, name
 
 DEPLOYED_MODELS = f"/apis/{names.API_VERSION}/deployedmodels"
 DEPLOYMENTS = "/apis/apps/v1/deployments"
+_EVENTS = "/apis/events.k8s.io/v1/events"
+_PAGE = 1000
 _OURS = f"/apis/{names.API_VERSION}"
 _PATHS = {
     "Model": (_OURS, "models"),
@@ -73,6 +76,18 @@ class Api:
         async with asyncio.TaskGroup() as tasks:
             for _ in range(_CONCURRENCY):
                 tasks.create_task(create_some())
+
+    async def count_events(self) -> Counter[str]:
+        """How many Events there are, by the kind that they tell about."""
+        found: Counter[str] = Counter()
+        query = {"limit": str(_PAGE)}
+        while True:
+            async with self._session.get(_EVENTS, params=query) as response:
+                page = await response.json()
+            found.update(event["regarding"]["kind"] for event in page["items"])
+            if not page["metadata"].get("continue"):
+                return found
+            query["continue"] = page["metadata"]["continue"]
 
     async def watch(self, path: str, started: Callable[[], None]) -> AsyncIterator[tuple[str, Manifest]]:
         """What happens to the objects of a kind from now on, as (event's type, object), without an end."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import aiohttp
 from pierhead_operator import names
+from pierhead_operator.types import KINDS
 
 from bench.operator import api as kubernetes
 from bench.operator import fleet as fleets
@@ -18,7 +20,7 @@ from bench.operator.api import Api, Key, Watched
 from bench.operator.control_plane import PROGRAMS
 from bench.operator.fakes import FakePods
 from bench.operator.fleet import Fleet, Manifest
-from bench.operator.scrape import Requests, Scrape, count_writes, subtract
+from bench.operator.scrape import Requests, Scrape, count_writes, divide_events, subtract
 from bench.operator.supervisor import NAME, Operator
 from bench.server.processes import BenchError, busy_seconds, cpu_seconds
 from cluster import processes
@@ -115,7 +117,7 @@ class Bench:
     async def _deploy(self) -> None:
         """All DeployedModels at once."""
         wanted = self._fleet.deployed_models
-        before = await self._look()
+        before, told = await self._look(), await self._api.count_events()
         ready = Watched(self._api, kubernetes.DEPLOYED_MODELS, kubernetes.is_ready)
         with step(f"{wanted} DeployedModels"):
             async with ready.running(), self._telling(ready):
@@ -127,7 +129,7 @@ class Bench:
                 self.figures.cores = cpu.measure()
         with step("what comes after"):
             after = await self._wait_until_quiet(_QUIET_SECONDS)
-        self.figures.fleet_requests = subtract(after.requests, before.requests)
+        self.figures.fleet_requests = await self._explain(before, after, told)
         self.figures.fleet_errors = after.errors - before.errors
 
     async def _keep_still(self) -> None:
@@ -160,7 +162,7 @@ class Bench:
         """Fresh DeployedModels beside the fleet, each once the one before is Ready."""
         fresh = fleets.make_fresh()
         await self._api.create_all([endpoint for endpoint, _ in fresh])
-        before = await self._wait_until_quiet(_SETTLED_SECONDS)
+        before, told = await self._wait_until_quiet(_SETTLED_SECONDS), await self._api.count_events()
         there = Watched(self._api, kubernetes.DEPLOYMENTS, lambda _: True)
         ready = Watched(self._api, kubernetes.DEPLOYED_MODELS, kubernetes.is_ready)
         with step(f"{len(fresh)} DeployedModels, one after the other"):
@@ -168,7 +170,7 @@ class Bench:
                 for _, deployed_model in fresh:
                     await self._deploy_one(deployed_model, there, ready)
         after = await self._wait_until_quiet(_SETTLED_SECONDS)
-        self.figures.fresh_requests = subtract(after.requests, before.requests)
+        self.figures.fresh_requests = await self._explain(before, after, told)
 
     async def _deploy_one(self, manifest: Manifest, there: Watched, ready: Watched) -> None:
         namespace, name = kubernetes.key_of(manifest)
@@ -180,6 +182,12 @@ class Bench:
         self.figures.deployment_seconds.append(max(0.0, there.since[deployment] - begun))
         await ready.wait_until(f"{name} is Ready", lambda: (namespace, name) in ready.since, _FRESH_LIMIT_SECONDS)
         self.figures.fresh_ready_seconds.append(max(0.0, ready.since[namespace, name] - begun))
+
+    async def _explain(self, before: Scrape, after: Scrape, told: Counter[str]) -> Requests:
+        """The requests between two looks; `told` counts the Events that there were at the first."""
+        events = await self._api.count_events() - told
+        ours = {kind.KIND: events[kind.KIND] for kind in KINDS}
+        return divide_events(subtract(after.requests, before.requests), ours)
 
     async def _look(self) -> Scrape:
         found = await self._operator.scrape()

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from prometheus_client.parser import text_string_to_metric_families
 
 READING_VERBS = ("get", "list")
-# What belongs to one DeployedModel. Those of an Endpoint's and a Model's requests that are of these kinds cannot be
-# told from its own: they count.
+EVENTS_OF_IT = "Event of DeployedModel"
+# What belongs to one DeployedModel.
 OWN_KINDS = frozenset(
-    {"DeployedModel", "Deployment", "Service", "Pod", "Event", "HorizontalPodAutoscaler", "PodDisruptionBudget"}
+    {"DeployedModel", "Deployment", "Service", "Pod", EVENTS_OF_IT, "HorizontalPodAutoscaler", "PodDisruptionBudget"}
 )
 _LEASE = "Lease"
 
@@ -72,5 +72,11 @@ def count_writes(requests: Requests) -> float:
 
 
 def count_own(requests: Requests) -> float:
-    """Those of the kinds that belong to one DeployedModel."""
-    return sum(count for (_, kind), count in requests.items() if kind in OWN_KINDS)
+    """Those of the kinds that belong to one DeployedModel; without lists, which the resync asks for all the time."""
+    return sum(count for (verb, kind), count in requests.items() if kind in OWN_KINDS and verb != "list")
+
+
+def divide_events(requests: Requests, told: Mapping[str, int]) -> dict[tuple[str, str], float]:
+    """The same, with the Events that were created by the kind that they tell about: `told` of the operator's kinds."""
+    others = {key: count for key, count in requests.items() if key != ("create", "Event")}
+    return others | {("create", f"Event of {kind}"): told[kind] for kind in sorted(told) if told[kind]}

@@ -1,5 +1,6 @@
 """The reconcile of a BatchPredictionJob: its Kubernetes Job is made once, watched, and ended when it is cancelled."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -13,6 +14,7 @@ from pierhead_operator.applying import (
     tell_unreadable,
     write_status,
 )
+from pierhead_operator.batch_backoff import find_proven, make_reset
 from pierhead_operator.batch_status import (
     ENDED,
     Observed,
@@ -29,6 +31,7 @@ from pierhead_operator.resources import Manifest, is_owned
 from pierhead_operator.resources.batch import (
     Batching,
     explain_document,
+    explain_instance_config,
     find_output,
     is_of_another_try,
     make_control,
@@ -41,6 +44,8 @@ from pierhead_operator.settings import OperatorSettings
 from pierhead_operator.status import REASON_INVALID, REASON_REJECTED, REASON_SPEC_TOO_LARGE, Finding
 from pierhead_operator.types import BatchPredictionJob, BatchPredictionJobStatus, Model, ModelVersion
 from pierhead_operator.versions import find_version, make_record
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,7 @@ class BatchReconciler:
             await self._write_status(batch, observe_end(batch))
             return await self._outlive(batch)
         live, pods = await self._find_job(batch), await self._list_pods(batch)
+        await self._forgive(pods)
         batching, problem = await self._resolve(batch, live)
         if batching and not problem:
             batching = batching if live else await self._tell_output(batching)
@@ -168,6 +174,14 @@ class BatchReconciler:
         if live:
             await self.cluster.delete(live)
 
+    async def _forgive(self, pods: Sequence[Manifest]) -> None:
+        """Lets Kubernetes make those again soon who had done something: see batch_backoff."""
+        for pod in find_proven(pods):
+            try:
+                await self.cluster.patch(pod, make_reset(pod))
+            except Rejected as error:  # it waits as long as Kubernetes lets it
+                logger.warning("Pod %s/%s: %s", pod["metadata"]["namespace"], pod["metadata"]["name"], error)
+
     async def _find_job(self, batch: BatchPredictionJob) -> Manifest | None:
         live = await self.cluster.get("Job", batch.namespace, names.batch(batch.name))
         return live if live and is_owned(live, batch) else None
@@ -240,9 +254,10 @@ def resolve_version(batch: BatchPredictionJob, model: Model | None) -> ModelVers
 def explain_batching(batching: Batching) -> Finding | None:
     """Why no worker can be made of it."""
     spec, settings = batching.job.spec, batching.settings
-    too_large = explain_document(batching)
+    too_large, unfit = explain_document(batching), explain_instance_config(batching.job)
     return (
         explain_machine(spec.dedicated_resources.machine_spec, settings)
         or explain_pods(spec.pod_overrides, settings)
         or (Finding(REASON_SPEC_TOO_LARGE, too_large) if too_large else None)
+        or (Finding(REASON_INVALID, unfit) if unfit else None)
     )

@@ -32,6 +32,9 @@ ANNOTATION_PINNED = f"{GROUP}/pinned"
 ANNOTATION_INSTALLATION = f"{GROUP}/installation"
 ANNOTATION_WATCH_NAMESPACES = f"{GROUP}/watch-namespaces"
 ANNOTATION_RENEW = f"{GROUP}/renew"
+# In which the Job controller counts the failures of an index, in each of its pods, for the pod that follows.
+ANNOTATION_INDEX_FAILURES = "batch.kubernetes.io/job-index-failure-count"
+ANNOTATION_INDEX_IGNORED = "batch.kubernetes.io/job-index-ignored-failure-count"
 KUEUE = "kueue.x-k8s.io/"  # how Kueue's own labels begin, which a Job has from its BatchPredictionJob
 KUEUE_MIN_PARALLELISM = f"{KUEUE}job-min-parallelism"
 

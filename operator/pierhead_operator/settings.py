@@ -7,6 +7,12 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
 
+# As the server's own setting has it (pierhead_server.batch.allowed).
+ALLOWED_URI = (
+    r"^((gs|s3|az|pvc|file)://|(gs|s3|az|pvc)://[A-Za-z0-9$][A-Za-z0-9._-]*"
+    r"|https?://(\*|(\*\.)?[A-Za-z0-9.-]+)(:[0-9]+)?)$"
+)
+
 
 class _Settings(BaseModel):
     # A key that nobody reads is a mistake in the chart's values: say so at the start.
@@ -48,6 +54,15 @@ class ServerSettings(_Settings):
     env_from: list[dict[str, Any]] = Field(
         default_factory=list,
         description="Kubernetes EnvFromSources that every pod is given, such as storage's secrets.",
+    )
+
+
+class BatchSettings(_Settings):
+    """What batch prediction jobs may do."""
+
+    allowed_uris: list[Annotated[str, Field(pattern=ALLOWED_URI)]] = Field(
+        default_factory=lambda: ["gs://", "s3://", "az://", "pvc://"],
+        description="What jobs and their lines may name: schemes, buckets, and hosts of web servers.",
     )
 
 
@@ -159,6 +174,7 @@ class OperatorSettings(_Settings):
     )
     watch_namespaces: list[str] = Field(default_factory=list, description="The namespaces to look after; all if empty.")
     server: ServerSettings
+    batch: BatchSettings = BatchSettings()
     machines: MachineSettings = MachineSettings()
     rollout: RolloutSettings = RolloutSettings()
     autoscaling: AutoscalingSettings = AutoscalingSettings()

@@ -49,6 +49,8 @@ _KEPT_ANNOTATIONS = frozenset(
     {
         names.ANNOTATION_APPLIED,
         names.ANNOTATION_DEADLINE,
+        names.ANNOTATION_INDEX_FAILURES,
+        names.ANNOTATION_INDEX_IGNORED,
         names.ANNOTATION_INSTALLATION,
         names.KUEUE_MIN_PARALLELISM,
         names.ANNOTATION_PINNED,

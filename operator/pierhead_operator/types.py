@@ -601,6 +601,51 @@ class InputConfig(ApiObject):
     gcs_source: GcsSource
 
 
+FieldName = Annotated[str, Field(min_length=1, max_length=256)]
+
+
+class InstanceConfig(ApiObject):
+    """What of a line the model gets, and what the output calls it by."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rule(
+            (
+                "!(has(self.includedFields) && size(self.includedFields) > 0"
+                " && has(self.excludedFields) && size(self.excludedFields) > 0)",
+                "give at most one of includedFields and excludedFields",
+            ),
+            (
+                "!(has(self.keyField) && has(self.excludedFields) && self.keyField in self.excludedFields)",
+                "keyField is left out of what the model gets: take it out of excludedFields",
+            ),
+        )
+    )
+
+    instance_type: Literal["object", "array"] | None = Field(
+        None,
+        description=(
+            "What the model gets: the line, which must be an object, or an array of its values. A line as it is where"
+            " left out; a CSV row is then an object."
+        ),
+    )
+    key_field: FieldName | None = Field(
+        None,
+        description="The field that the model does not get, and whose value stands in the output as key, for instance.",
+    )
+    included_fields: list[FieldName] = Field(
+        default_factory=list,
+        max_length=256,
+        description="The fields that the model gets, of an array in this order; all others where left out.",
+    )
+    excluded_fields: list[FieldName] = Field(
+        default_factory=list, max_length=256, description="The fields that the model does not get."
+    )
+
+    def dump(self) -> dict[str, Any]:
+        """As Kubernetes stores it, without lists that are empty."""
+        return {name: value for name, value in super().dump().items() if value != []}
+
+
 class OutputConfig(ApiObject):
     """The predictions of a BatchPredictionJob."""
 
@@ -675,6 +720,11 @@ class BatchPredictionJobSpec(ApiObject):
     )
     unmanaged_container_model: RefusedObject | None = Field(None, description="Vertex AI's; refused here.")
     input_config: InputConfig = Field(json_schema_extra=_fixed("inputConfig"))
+    instance_config: InstanceConfig | None = Field(
+        None,
+        description="What of a line the model gets; all of it where left out.",
+        json_schema_extra=_fixed("instanceConfig"),
+    )
     output_config: OutputConfig = Field(json_schema_extra=_fixed("outputConfig"))
     dedicated_resources: BatchDedicatedResources = Field(
         default_factory=BatchDedicatedResources, description="The workers; one where left out."

@@ -79,6 +79,12 @@ class Listener:
         """The description of all routes."""
         return Response(self._openapi, media_type="application/json")
 
+    async def kserve_live(self, request: Request) -> Response:
+        """KServe V1: as `healthz`."""
+        if self._workers.failure:
+            return _refuse(request, UnavailableError(self._workers.failure))
+        return _json({"status": "alive"})
+
     async def kserve_models(self, _: Request) -> Response:
         """KServe V1: the models, of which there is one."""
         return _json({"models": [self._served.name]})
@@ -313,6 +319,7 @@ def create_app(listener: Listener) -> Starlette:
         "/readyz": listener.readyz,
         "/metrics": listener.metrics,
         "/openapi.json": listener.openapi,
+        "/": listener.kserve_live,
         "/v1/models": listener.kserve_models,
         _KSERVE: listener.kserve_model,
         "/v2": listener.oip_server,

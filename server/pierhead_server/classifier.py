@@ -116,6 +116,8 @@ class Classes:
     labels: Sequence[str]
     parameters: RankingParameters
 
+    echoes_key = True
+
     def predictions(self) -> list[object]:
         """Vertex AI's image shape, one for each picture."""
         return [shape_ranking(row, self.labels, self.parameters) for row in self.confidences]

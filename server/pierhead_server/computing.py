@@ -1,14 +1,15 @@
 """Several requests as one batch, each with an outcome of its own: what one of them does wrong harms no other."""
 
 import logging
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
-from torch import AcceleratorError
+from torch import AcceleratorError, OutOfMemoryError
 
-from pierhead_server.errors import ApiError, InstanceError
+from pierhead_server.errors import ApiError, InstanceError, InternalError
 from pierhead_server.protocol import Request, Result
 from pierhead_server.tensors import ValueTensorError
 
@@ -67,8 +68,12 @@ def compute(
     requests: Sequence[Prepared[R, P] | ApiError],
     forward: Forward[R],
     shape: Callable[[Prepared[R, P], Any], Result],
+    faults: tuple[type[Exception], ...] = (),
 ) -> list[Computed]:
-    """Run all requests' rows through the model together, and give each request its part."""
+    """Run all requests' rows through the model together, and give each request its part.
+
+    `faults` are what the model raises at a row that is wrong, which is its caller's error; all else is the model's own.
+    """
     sound = [request for request in requests if isinstance(request, Prepared)]
     rows = [row for request in sound for row in request.rows]
     start = time.perf_counter()
@@ -81,7 +86,7 @@ def compute(
             continue
         count = len(request.rows)
         part = None if outputs is None else outputs[position : position + count]
-        outcome = _finish(request, part, forward, shape)
+        outcome = _finish(request, part, _Alone(forward, faults), shape)
         computed.append(Computed(outcome, count, request.seconds, share * count))
         position += count
     return computed
@@ -106,30 +111,50 @@ def _try_all(forward: Forward[R], rows: Sequence[R]) -> Outputs | None:
 def _finish(
     request: Prepared[R, P],
     outputs: Outputs | None,
-    forward: Forward[R],
+    alone: "_Alone[R]",
     shape: Callable[[Prepared[R, P], Any], Result],
 ) -> Result | ApiError:
     try:
-        return shape(request, _one_by_one(request, forward) if outputs is None else outputs)
+        return shape(request, alone(request.rows) if outputs is None else outputs)
     except ApiError as error:
         return error
 
 
-def _one_by_one(request: Prepared[R, P], forward: Forward[R]) -> Outputs:
-    """After the batch raised. Raises InstanceError for the row that does it, and AcceleratorError."""
-    for index, row in enumerate(request.rows):
+@dataclass(frozen=True)
+class _Alone(Generic[R]):
+    """The model, for one request after the batch raised."""
+
+    forward: Forward[R]
+    faults: tuple[type[Exception], ...]
+
+    def __call__(self, rows: Sequence[R]) -> Outputs:
+        """Raises InstanceError or InternalError for the row that does it, and AcceleratorError."""
+        for index, row in enumerate(rows):
+            self._try([row], index, "")
+        # None of the rows by itself, and so none of them is wrong: most often memory does not suffice.
+        return self._try(rows, None, " on these instances together")
+
+    def _try(self, rows: Sequence[R], index: int | None, when: str) -> Outputs:
         try:
-            forward([row])
-        except AcceleratorError:
+            return self.forward(rows)
+        except (AcceleratorError, ApiError):
             raise
         except Exception as error:  # as above
-            raise InstanceError(index, "", f"the model raised {describe(error)}") from error
-    try:
-        return forward(request.rows)
-    except AcceleratorError:
-        raise
-    except Exception as error:  # as above; none of the rows by itself
-        raise InstanceError(0, "", f"the model raised {describe(error)} on these instances together") from error
+            cause = f"the model raised {describe(error)}{when}"
+            if index is not None and isinstance(error, self.faults) and not _is_of_the_machine(error):
+                raise InstanceError(index, "", cause) from error
+            raise InternalError(cause if index is None else f"instances[{index}]: {cause}") from error
+
+
+# torch tells most of these by their words alone.
+_OF_THE_MACHINE = re.compile(r"out of memory|not enough memory|allocate memory|CUDA|cuDNN|CUDNN|CUBLAS|cuBLAS|NCCL")
+
+
+def _is_of_the_machine(error: Exception) -> bool:
+    """Whether an error is of memory or of a device: another row could have met it."""
+    return isinstance(error, OutOfMemoryError | NotImplementedError | RecursionError) or bool(
+        _OF_THE_MACHINE.search(str(error))
+    )
 
 
 def describe(error: Exception) -> str:

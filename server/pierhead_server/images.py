@@ -5,6 +5,7 @@ vector units. Full-size decoding differs from Pillow and torchvision's v1 transf
 pixels, by one in some, and by two in a few that lie between two levels.
 """
 
+import re
 import struct
 import warnings
 import zlib
@@ -15,18 +16,34 @@ import numpy as np
 import numpy.typing as npt
 import simplejpeg
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 from torch.nn import functional
 
 from pierhead_server.config import Preprocessing
 
 Pixels = npt.NDArray[np.uint8]  # [height, width, 3], RGB
 
-# What Vertex AI documents for image models. Pillow knows more formats, some by outside programs: not for strangers.
-FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "ICO")
+
+def _list_formats() -> tuple[str, ...]:
+    """What Vertex AI documents for image models, and what browsers make; what phones make, where that is installed.
+
+    Pillow knows more formats, some by outside programs: not for strangers.
+    """
+    formats = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "ICO", "AVIF")
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        return formats
+    # One thread: each worker has one CPU.
+    register_heif_opener(thumbnails=False, depth_images=False, aux_images=False, decode_threads=1)
+    return (*formats, "HEIF")
+
+
+FORMATS = _list_formats()
 
 # What Pillow's decoders, written for sound files, raise on others. Fuzzing showed the first four; the rest are what
-# parsing bytes raises in Python.
+# parsing bytes raises in Python, and libheif's binding.
 _DECODE_ERRORS = (
     OSError,
     SyntaxError,
@@ -37,9 +54,16 @@ _DECODE_ERRORS = (
     OverflowError,
     LookupError,
     TypeError,
+    RuntimeError,
 )
 
 _ORIENTATION = 0x0112  # EXIF's tag
+
+_HEIC = re.compile(rb"....ftyp(hei[cxms]|hev[cxms]|mif1|msf1)", re.DOTALL)
+# TIFF's first bytes, and its tags.
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
+_WHITE_IS_ZERO = 0
 # What turns a picture upright, by the tag's value.
 _UPRIGHT: dict[int, Callable[[Pixels], Pixels]] = {
     2: np.fliplr,
@@ -77,7 +101,14 @@ def decode_image(data: bytes, *, max_pixels: int, smallest_side: int = 0) -> Pix
     except Image.DecompressionBombError:
         raise _too_large(max_pixels) from None
     except UnidentifiedImageError:
-        raise BadPictureError(f"not a picture: send one of {', '.join(FORMATS)}") from None
+        if data.startswith(_TIFF):
+            raise BadPictureError(
+                "a TIFF whose kind of pixels is not known: send 8 or 16 bits a channel, or grey of 32"
+            ) from None
+        known = ", ".join(FORMATS)
+        if _HEIC.match(data):
+            raise BadPictureError(f"a HEIC that cannot be read here: send one of {known}") from None
+        raise BadPictureError(f"not a picture: send one of {known}") from None
     except BadPictureError:
         raise
     except _DECODE_ERRORS as error:
@@ -89,32 +120,80 @@ def _too_large(max_pixels: int) -> BadPictureError:
 
 
 def _decode_jpeg(data: bytes, image: Image.Image, smallest_side: int) -> Pixels:
-    orientation = image.getexif().get(_ORIENTATION)
     try:
         pixels: Pixels = simplejpeg.decode_jpeg(data, "RGB", min_height=smallest_side, min_width=smallest_side)
     except ValueError:
         # It takes libjpeg's warnings for errors; Pillow knows which of them still leave a whole picture.
         return _load(image)
-    upright = _UPRIGHT.get(orientation) if orientation else None
-    return np.ascontiguousarray(upright(pixels)) if upright else pixels
+    return _turn_upright(pixels, image)
 
 
 def _load(image: Image.Image) -> Pixels:
     image.load()
-    # Phones store a picture as the sensor saw it and note in EXIF how it was held; who sends it has only ever seen it
-    # upright.
-    return np.array(_to_rgb(ImageOps.exif_transpose(image)))
+    return _turn_upright(_to_rgb(image), image)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _turn_upright(pixels: Pixels, image: Image.Image) -> Pixels:
+    """Phones store a picture as the sensor saw it and note in EXIF how it was held; who sends it has only ever seen it
+    upright.
+    """
+    try:
+        orientation = image.getexif().get(_ORIENTATION)
+    except _DECODE_ERRORS:
+        return pixels  # the picture is sound, and what stands beside it is not
+    upright = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+    return np.ascontiguousarray(upright(pixels)) if upright else pixels
+
+
+def _to_rgb(image: Image.Image) -> Pixels:
     """As torchvision's loader does: transparency is dropped, not blended."""
-    if image.mode.startswith("I;16"):
-        # Pillow would clip 16-bit grey at 255, which leaves almost everything white.
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode == "F" or image.mode.startswith("I"):
+        # Pillow would clip at 255, which leaves almost everything white, or black.
+        image = Image.fromarray(_to_grey(image))
     if image.mode == "P":
         # A palette with transparent entries has its colours only in RGBA.
         image = image.convert("RGBA")
-    return image if image.mode == "RGB" else image.convert("RGB")
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _to_grey(image: Image.Image) -> npt.NDArray[np.uint8]:
+    """Grey of more than 8 bits in 8 of them. What white is, 16 bits say; of 32 bits and of floats the values tell."""
+    tags = image.tag_v2 if isinstance(image, TiffImageFile) else {}
+    levels = np.array(image)
+    if image.mode == "F":
+        grey = _scale_floats(levels)
+    elif image.mode == "I":
+        grey = _scale_integers(levels, signed=tags.get(_SAMPLE_FORMAT) == (2,), bits=tags.get(_BITS, (32,))[0])
+    else:
+        grey = (levels >> (tags.get(_BITS, (16,))[0] - 8)).astype(np.uint8)
+    # Pillow turns these of 8 bits alone.
+    return 255 - grey if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO else grey
+
+
+def _scale_floats(levels: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    """White is 1, 255 or 65535: the first of them that no value is beyond, but for what scaling overshoots.
+
+    In place: four bytes a pixel are enough to hold once.
+    """
+    np.nan_to_num(levels, copy=False, posinf=0, neginf=0)
+    highest = levels.max()
+    white = next((white for white in (1.0, 255.0, 65535.0) if highest <= 2 * white), None)
+    if white is None:
+        raise BadPictureError("grey in floats beyond 65535: send 8 or 16 bits")
+    levels *= 255 / white
+    np.rint(levels, out=levels)
+    return np.clip(levels, 0, 255, out=levels).astype(np.uint8)
+
+
+def _scale_integers(levels: npt.NDArray[np.int32], *, signed: bool, bits: int) -> npt.NDArray[np.uint8]:
+    """Most writers widen 8 or 16 bits to 32; a value beyond those says that all of them count."""
+    if bits == 32 and not signed:
+        levels = levels.view(np.uint32)  # Pillow has no unsigned mode
+    used = int(levels.max()).bit_length()
+    whole = bits - 1 if signed else bits  # the sign is no bit of a level
+    width = next(width for width in (8, min(16, whole), whole) if used <= width)
+    np.clip(levels, 0, None, out=levels)
+    return (levels >> (width - 8)).astype(np.uint8)
 
 
 def read_image(data: bytes, how: Preprocessing, *, max_pixels: int) -> Pixels:

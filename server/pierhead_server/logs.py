@@ -4,9 +4,12 @@ Only what happened is told: never what a request or an answer held.
 """
 
 import logging
+import math
 import random
 import sys
 import threading
+import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from types import TracebackType
@@ -106,3 +109,25 @@ class RequestLog:
             request.seconds,
             extra=fields,
         )
+
+
+class Tally:
+    """Tells how many of something there were, at once and then at most once in a while."""
+
+    def __init__(
+        self, told_by: logging.Logger, text: str, *, seconds: float = 60.0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._logger = told_by
+        self._text = text  # with a %d for how many since it was told last
+        self._seconds = seconds
+        self._clock = clock
+        self._count = 0
+        self._told = -math.inf
+
+    def add(self, count: int) -> None:
+        """So many more."""
+        self._count += count
+        now = self._clock()
+        if now - self._told >= self._seconds:
+            self._logger.warning(self._text, self._count)
+            self._count, self._told = 0, now

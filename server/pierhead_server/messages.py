@@ -38,6 +38,7 @@ class Reply(msgspec.Struct, frozen=True, array_like=True):
     # The listener's own to fill in: how long the call waited, and for a batch of how many calls.
     queue_seconds: float = 0.0
     batch: int = 1
+    non_finite: int = 0  # numbers in the answer that are NaN or Infinity
 
 
 class Hello(msgspec.Struct, frozen=True, array_like=True, tag="hello"):

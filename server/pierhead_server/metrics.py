@@ -1,5 +1,6 @@
 """What the server tells Prometheus. `docs/model-server.md` lists the names."""
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,8 +17,11 @@ from prometheus_client import (
     generate_latest,
 )
 
+from pierhead_server.logs import Tally
 from pierhead_server.messages import Dialect, Reply
 from pierhead_server.protocol import ServedModel
+
+logger = logging.getLogger(__name__)
 
 _REQUEST_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _PART_SECONDS = (0.0001, 0.0005, *_REQUEST_SECONDS)  # of a request's parts, some of which take next to nothing
@@ -91,6 +95,12 @@ class Metrics:
         self._parse_seconds = seconds.labels("parse")
         self._prepare_seconds = seconds.labels("prepare")
         self._forward_seconds = seconds.labels("forward")
+        self._non_finite = Counter(
+            "pierhead_predict_non_finite_numbers",
+            "NaN and Infinity that the model gave, which JSON has as null.",
+            registry=self.registry,
+        )
+        self._non_finite_tally = Tally(logger, "the model gave %d numbers that are NaN or Infinity")
         self.workers = Gauge("pierhead_workers", "Processes that compute.", registry=self.registry)
         self.restarts = Counter(
             "pierhead_model_process_restarts",
@@ -143,7 +153,10 @@ class Metrics:
                 self._rejected.labels(reason).inc()
 
     def observe_reply(self, reply: Reply) -> None:
-        """What one answered call cost."""
+        """What one answered call cost, and how sound its answer was."""
+        if reply.non_finite:
+            self._non_finite.inc(reply.non_finite)
+            self._non_finite_tally.add(reply.non_finite)
         self._queue_seconds.observe(reply.queue_seconds)
         self._batch.observe(reply.batch)
         self._parse_seconds.observe(reply.parse_seconds)

@@ -12,16 +12,17 @@ from typing import Any
 
 import numpy as np
 
+from pierhead_server.binary import decode_base64
 from pierhead_server.errors import InternalError, InvalidArgumentError, ValueTensorError, describe_kind
+from pierhead_server.finite import count_non_finite
 from pierhead_server.messages import Call, Reply
 from pierhead_server.protocol import (
     Limits,
     Request,
     Result,
     ServedModel,
-    decode_base64,
     encode_json,
-    parse_json,
+    parse_object,
     suggest,
 )
 from pierhead_server.signature import DATATYPES, Signature, TensorSpec
@@ -32,6 +33,9 @@ HEADER_LENGTH = "Inference-Header-Content-Length"
 _DTYPES = {datatype: dtype for dtype, datatype in DATATYPES.items()}
 _LENGTH = struct.Struct("<I")  # before each element of BYTES
 _MOST_DIMENSIONS = 32
+MODEL_NAMES = ("model_name", "model_version")  # as KServe's client sends them; the path has chosen the model already
+# Request parameters that mean nothing here: there are no sequences, and the queue has one order and one deadline.
+TRITONS = ("sequence_id", "sequence_start", "sequence_end", "priority", "timeout", "headers")
 
 
 @dataclass(frozen=True)
@@ -79,13 +83,16 @@ class _Tail:
 
 def parse(call: Call, limits: Limits, signature: Signature | None = None) -> Request:
     """Parse an inference request; raises InvalidArgumentError that names the field and the fix."""
+    if call.header_length == 0:
+        return Request([_read_raw(call.body, signature)], {}, "oip", Wanted(None, True, ()))
     head, tail = _split(call)
-    document = parse_json(head)
-    if not isinstance(document, dict):
-        raise InvalidArgumentError(f'the body must be a JSON object with "inputs", not {describe_kind(document)}')
-    _refuse_unknown("", document, ("id", "parameters", "inputs", "outputs"))
+    document = parse_object(head, call.content_type, "inputs")
+    _refuse_unknown("", document, ("id", "parameters", "inputs", "outputs", *MODEL_NAMES))
     parameters = _parse_parameters("parameters", document)
     wanted = _parse_wanted(document, parameters, signature)
+    for name in list(parameters):
+        if name in TRITONS or name.startswith("triton_"):
+            del parameters[name]
     columns = _parse_inputs(document.get("inputs"), tail, signature)
     tail.check_end()
     count = len(columns[0].values)
@@ -93,6 +100,31 @@ def parse(call: Call, limits: Limits, signature: Signature | None = None) -> Req
         raise InvalidArgumentError(f"inputs: {count} rows are more than {limits.max_instances}: split the request")
     arguments = {"parameters": parameters} if parameters else {}
     return Request(_to_rows(columns, count), arguments, "oip", wanted)
+
+
+def _read_raw(body: bytes, signature: Signature | None) -> object:
+    """The one row of a body that is the one input's data and nothing else: Triton's raw binary request."""
+    specs = signature.inputs if signature else ()
+    if not body:
+        raise InvalidArgumentError("the body is empty: send the bytes of one instance")
+    if len(specs) > 1:
+        names = ", ".join(spec.name for spec in specs)
+        raise InvalidArgumentError(f"{HEADER_LENGTH}: 0 is for models of one input, and this one has {names}")
+    if not specs or specs[0].dtype == "bytes":
+        return body
+    (spec,) = specs
+    shape = _deduce_shape(len(body) // np.dtype(spec.dtype).itemsize, spec)
+    return _read_binary("inputs[0]", "the body", memoryview(body), DATATYPES[spec.dtype], (1, *shape))[0]
+
+
+def _deduce_shape(count: int, spec: TensorSpec) -> tuple[int, ...]:
+    """The shape of so many elements, where at most one size is left open."""
+    if spec.shape.count(-1) > 1:
+        raise InvalidArgumentError(
+            f"{HEADER_LENGTH}: 0 is for inputs of one size to be found out, and {spec.name} has {list(spec.shape)}"
+        )
+    rest = math.prod(size for size in spec.shape if size != -1)
+    return tuple(max(1, count // rest) if size == -1 else size for size in spec.shape)
 
 
 def _split(call: Call) -> tuple[bytes, _Tail]:
@@ -196,7 +228,8 @@ def _parse_input(where: str, entry: dict[str, Any], tail: _Tail, spec: TensorSpe
         size = parameters["binary_data_size"]
         if not _is_whole(size) or size < 0:
             raise InvalidArgumentError(f"{where}.parameters.binary_data_size: must be a whole number of bytes")
-        array = _read_binary(where, tail.take(size, f"{where}.parameters.binary_data_size"), datatype, shape)
+        field = f"{where}.parameters.binary_data_size"
+        array = _read_binary(where, field, tail.take(size, field), datatype, shape)
     elif "data" in entry:
         array = _read_json(f"{where}.data", entry["data"], datatype, shape)
     else:
@@ -220,16 +253,18 @@ def _is_whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _read_binary(where: str, data: memoryview, datatype: str, shape: tuple[int, ...]) -> Array:
-    """Little-endian, row-major, without padding. The array may be read-only: it lies in the body."""
+def _read_binary(where: str, field: str, data: memoryview, datatype: str, shape: tuple[int, ...]) -> Array:
+    """Little-endian, row-major, without padding. The array may be read-only: it lies in the body.
+
+    `field` names what is wrong where there are more or fewer bytes than the shape needs.
+    """
     count = math.prod(shape)
     if datatype == "BYTES":
         return _to_object_array(_split_elements(where, data, count), shape)
     dtype = np.dtype(_DTYPES[datatype]).newbyteorder("<")
     if len(data) != count * dtype.itemsize:
         raise InvalidArgumentError(
-            f"{where}.parameters.binary_data_size: shape {list(shape)} of {datatype} needs {count * dtype.itemsize} "
-            f"bytes, got {len(data)}"
+            f"{field}: shape {list(shape)} of {datatype} needs {count * dtype.itemsize} bytes, got {len(data)}"
         )
     array: Array = np.frombuffer(data, np.uint8 if datatype == "BOOL" else dtype).reshape(shape)
     return array != 0 if datatype == "BOOL" else array.astype(dtype.newbyteorder("="), copy=False)
@@ -315,10 +350,9 @@ def shape(request: Request, result: Result, served: ServedModel) -> Reply:
     wanted = request.wanted or Wanted(None, False, ())
     tensors = _read_tensors(result, len(request.instances))
     pieces: list[bytes] = []
-    outputs = [
-        _shape_output(output, _find(tensors, output.name), result.labels, pieces)
-        for output in wanted.outputs or [Output(name, wanted.binary) for name in tensors]
-    ]
+    asked = wanted.outputs or [Output(name, wanted.binary) for name in tensors]
+    arrays = [_find(tensors, output.name) for output in asked]
+    outputs = [_shape_output(output, array, result.labels, pieces) for output, array in zip(asked, arrays, strict=True)]
     answer: dict[str, object] = {"model_name": served.name, "model_version": served.version}
     if wanted.id is not None:
         answer["id"] = wanted.id
@@ -326,7 +360,20 @@ def shape(request: Request, result: Result, served: ServedModel) -> Reply:
     headers = {"Content-Type": "application/json"}
     if any("parameters" in output for output in outputs):
         headers = {"Content-Type": "application/octet-stream", HEADER_LENGTH: str(len(head))}
-    return Reply(200, b"".join((head, *pieces)), headers, instances=len(request.instances))
+    return Reply(
+        200,
+        b"".join((head, *pieces)),
+        headers,
+        instances=len(request.instances),
+        non_finite=_count_non_finite(result, arrays),
+    )
+
+
+def _count_non_finite(result: Result, arrays: Sequence[Array]) -> int:
+    """Also of those in binary form, which keep them. What a predictor's array holds as JSON is counted as it was."""
+    if any(array.dtype.kind == "O" for array in arrays):
+        return count_non_finite(list(result.predictions()))
+    return count_non_finite(arrays)
 
 
 def _read_tensors(result: Result, count: int) -> Mapping[str, Array]:

@@ -89,6 +89,7 @@ def _predict_request(max_instances: int) -> Schema:
             "parameters": {
                 "description": "Of an image classifier: confidenceThreshold (0 to 1) and maxPredictions (at least 1)."
             },
+            "signature_name": {"description": "Of TensorFlow's clients: not looked at."},
         },
         "additionalProperties": True,
         "example": {"instances": [{"b64": _PIXEL}], "parameters": {"maxPredictions": 3}},
@@ -123,6 +124,8 @@ def _infer_request() -> Schema:
             {"inputs": {"type": "array", "minItems": 1, "items": tensor}},
             {
                 "id": {"type": ["string", "null"]},
+                "model_name": {"description": "Not looked at: the path has chosen the model."},
+                "model_version": {"description": "The same."},
                 "parameters": parameters,
                 "outputs": {"type": ["array", "null"], "items": output},
             },
@@ -169,7 +172,7 @@ def _predictions() -> Schema:
         "name": "Inference-Header-Content-Length",
         "in": "header",
         "schema": {"type": "integer", "minimum": 0},
-        "description": "How much of the body is JSON; the tensors in binary form follow it.",
+        "description": "How much of the body is JSON; tensors in binary form follow it. At 0 all is one input's data.",
     }
     vertex_answer = {"application/json": {"schema": _reference("VertexPredictResponse")}}
     paths: Schema = {
@@ -178,7 +181,7 @@ def _predictions() -> Schema:
         ),
         f"{vertex}:rawPredict": _post(
             f"{vertex}:rawPredict",
-            "Vertex AI's rawPredict; a body of another type than JSON is one instance",
+            "Vertex AI's rawPredict; a body of another type than JSON is one instance, and httpBody may wrap either",
             {**body, "application/octet-stream": binary, "image/*": binary},
             {**_answer(plain), "headers": raw_headers},
             "GoogleError",
@@ -225,6 +228,7 @@ def _descriptions() -> Schema:
         "/readyz": _get("/readyz", "Ready to predict", status, "GoogleError"),
         "/metrics": {"get": _operation("Prometheus' metrics", {"200": _answer({"text/plain": {}})})},
         "/openapi.json": _get("/openapi.json", "This document", {"type": "object"}, None),
+        "/": _get("/", "KServe V1's liveness", _object({"status": {"const": "alive"}}), "GoogleError"),
         "/v1/models": _get("/v1/models", "KServe V1's list of models", _object({"models": strings}), None),
         "/v1/models/{model}": _get("/v1/models/{model}", "KServe V1's readiness of the model", named, "PlainError"),
         "/v2": _get("/v2", "What this server is", server, None),

@@ -2,11 +2,12 @@
 
 import contextlib
 import importlib.util
+import inspect
 import io
 import logging
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -14,11 +15,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from starlette.exceptions import HTTPException
+from torch import AcceleratorError
 
 from pierhead_server.artifact import PREDICTOR_FILE, Sample
 from pierhead_server.computing import Computed, describe
 from pierhead_server.errors import ApiError, ArtifactInvalidError, InternalError, InvalidArgumentError
-from pierhead_server.protocol import Request, encode_json
+from pierhead_server.protocol import Request, encode_json, means_nothing, suggest
 from pierhead_server.signature import Signature
 
 if TYPE_CHECKING:
@@ -137,6 +140,7 @@ class Predictions:
     rows: Sequence[object]
 
     labels = None
+    echoes_key = False  # what the routine gave is the answer
 
     def predictions(self) -> Sequence[object]:
         """One for each instance, as the routine gave it; arrays and tensors may be in it."""
@@ -179,6 +183,7 @@ class PredictorModel:
 
     def __init__(self, routine: Routine, sample: Sample | None = None) -> None:
         self._routine = routine
+        self._arguments = _Arguments(routine.predict)
         self.sample = sample
 
     def prepare(self, request: Request) -> Request:
@@ -201,16 +206,68 @@ class PredictorModel:
             outcome = self.predict(request)
         except ApiError as error:
             outcome = error
+        except AcceleratorError:  # a GPU that failed once fails at everything, until another process takes it
+            raise
         except Exception as error:  # a stranger's code may raise anything on its input
             logger.warning("the predictor raised", exc_info=True)
-            outcome = InvalidArgumentError(f"{_name_instances(request)}: the predictor raised {describe(error)}")
+            outcome = _judge(error, _name_instances(request))
         return Computed(outcome, len(request.instances), forward_seconds=time.perf_counter() - start)
 
     def predict(self, request: Request) -> Predictions:
         """What the routine returns; raises what it raises, and InternalError for what is no list of predictions."""
+        arguments = self._arguments.choose(request.arguments)
         with _printing():
-            given = self._routine.predict(list(request.instances), **request.arguments)
+            given = self._routine.predict(list(request.instances), **arguments)
         return Predictions(_check_rows(given, len(request.instances)))
+
+
+class _Arguments:
+    """What a routine's `predict` takes beside the instances."""
+
+    def __init__(self, predict: Callable[..., Any]) -> None:
+        parameters = _read_parameters(predict)
+        self._any = parameters is None or any(each.kind == inspect.Parameter.VAR_KEYWORD for each in parameters)
+        named = [each for each in (parameters or [])[1:] if each.kind in _NAMED]
+        self._instances = [each.name for each in (parameters or [])[:1] if each.kind in _NAMED]
+        self._taken = {each.name for each in named}
+        self._needed = {each.name for each in named if each.default is inspect.Parameter.empty}
+
+    def choose(self, arguments: Mapping[str, object]) -> Mapping[str, object]:
+        """Those that are passed on. Raises InvalidArgumentError for what `predict` does not take, or would miss."""
+        if not self._any:
+            arguments = {
+                name: value
+                for name, value in arguments.items()
+                if name in self._taken or not means_nothing(name, value)
+            }
+        for name in arguments:
+            if name in self._instances or not (self._any or name in self._taken):
+                raise InvalidArgumentError(f"{name}: unknown: {suggest(name, ['instances', *sorted(self._taken)])}")
+        for name in sorted(self._needed.difference(arguments)):
+            raise InvalidArgumentError(f"{name}: missing: the predictor needs it")
+        return arguments
+
+
+_NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+
+
+def _read_parameters(predict: Callable[..., Any]) -> list[inspect.Parameter] | None:
+    """None where a C extension does not tell."""
+    try:
+        return list(inspect.signature(predict).parameters.values())
+    except (TypeError, ValueError):
+        return None
+
+
+def _judge(error: Exception, where: str) -> ApiError:
+    """Whose error it is. A ValueError is Python's word for a wrong value, and KServe's InvalidInput is one; Vertex AI's
+    custom prediction routines raise an HTTPException. Whatever else a routine raises is its own failure.
+    """
+    if isinstance(error, HTTPException):
+        refused = 400 <= error.status_code < 500
+        return (InvalidArgumentError if refused else InternalError)(str(error.detail)[:_MOST_CHARACTERS])
+    family = InvalidArgumentError if isinstance(error, ValueError) else InternalError
+    return family(f"{where}: the predictor raised {describe(error)}")
 
 
 def _name_instances(request: Request) -> str:

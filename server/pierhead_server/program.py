@@ -1,9 +1,11 @@
 """Any other program: named tensors and pictures in, named tensors out."""
 
+import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from io import BytesIO
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ from pierhead_server.accelerator import copy_to
 from pierhead_server.artifact import Sample
 from pierhead_server.computing import Computed, Prepared, compute, prepare_rows
 from pierhead_server.config import ImageInput, Input, TensorInput
-from pierhead_server.errors import ApiError, ArtifactInvalidError
+from pierhead_server.errors import ApiError, ArtifactInvalidError, InternalError
 from pierhead_server.images import BadPictureError, fit, read_image
 from pierhead_server.messages import Form
 from pierhead_server.modules import first_line
@@ -28,6 +30,11 @@ Array = npt.NDArray[Any]
 Row = tuple[Array, ...]  # one array for each input
 Named = Mapping[str, Array]  # what the program gives for one row
 
+# What a program raises at values and sizes that it cannot compute with. torch has no closer name than RuntimeError, and
+# TorchScript makes one of everything.
+_FAULTS = (ValueError, IndexError, AssertionError, RuntimeError)
+_MOST_GUESSES = 16  # names that are compared with the one that is missing
+
 
 @dataclass(frozen=True)
 class Tensors:
@@ -36,6 +43,7 @@ class Tensors:
     rows: Sequence[Named]
 
     labels = None
+    echoes_key = True
 
     def predictions(self) -> list[object]:
         """A number or a list where there is one output, else an object by the outputs' names."""
@@ -83,11 +91,11 @@ class TensorProgram:
 
     def prepare(self, request: Request) -> Prepared[Row, None]:
         """Make the inputs' arrays. Raises InvalidArgumentError."""
-        return prepare_rows(request, self._read_row, partial(refuse_arguments, known=()))
+        return prepare_rows(request, self._read_row, refuse_arguments)
 
     def compute(self, prepared: Sequence[Prepared[Row, None] | ApiError]) -> list[Computed]:
         """One outcome for each request, whatever the others are."""
-        return compute(prepared, self._forward, self._shape)
+        return compute(prepared, self._forward, self._shape, faults=_FAULTS)
 
     def move(self, device: torch.device) -> None:
         """Compute on a GPU from now on. Raises what the program raises there."""
@@ -138,7 +146,7 @@ class TensorProgram:
         named = self._name(given)
         for name, tensor in named.items():
             if tensor.shape[:1] != (len(batch[0]),):
-                raise ValueError(f"output {name} has shape {tuple(tensor.shape)} for a batch of {len(batch[0])}")
+                raise InternalError(f"output {name} has shape {tuple(tensor.shape)} for a batch of {len(batch[0])}")
         return {name: _to_numpy(tensor) for name, tensor in named.items()}
 
     def _name(self, given: object) -> dict[str, torch.Tensor]:
@@ -150,11 +158,11 @@ class TensorProgram:
                 ["output"] if len(tensors) == 1 else [f"output_{number}" for number in range(len(tensors))]
             )
             if len(names) != len(tensors):
-                raise ValueError(f"outputs: {len(names)} names, but the program gives {len(tensors)}")
+                raise InternalError(f"outputs: {len(names)} names, but the program gives {len(tensors)}")
             named = dict(zip(names, tensors, strict=True))
         for name, tensor in named.items():
             if not isinstance(tensor, torch.Tensor):
-                raise ValueError(f"output {name} is a {type(tensor).__name__}, not a tensor")
+                raise InternalError(f"output {name} is a {type(tensor).__name__}, not a tensor")
         return named
 
     def _probe(self) -> tuple[TensorSpec, ...]:
@@ -178,12 +186,14 @@ class TensorProgram:
 
 
 def _check_names(instance: Mapping[str, object], names: Sequence[str]) -> None:
+    """Whether all inputs are there. What else is, is ignored: `key`, and whatever a client keeps beside them."""
     for name in names:
         if name not in instance:
-            raise ValueTensorError(f".{name}", "missing: the model needs it")
-    for name in instance:
-        if name not in names:
-            raise ValueTensorError(f".{name}", f"unknown: the model takes {', '.join(names)}")
+            others = [given[:100] for given in islice(instance, _MOST_GUESSES) if given not in names]
+            near = difflib.get_close_matches(name, others, n=1)
+            raise ValueTensorError(
+                f".{name}", f"missing: the model needs it{f', and does not know {near[0]}' if near else ''}"
+            )
 
 
 def _describe_input(entry: Input) -> TensorSpec:

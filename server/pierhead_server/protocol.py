@@ -4,21 +4,22 @@ All dialects but OIP's are here: Vertex AI's, its raw one, AI Platform's and KSe
 in how they answer. The listener imports this module too, so numpy comes in only where a worker gets.
 """
 
+import codecs
 import difflib
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import quote
 
 import msgspec
 import pybase64
 
+from pierhead_server.binary import decode_base64, restore_binary
 from pierhead_server.errors import (
     ApiError,
-    InstanceError,
     InternalError,
     InvalidArgumentError,
     QueueFullError,
@@ -26,6 +27,7 @@ from pierhead_server.errors import (
     ValueTensorError,
     describe_kind,
 )
+from pierhead_server.finite import count_non_finite
 from pierhead_server.messages import Call, Dialect, Reply
 from pierhead_server.signature import Signature
 
@@ -37,12 +39,14 @@ if TYPE_CHECKING:
 
 RETRY_AFTER_SECONDS = 1
 
+_MOST_GUESSES = 16  # names that are compared with those that are known
 _MAX_MESSAGE = 2000  # characters; a message may quote what the caller sent
 _PICTURE_FORMS = (
     '{"b64": "<base64>"}, {"content": "<base64>", "mimeType": "image/jpeg"}, {"image": <either>} '
     "or rows x columns x [red, green, blue] of 0 to 255"
 )
-
+_IN_PICTURE = ("content", "b64")  # strings of base64
+PICTURE_FIELDS = (*_IN_PICTURE, "image", "image_bytes")
 
 _MODEL_RESOURCE = re.compile(r"(projects/[^/]+/locations/)[^/]+(/models/[^/]+)")
 _LOCATION = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")  # what the chart takes for one
@@ -103,6 +107,11 @@ class Result(Protocol):
         """The names of the classes, where there are classes."""
         ...
 
+    @property
+    def echoes_key(self) -> bool:
+        """Whether an instance's `key` comes back in its prediction, as from TensorFlow's exports."""
+        ...
+
     def predictions(self) -> Sequence[object]:
         """One for each instance: a JSON value; arrays, tensors and bytes may be in it."""
         ...
@@ -121,39 +130,91 @@ def parse(call: Call, limits: Limits, signature: Signature | None = None) -> Req
         from pierhead_server import oip
 
         return oip.parse(call, limits, signature)
-    if call.dialect == "raw" and _is_binary(call.content_type):
-        if not call.body:
-            raise InvalidArgumentError("the body is empty: send the bytes of one instance")
-        return Request((call.body,), {}, call.dialect, location=call.location)
     if call.dialect == "batch":
         return _parse_batch(call.body)
-    document = parse_json(call.body)
-    if not isinstance(document, dict):
-        raise InvalidArgumentError(f'the body must be a JSON object with "instances", not {describe_kind(document)}')
+    if call.dialect == "raw" and _is_binary(call.content_type):
+        return _parse_bytes(call)
+    document = parse_object(call.body, call.content_type, "instances")
+    if call.dialect == "raw" and (inside := _unwrap(call, document)):
+        if _is_binary(inside.content_type):
+            return _parse_bytes(inside)
+        call, document = inside, parse_object(inside.body, inside.content_type, "instances")
+    return _parse_instances(call, document, limits)
+
+
+def _parse_instances(call: Call, document: dict[str, Any], limits: Limits) -> Request:
     if call.dialect == "vertex":
         document.pop("labels", None)  # Vertex AI's, for its bills; the Node client sends them always
     instances = _check_instances(document.pop("instances", None), limits.max_instances)
     # To look through the body takes longer than through flat instances, and less long than through nested ones.
     if all(map(_is_flat, instances)) or b'"b64"' in call.body or b"\\" in call.body:  # an escape may hide the name
-        _restore_binary(instances)
+        restore_binary(instances)
     return Request(instances, document, call.dialect, location=call.location)
+
+
+def _parse_bytes(call: Call) -> Request:
+    if not call.body:
+        raise InvalidArgumentError("the body is empty: send the bytes of one instance")
+    return Request((call.body,), {}, call.dialect, location=call.location)
+
+
+def _unwrap(call: Call, document: Mapping[str, Any]) -> Call | None:
+    """What is inside of a google.api.HttpBody, in which Google's generated clients send a rawPredict."""
+    wrapped = document.get("httpBody", document.get("http_body"))
+    if wrapped is None or "instances" in document:
+        return None
+    if not isinstance(wrapped, dict):
+        raise InvalidArgumentError(f"httpBody: must be an object, not {describe_kind(wrapped)}")
+    content_type = wrapped.get("contentType", wrapped.get("content_type")) or "application/json"
+    if not isinstance(content_type, str):
+        raise InvalidArgumentError(f"httpBody.contentType: must be a string, not {describe_kind(content_type)}")
+    try:
+        body = decode_base64(wrapped.get("data"), "httpBody.data")
+    except ValueTensorError as error:
+        raise InvalidArgumentError(str(error)) from None
+    return msgspec.structs.replace(call, body=body, content_type=content_type)
 
 
 def _parse_batch(body: bytes) -> Request:
     """What the batch worker wrote: JSON's values in msgpack, fetched bytes among them."""
     document = msgspec.msgpack.decode(body)
     instances = document.pop("instances")
-    _restore_binary(instances)
+    restore_binary(instances)
     return Request(instances, document, "batch")
 
 
+def _kind_of(content_type: str) -> str:
+    return content_type.partition(";")[0].strip().lower()
+
+
 def _is_binary(content_type: str) -> bool:
-    kind = content_type.partition(";")[0].strip().lower()
+    kind = _kind_of(content_type)
     return kind == "application/octet-stream" or kind.startswith("image/")
 
 
+def parse_object(body: bytes, content_type: str, member: str) -> dict[str, Any]:
+    """A JSON object that should hold this member, whatever the type says. Raises InvalidArgumentError."""
+    try:
+        document = parse_json(body)
+    except InvalidArgumentError as error:
+        kind = _kind_of(content_type)
+        if kind.startswith(("multipart/", "image/")):
+            raise InvalidArgumentError(
+                f"{kind} is not taken here: send JSON, or the picture itself to :rawPredict"
+            ) from error
+        raise
+    if not isinstance(document, dict):
+        raise InvalidArgumentError(f'the body must be a JSON object with "{member}", not {describe_kind(document)}')
+    return document
+
+
 def parse_json(body: bytes) -> Any:
-    """JSON in UTF-8, in which NaN, Infinity and -Infinity are numbers too; raises InvalidArgumentError."""
+    """JSON in UTF-8, in which NaN, Infinity and -Infinity are numbers too; raises InvalidArgumentError.
+
+    A byte order mark before it is skipped: Windows' editors and shells write one.
+    """
+    if body.startswith(_BOM):
+        body = body[len(_BOM) :]
     try:
         return msgspec.json.decode(body)
     except RecursionError:
@@ -168,7 +229,8 @@ def _parse_leniently(body: bytes) -> Any:
         text = body.decode("utf-8")
         value = json.loads(text)
     except UnicodeDecodeError as error:
-        raise InvalidArgumentError(f"the body is not UTF-8 (byte {error.start}): send JSON in UTF-8") from None
+        cause = "is UTF-16, not UTF-8" if body.startswith(_UTF16) else f"is not UTF-8 (byte {error.start})"
+        raise InvalidArgumentError(f"the body {cause}: send JSON in UTF-8") from None
     except RecursionError:
         raise InvalidArgumentError("the body is nested too deeply") from None
     except json.JSONDecodeError as error:
@@ -180,6 +242,8 @@ def _parse_leniently(body: bytes) -> Any:
     return value
 
 
+_BOM = codecs.BOM_UTF8
+_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -209,75 +273,16 @@ def _is_flat(instance: object) -> bool:
     return not isinstance(instance, list)
 
 
-def _restore_binary(instances: list[object]) -> None:
-    """Each {"b64": "..."} becomes bytes, in place. Raises InstanceError."""
-    for index, instance in enumerate(instances):
-        try:
-            instances[index] = _restore(instance)
-        except ValueTensorError as error:
-            raise InstanceError(index, error.field, error.cause) from None
-        except RecursionError:
-            raise InvalidArgumentError("the body is nested too deeply") from None
-
-
-def _restore(value: object) -> object:
-    if isinstance(value, dict):
-        if len(value) == 1 and "b64" in value:
-            return decode_base64(value["b64"], ".b64")
-        for name, item in value.items():
-            try:
-                value[name] = _restore(item)
-            except ValueTensorError as error:
-                raise error.within(f".{name}") from None
-    elif isinstance(value, list) and _holds_object(value):
-        _restore_items(value)
-    return value
-
-
-def _restore_items(values: list[object]) -> None:
-    """Of a list that holds objects, directly or in its lists, which are not searched once more."""
-    for index, item in enumerate(values):
-        try:
-            if isinstance(item, dict):
-                values[index] = _restore(item)
-            elif isinstance(item, list):
-                _restore_items(item)
-        except ValueTensorError as error:
-            raise error.within(f"[{index}]") from None
-
-
-def _holds_object(values: list[Any]) -> bool:
-    """Whether there is an object in a list or in its lists; a picture's 150,000 numbers are not visited one by one."""
-    level = values
-    while True:
-        kinds = set(map(type, level))
-        if dict in kinds:
-            return True
-        if list not in kinds:
-            return False
-        lists = level if len(kinds) == 1 else [item for item in level if type(item) is list]
-        level = list(chain.from_iterable(lists))
-
-
-def decode_base64(value: object, field: str) -> bytes:
-    """Standard base64, strictly; raises ValueTensorError."""
-    if not isinstance(value, str):
-        raise ValueTensorError(field, f"must be a base64 string, not {describe_kind(value)}")
-    try:
-        data: bytes = pybase64.b64decode(value, validate=True)
-    except ValueError as error:
-        cause = " ".join(str(error).split())
-        raise ValueTensorError(
-            field, f"not valid base64 ({cause}): use the standard alphabet with padding and no line breaks"
-        ) from None
-    if not data:
-        raise ValueTensorError(field, "empty: put the bytes here, in base64")
-    return data
-
-
 def refuse_arguments(arguments: Mapping[str, object], known: Sequence[str] = ()) -> None:
     """For models that take no others beside `instances`; raises InvalidArgumentError."""
-    _refuse_unknown("", arguments, ("instances", *known))
+    given = [name for name, value in arguments.items() if not means_nothing(name, value)]
+    _refuse_unknown("", given, ("instances", *known))
+
+
+def means_nothing(name: str, value: object) -> bool:
+    """Whether a client sends this argument without meaning anything by it."""
+    # TensorFlow's clients name the signature, of which there is one here; Google's send empty parameters.
+    return name == "signature_name" or (name == "parameters" and value in (None, {}))
 
 
 def _refuse_unknown(where: str, given: Collection[str], known: Sequence[str]) -> None:
@@ -371,19 +376,18 @@ def _read_picture_value(value: object) -> "bytes | npt.NDArray[np.uint8]":
 
 
 def _read_picture_object(instance: dict[str, Any], where: str = "") -> "bytes | npt.NDArray[np.uint8]":
-    known = ("content", "b64", "mimeType") if where else ("content", "b64", "image", "image_bytes", "mimeType")
-    for name in instance:
-        if name not in known:
-            raise ValueTensorError(f".{name}", f"unknown: {suggest(name, known)}")
-    fields = [name for name in instance if name != "mimeType"]
+    """What else the object holds is ignored, such as the `key` by which a client knows its instance again."""
+    known = _IN_PICTURE if where else PICTURE_FIELDS
+    fields = [name for name in known if name in instance]
     if len(fields) != 1:
+        for name in islice(instance, _MOST_GUESSES) if not fields else ():
+            if near := difflib.get_close_matches(name[:100], known, n=1):
+                raise ValueTensorError(f".{name}", f"unknown: did you mean {near[0]}?")
         raise ValueTensorError("", f"must hold exactly one picture: send {_PICTURE_FORMS}")
-    # A picture is known by its first bytes: a wrong mimeType on a sound picture harms nobody, so it is not compared.
-    if not isinstance(instance.get("mimeType", ""), str):
-        raise ValueTensorError(".mimeType", 'must be a string such as "image/png"')
+    # A picture is known by its first bytes: a wrong mimeType on a sound picture harms nobody, so it is not looked at.
     (field,) = fields
     value = instance[field]
-    if field in ("content", "b64"):
+    if field in _IN_PICTURE:
         return value if isinstance(value, bytes) and value else decode_base64(value, f".{field}")
     try:
         return _read_picture_object(value, field) if isinstance(value, dict) else _read_picture_value(value)
@@ -400,7 +404,8 @@ def shape(request: Request, result: Result, served: ServedModel) -> Reply:
     predictions = result.predictions()
     if len(predictions) != len(request.instances):
         raise InternalError(f"the model gave {len(predictions)} predictions for {len(request.instances)} instances")
-    body: dict[str, object] = {"predictions": predictions}
+    keyed = list(map(_echo_key, request.instances, predictions)) if result.echoes_key else predictions
+    body: dict[str, object] = {"predictions": keyed}
     headers = {"Content-Type": "application/json"}
     if request.dialect == "vertex":
         body |= {
@@ -412,7 +417,16 @@ def shape(request: Request, result: Result, served: ServedModel) -> Reply:
     elif request.dialect == "raw":
         headers["X-Vertex-AI-Deployed-Model-Id"] = _to_header(served.deployed_model_id)
         headers["X-Vertex-AI-Model"] = _to_header(served.model_in(request.location))
-    return Reply(200, encode_json(body), headers, instances=len(request.instances))
+    encoded = encode_json(body)
+    # A number that JSON does not know was written as null; most answers hold none, and are not looked through.
+    non_finite = count_non_finite(predictions) if b"null" in encoded else 0
+    return Reply(200, encoded, headers, instances=len(request.instances), non_finite=non_finite)
+
+
+def _echo_key(instance: object, prediction: object) -> object:
+    if isinstance(instance, dict) and "key" in instance and isinstance(prediction, dict):
+        return {"key": instance["key"]} | prediction  # an output of this name stays
+    return prediction
 
 
 def _to_header(value: str) -> str:

@@ -4,9 +4,10 @@ import os
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, AliasGenerator, Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AfterValidator, AliasGenerator, BeforeValidator, Field, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from pierhead_server.batch.allowed import DEFAULT, Allowed
 from pierhead_server.errors import SettingsInvalidError
 
 TERMINATION_LOG = Path("/dev/termination-log")  # where Kubernetes looks by default
@@ -15,6 +16,10 @@ TERMINATION_LOG = Path("/dev/termination-log")  # where Kubernetes looks by defa
 def _with_scheme(host: str) -> str:
     """Google's clients take the emulator's address with and without a scheme; so do we."""
     return (host if "://" in host else f"http://{host}").rstrip("/")
+
+
+def _parse_allowed(entries: object) -> object:
+    return Allowed.parse(entries.split(",")) if isinstance(entries, str) else entries
 
 
 def _cache_folder() -> Path:
@@ -70,6 +75,9 @@ class Settings(BaseSettings):
     port: int = Field(default=8080, ge=0, le=65535)
     drain_seconds: float = Field(default=5.0, ge=0, allow_inf_nan=False)
     termination_log: Path = TERMINATION_LOG
+
+    # Of a batch job and of its lines: schemes, buckets and hosts, with commas between.
+    batch_allowed_uris: Annotated[Allowed, NoDecode, BeforeValidator(_parse_allowed)] = Allowed(DEFAULT)
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "text"] = "json"

@@ -243,6 +243,14 @@ REFUSED_AT_CREATION = {
         "unmanagedContainerModel is not supported"),
     "input from nowhere": (
         changed(BATCH_PREDICTION_JOB, "spec.inputConfig.gcsSource.uris", ["photos.jsonl"]), "uris[0] in body should match"),
+    "fields both ways": (
+        changed(BATCH_PREDICTION_JOB, "spec.instanceConfig", {"includedFields": ["a"], "excludedFields": ["b"]}),
+        "give at most one of includedFields and excludedFields"),
+    "key that is excluded": (
+        changed(BATCH_PREDICTION_JOB, "spec.instanceConfig", {"keyField": "a", "excludedFields": ["a"]}),
+        "keyField is left out of what the model gets: take it out of excludedFields"),
+    "no such instance type": (
+        changed(BATCH_PREDICTION_JOB, "spec.instanceConfig", {"instanceType": "list"}), "Unsupported value: \"list\""),
     "no input": (changed(BATCH_PREDICTION_JOB, "spec.inputConfig", None), "spec.inputConfig: Required value"),
     "name too long": (changed(MODEL, "metadata.name", "x" * 64), "metadata.name must be at most 63 characters"),
     "name with dots": (changed(ENDPOINT, "metadata.name", "a.b"), "metadata.name must be at most 63 characters"),

@@ -5,7 +5,6 @@ On a real API server, beside the installed operator. Nothing here runs: no node 
 
 import copy
 import json
-import time
 
 import pytest
 from pierhead_operator import names
@@ -333,15 +332,14 @@ def test_namespace_with_much_to_do_leaves_room_for_another():
             return sum(condition_reason(live) == reason for live in found)
 
         wait_until("all miss their Model", lambda: count("ModelNotFound") == MANY, seconds=120)
-        begun = time.monotonic()
         much.apply(make_model(v1="photos/1"))
         little.apply(make_endpoint())
         wait_told_of(little, "endpoint", "photos", "NoDeployedModel")
-        waited = time.monotonic() - begun
+        waiting = MANY - count("ModelVersionNotFound")
+        print(f"when another tenant's Endpoint was looked at, {waiting} of the first's {MANY} still waited")
+        # In the order of their events none would, but for those in the workers' hands.
+        assert waiting > MANY / 4
         wait_until("all miss their version", lambda: count("ModelVersionNotFound") == MANY, seconds=120)
-        whole = time.monotonic() - begun
-        print(f"another tenant's Endpoint was looked at after {waited:.1f} s, all of the first's after {whole:.1f} s")
-        assert waited < whole
 
 
 def condition_reason(live):

@@ -34,6 +34,7 @@ _GRACE_SECONDS = 20
 _PVC = re.compile(r"^pvc://([^/]+)/")
 _PVC_FOLDER = "/pierhead/pvc"
 _DOCUMENT_VARIABLE = "PIERHEAD_BATCH_JOB"
+_ALLOWED_VARIABLE = "PIERHEAD_BATCH_ALLOWED_URIS"
 # A file system's name has at most 255 bytes, and the folder's has 41 more than this.
 _MAX_SHOWN_BYTES = 128
 _UID_CHARACTERS = 8
@@ -102,6 +103,8 @@ def make_document(batching: Batching) -> str:
         "shards": spec.dedicated_resources.max_replicas,
         "batchSize": spec.manual_batch_tuning_parameters.batch_size,
     }
+    if spec.instance_config and (config := spec.instance_config.dump()):
+        document["instanceConfig"] = config
     return json.dumps(document, separators=(",", ":"), sort_keys=True)
 
 
@@ -111,6 +114,16 @@ def explain_document(batching: Batching) -> str | None:
     if size <= MAX_DOCUMENT_BYTES:
         return None
     return f"spec.inputConfig.gcsSource.uris and modelParameters: {size} bytes: name the files by * or by a folder"
+
+
+def explain_instance_config(job: BatchPredictionJob) -> str | None:
+    """Why a worker cannot do what the job's instanceConfig asks for; None where it can."""
+    config = job.spec.instance_config
+    if config is None or job.spec.input_config.instances_format != "file-list":
+        return None
+    if not (config.key_field or config.included_fields or config.excluded_fields or config.instance_type == "array"):
+        return None
+    return "spec.instanceConfig: a file-list has no fields: take it out, or name the files in lines of jsonl"
 
 
 def make_job(batching: Batching) -> Manifest:
@@ -223,6 +236,8 @@ def _make_template(batching: Batching) -> Manifest:
         env=[
             *make_model_env(batching.model, batching.version, settings),
             {"name": _DOCUMENT_VARIABLE, "value": escape(make_document(batching))},
+            # Also where it is the worker's default, so that no Secret of the namespace says something else by envFrom.
+            {"name": _ALLOWED_VARIABLE, "value": ",".join(settings.batch.allowed_uris)},
         ],
     )
     container = make_container(

@@ -2,6 +2,9 @@
 
 One note lies in storage while a worker runs. A worker that finds one knows that the one before it died, and takes the
 lines that it may have had in its hands one by one, each written into the note first.
+
+The note tells of buckets that did not answer, too: a storage that is away for a while ends a worker, and the next one
+goes on, but a bucket that no worker ever reached is the mistake of the lines that name it.
 """
 
 import logging
@@ -14,12 +17,15 @@ from pierhead_server.batch.storage import Storage
 logger = logging.getLogger(__name__)
 
 MOST_DEATHS = 2  # at a line alone, until it is passed
+MOST_OUTAGES = 5  # of a bucket or a storage that never answered, until its pictures are their lines' errors
 
 
 class Note(msgspec.Struct):
-    """Of the lines that were begun alone and not ended, how often that was."""
+    """What earlier workers left: how often each line was begun alone and not ended, and each bucket was away."""
 
     begun: dict[str, int] = {}
+    away: dict[str, int] = {}  # workers that ended because pictures' bucket, or all of a storage, did not answer
+    left: bool = False  # whether the one before this one left in peace
 
 
 class Caution:
@@ -33,6 +39,7 @@ class Caution:
         self._begun: str | None = None  # the line that is in hand alone
         self._left = 0
         self._there = False  # whether this worker's note is
+        self._away: set[str] = set()  # buckets that did not answer this worker
 
     @property
     def active(self) -> bool:
@@ -49,19 +56,20 @@ class Caution:
             return
         except msgspec.DecodeError:
             logger.warning("%s is no note: it is written anew", self._uri)
+        if self._note.left:
+            self._note.left = False
+            await self._write()
+            return
         self._left = self._suspects
         logger.warning("the worker before this one died: %d lines are taken one by one", self._left)
 
-    async def take(self, line: Position) -> str | None:
-        """Before a line is begun alone: why it shall not be, or None."""
-        key = f"{line.file}-{line.offset}"
-        deaths = self._note.begun.get(key, 0)
-        if deaths >= MOST_DEATHS:
-            return f"the worker died {deaths} times at this line"
-        self._note.begun[key] = deaths + 1
-        self._begun = key
+    async def take(self, line: Position) -> int:
+        """Before a line is begun alone: how many workers died at it. From MOST_DEATHS on it is to be passed."""
+        self._begun = f"{line.file}-{line.offset}"
+        deaths = self._note.begun.get(self._begun, 0)
+        self._note.begun[self._begun] = deaths + 1
         await self._write()
-        return None
+        return deaths
 
     async def end(self) -> None:
         """The line that was taken has ended, however."""
@@ -72,16 +80,33 @@ class Caution:
         if not self._left:
             await self._write()
 
+    def report_away(self, bucket: str) -> bool:
+        """A bucket of pictures does not answer, after retries; whether enough workers have ended of that.
+
+        Of the storage, too: without credentials none of its buckets ever answers.
+        """
+        places = (bucket, _find_storage(bucket))
+        for place in set(places) - self._away:
+            self._note.away[place] = self._note.away.get(place, 0) + 1
+        self._away.update(places)
+        return any(self._note.away.get(place, 0) > MOST_OUTAGES for place in places)
+
+    def report_there(self, bucket: str) -> None:
+        """A bucket of pictures answered."""
+        for place in (bucket, _find_storage(bucket)):
+            self._note.away.pop(place, None)
+
     async def take_back(self) -> None:
         """The worker leaves in peace: nothing that it holds is to blame."""
         if not self._there:
             return
         if self._begun:
             self._note.begun[self._begun] -= 1
-        if self.active or self._note.begun:
-            await self._write()
-        else:
+        if not (self.active or self._note.begun or self._note.away):
             await self.remove()
+            return
+        self._note.left = not (self.active or self._note.begun)
+        await self._write()
 
     async def remove(self) -> None:
         """Nothing is in hand any more."""
@@ -90,3 +115,7 @@ class Caution:
 
     async def _write(self) -> None:
         await self._storage.replace(self._uri, msgspec.json.encode(self._note))
+
+
+def _find_storage(bucket: str) -> str:
+    return bucket.partition("://")[0] + "://"

@@ -19,6 +19,25 @@ InputFormat = Literal["jsonl", "csv", "file-list"]
 OutputFormat = Literal["jsonl", "csv", "parquet"]
 
 
+class InstanceConfig(BaseModel):
+    """What of a line the model gets, and by what the output calls it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, alias_generator=to_camel)
+
+    instance_type: Literal["array", "object"] | None = None
+    key_field: str = ""
+    included_fields: list[str] = []
+    excluded_fields: list[str] = []
+
+    @property
+    def names_fields(self) -> bool:
+        """Whether a line has to be an object."""
+        return bool(self.key_field or self.included_fields or self.excluded_fields)
+
+
+WHOLE = InstanceConfig()  # all of a line
+
+
 class Document(BaseModel):
     """One BatchPredictionJob, as the operator tells it to every worker."""
 
@@ -26,6 +45,7 @@ class Document(BaseModel):
 
     input_format: InputFormat
     input_uris: list[Annotated[str, Field(pattern=_READABLE)]] = Field(min_length=1)
+    instance_config: InstanceConfig = WHOLE
     output_format: OutputFormat
     output_uri: str = Field(pattern=_WRITABLE)  # the job's own folder
     model_parameters: dict[str, Any] = {}

@@ -54,12 +54,24 @@ def exit_code(error: StartupError) -> int:
     return EXIT_USER if isinstance(error, _USERS) else EXIT_ENVIRONMENT
 
 
-class LineError(Exception):
-    """One line cannot be predicted; `code` is one of google.rpc.Code."""
+class RefusedError(Exception):
+    """Storage answers, and not to us; or it cannot do what is asked; or the installation does not allow it.
 
-    def __init__(self, code: int, message: str) -> None:
+    Who asked makes one of the others of it.
+    """
+
+
+class MalformedError(RefusedError):
+    """What was asked for is no object that can be read: its address or its size is wrong."""
+
+
+class LineError(Exception):
+    """One line cannot be predicted; `code` is one of google.rpc.Code, and `told` the line, if it is JSON."""
+
+    def __init__(self, code: int, message: str, told: bytes = b"") -> None:
         super().__init__(message)
         self.code = code
+        self.told = told
 
 
 INVALID_ARGUMENT = 3

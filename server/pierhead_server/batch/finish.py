@@ -8,11 +8,12 @@ import msgspec
 
 from pierhead_server.batch.chain import Chain
 from pierhead_server.batch.document import Task
-from pierhead_server.batch.errors import OutputNotWritableError
+from pierhead_server.batch.errors import OutputNotWritableError, RefusedError
 from pierhead_server.batch.outputs import write_lines, write_predictions
 from pierhead_server.batch.parts import split_part
 from pierhead_server.batch.plan import Plan
-from pierhead_server.batch.storage import RefusedError, Storage
+from pierhead_server.batch.shaping import INSTANCE, KEY
+from pierhead_server.batch.storage import Storage
 from pierhead_server.protocol import ServedModel
 
 logger = logging.getLogger(__name__)
@@ -66,9 +67,10 @@ class Finisher:
                 yield from split_part(part)[kind]
 
         def write() -> None:
-            form, number = self._task.document.output_format, f"{self._task.shard + 1:05d}"
+            document, number = self._task.document, f"{self._task.shard + 1:05d}"
+            form, name = document.output_format, KEY if document.instance_config.key_field else INSTANCE
             with self._storage.writer(f"{self._task.folder}/predictions_{number}.{form}") as sink:
-                write_predictions(form, sink, read(0))
+                write_predictions(form, sink, read(0), name)
             if chain.failed:
                 with self._storage.writer(f"{self._task.folder}/errors_{number}.jsonl") as sink:
                     write_lines(sink, read(1))
@@ -96,6 +98,7 @@ class Finisher:
             "modelVersionId": self._served.model_version_id,
             "modelParameters": document.model_parameters,
             "instancesFormat": document.input_format,
+            "instanceConfig": document.instance_config.model_dump(by_alias=True, exclude_defaults=True),
             "predictionsFormat": document.output_format,
             "inputFiles": [{"uri": file.uri, "bytes": file.size} for file in plan.files],
             "shards": counts,

@@ -1,5 +1,6 @@
-"""Lines out of pieces of bytes, with where each begins and ends. Pure."""
+"""Lines and CSV's rows out of pieces of bytes, with where each begins and ends. Pure."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -13,6 +14,17 @@ class Span:
     start: int
     end: int  # where the next one begins
     data: bytes | None  # None: it is longer than a line may be
+
+
+ENCODING_BYTES = 4  # that tell it
+_MARKS = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+
+
+def find_wide_encoding(head: bytes) -> str | None:
+    """UTF-16 or UTF-32, by a text's byte order mark or else by its zeros; None for what may be UTF-8."""
+    marked = next((name for mark, name in _MARKS.items() if head.startswith(mark)), None)
+    zeros = [not byte for byte in head[:ENCODING_BYTES]]
+    return marked or ("UTF-16" if zeros in ([False, True] * 2, [True, False] * 2) else None)
 
 
 class Splitter:
@@ -53,3 +65,52 @@ class Splitter:
         self._start, self._size = span.end, 0
         self._held.clear()
         return span
+
+
+_QUOTED = re.compile(rb'(?:[^"]++|"")*+"')  # from inside of a field's quotes to behind them
+
+
+def is_open(line: bytes, inside: bool) -> bool:
+    """Whether a line of CSV ends inside of a field's quotes; `inside`: it begins there."""
+    at = 0
+    if not inside:
+        if not line.startswith(b'"'):
+            at = line.find(b',"') + 1
+            if not at:
+                return False
+        at += 1
+    while end := _QUOTED.match(line, at):
+        at = line.find(b',"', end.end()) + 2
+        if at < 2:
+            return False
+    return True
+
+
+class Joiner:
+    """Puts together the lines of a CSV file's row in which a newline is inside of quotes."""
+
+    def __init__(self, most: int = MAX_LINE_BYTES) -> None:
+        self._most = most
+        self._held: list[bytes] = []
+        self._start = self._end = 0
+        self._size = 0
+
+    def feed(self, line: Span) -> Iterator[Span]:
+        """The row that ends with this line, if one does."""
+        if line.data is None or (not self._held and b'"' not in line.data):
+            yield from self.finish()
+            yield line
+            return
+        opened = is_open(line.data, inside=bool(self._held))
+        if not self._held:
+            self._start, self._size = line.start, 0
+        self._held.append(line.data)
+        self._size, self._end = self._size + len(line.data) + 1, line.end
+        if not opened or self._size > self._most:
+            yield from self.finish()
+
+    def finish(self) -> Iterator[Span]:
+        """The row whose quotes were not closed."""
+        if self._held:
+            yield Span(self._start, self._end, b"\n".join(self._held) if self._size <= self._most + 1 else None)
+            self._held.clear()

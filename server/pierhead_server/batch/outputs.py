@@ -11,16 +11,9 @@ import msgspec
 from pierhead_server.batch.document import OutputFormat
 from pierhead_server.batch.storage import Sink
 
-_COLUMNS = ("instance", "prediction")
+PREDICTION = "prediction"
 _ROWS = 1000  # of a CSV or Parquet file, written at once
 _GROUP_ROWS = 10_000  # what a Parquet file's writer holds
-
-
-class Row(msgspec.Struct):
-    """One line of a part's predictions."""
-
-    instance: msgspec.Raw
-    prediction: msgspec.Raw
 
 
 def write_lines(sink: Sink, lines: Iterable[bytes]) -> None:
@@ -29,22 +22,22 @@ def write_lines(sink: Sink, lines: Iterable[bytes]) -> None:
         sink.write(line)
 
 
-def write_predictions(form: OutputFormat, sink: Sink, lines: Iterable[bytes]) -> None:
-    """A predictions file; CSV and Parquet have two columns of JSON."""
+def write_predictions(form: OutputFormat, sink: Sink, lines: Iterable[bytes], name: str) -> None:
+    """A predictions file; CSV and Parquet have two columns of JSON, `name` and the prediction."""
     match form:
         case "jsonl":
             write_lines(sink, lines)
         case "csv":
-            _write_csv(sink, lines)
+            _write_csv(sink, lines, name)
         case "parquet":
-            _write_parquet(sink, lines)
+            _write_parquet(sink, lines, name)
 
 
-def _write_csv(sink: Sink, lines: Iterable[bytes]) -> None:
+def _write_csv(sink: Sink, lines: Iterable[bytes], name: str) -> None:
     text = io.StringIO(newline="")
     writer = csv.writer(text)
-    writer.writerow(_COLUMNS)
-    for rows in _read_rows(lines):
+    writer.writerow((name, PREDICTION))
+    for rows in _read_rows(lines, name):
         writer.writerows(rows)
         sink.write(text.getvalue().encode())
         text.seek(0)
@@ -52,16 +45,16 @@ def _write_csv(sink: Sink, lines: Iterable[bytes]) -> None:
     sink.write(text.getvalue().encode())
 
 
-def _write_parquet(sink: Sink, lines: Iterable[bytes]) -> None:
+def _write_parquet(sink: Sink, lines: Iterable[bytes], name: str) -> None:
     # Imported here: nothing else needs it.
     from arro3.core import Array, DataType, Field, RecordBatch, RecordBatchReader, Schema
     from arro3.io import write_parquet
 
     kind = DataType.utf8()
-    schema = Schema([Field(name, kind) for name in _COLUMNS])
+    schema = Schema([Field(column, kind) for column in (name, PREDICTION)])
 
     def batches() -> Iterator[RecordBatch]:
-        for rows in _read_rows(lines):
+        for rows in _read_rows(lines, name):
             columns = zip(*rows, strict=True)
             yield RecordBatch([Array(list(column), kind) for column in columns], schema=schema)
 
@@ -70,9 +63,9 @@ def _write_parquet(sink: Sink, lines: Iterable[bytes]) -> None:
     write_parquet(reader, cast(IO[bytes], _File(sink)), compression="snappy", max_row_group_size=_GROUP_ROWS)
 
 
-def _read_rows(lines: Iterable[bytes]) -> Iterator[list[tuple[str, str]]]:
-    rows = (msgspec.json.decode(line, type=Row) for line in lines)
-    texts = ((bytes(row.instance).decode(), bytes(row.prediction).decode()) for row in rows)
+def _read_rows(lines: Iterable[bytes], name: str) -> Iterator[list[tuple[str, str]]]:
+    rows = (msgspec.json.decode(line, type=dict[str, msgspec.Raw]) for line in lines)
+    texts = ((bytes(row[name]).decode(), bytes(row[PREDICTION]).decode()) for row in rows)
     while some := list(islice(texts, _ROWS)):
         yield some
 

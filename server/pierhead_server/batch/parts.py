@@ -24,9 +24,10 @@ class Header(msgspec.Struct, frozen=True):
 class Record(msgspec.Struct, frozen=True):
     """What became of one line."""
 
-    told: bytes  # the instance, as JSON
+    told: bytes  # the instance, or its key, as JSON
     outcome: bytes  # the prediction, or the error, as JSON
     ok: bool
+    name: str = "instance"  # of `told`
 
 
 def make_name(shard: int, start: Position) -> str:
@@ -42,14 +43,14 @@ def parse_name(name: str) -> Position:
 
 def encode_part(records: Sequence[Record], end: Position) -> bytes:
     """A part's bytes."""
-    good = [_join(record, b"prediction") for record in records if record.ok]
-    bad = [_join(record, b"error") for record in records if not record.ok]
+    good = [_join(record, "prediction") for record in records if record.ok]
+    bad = [_join(record, "error") for record in records if not record.ok]
     header = msgspec.json.encode(Header(end, len(good), len(bad)))
     return b"".join((header, b"\n", *good, *bad))
 
 
-def _join(record: Record, field: bytes) -> bytes:
-    return b'{"instance":%b,"%b":%b}\n' % (record.told, field, record.outcome)
+def _join(record: Record, field: str) -> bytes:
+    return b'{"%b":%b,"%b":%b}\n' % (record.name.encode(), record.told, field.encode(), record.outcome)
 
 
 def decode_header(part: bytes) -> Header:

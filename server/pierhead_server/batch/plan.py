@@ -1,7 +1,8 @@
 """Who predicts what: the input's files, cut into shards of equal length. Pure.
 
 The files are seen as one long row of bytes, which is cut into equal ranges; a line belongs to the shard in which its
-first byte lies. A gzip file cannot be cut: all of it belongs to the shard of its first byte.
+first byte lies. A gzip file cannot be cut, nor can a CSV file with quotes: all of it belongs to the shard of its first
+byte.
 """
 
 import re
@@ -19,6 +20,7 @@ class File(msgspec.Struct, frozen=True):
     size: int  # bytes in storage
     tag: str | None  # the e-tag: another one for another content
     gzip: bool = False
+    whole: bool = False  # whether it cannot be cut, and is none of gzip: a newline may be inside of its quotes
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -50,7 +52,7 @@ class Segment(msgspec.Struct, frozen=True):
 
     file: int
     start: int
-    end: int | None  # None: to the file's end, of a gzip file
+    end: int | None  # None: to the end of a file that cannot be cut
 
 
 def compute_segments(plan: Plan, shard: int) -> list[Segment]:
@@ -65,7 +67,7 @@ def _cut(files: Sequence[File], starts: Sequence[int], first: int, last: int) ->
         start, end = max(first - starts[number], 0), min(last - starts[number], file.size)
         if start >= end:
             continue
-        if not file.gzip:
+        if not (file.gzip or file.whole):
             yield Segment(number, start, end)
         elif start == 0:
             yield Segment(number, 0, None)
@@ -80,10 +82,11 @@ def count_bytes(plan: Plan, segments: Sequence[Segment], position: Position | No
     """The bytes of a shard, in storage; with a position those before it. A gzip file counts once it is through."""
     total = 0
     for segment in segments:
-        size = plan.files[segment.file].size if segment.end is None else segment.end - segment.start
+        file = plan.files[segment.file]
+        size = file.size if segment.end is None else segment.end - segment.start
         if position is None or segment.file < position.file:
             total += size
-        elif segment.file == position.file and segment.end is not None:
+        elif segment.file == position.file and not file.gzip:
             total += min(max(position.offset - segment.start, 0), size)
     return total
 

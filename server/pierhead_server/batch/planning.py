@@ -2,20 +2,24 @@
 
 import asyncio
 import logging
+import zlib
 from collections.abc import Iterable
 from urllib.parse import quote, unquote
 
 import msgspec
 
-from pierhead_server.batch.document import Task
-from pierhead_server.batch.errors import InputInvalidError, InputNotFoundError, OutputNotWritableError
+from pierhead_server.batch.document import WHOLE, InputFormat, Task
+from pierhead_server.batch.errors import InputInvalidError, InputNotFoundError, OutputNotWritableError, RefusedError
+from pierhead_server.batch.lines import ENCODING_BYTES, find_wide_encoding
 from pierhead_server.batch.plan import File, Plan, split_pattern
-from pierhead_server.batch.storage import Entry, RefusedError, Storage
+from pierhead_server.batch.source import BLOCK_BYTES, GZIP
+from pierhead_server.batch.storage import Entry, Storage
 
 logger = logging.getLogger(__name__)
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _AT_A_TIME = 16  # files that are looked into
+_HEAD_BYTES = 4096
 
 
 async def pin_plan(storage: Storage, task: Task, version: str) -> Plan:
@@ -27,7 +31,8 @@ async def pin_plan(storage: Storage, task: Task, version: str) -> Plan:
     job = _describe(task, version)
     plan = await _read_plan(storage, uri)
     if plan is None:
-        made = Plan(await _find_files(storage, task.document.input_uris), task.document.shards, job)
+        document = task.document
+        made = Plan(await _find_files(storage, document.input_uris, document.input_format), document.shards, job)
         if await storage.create(uri, made.encode()):
             logger.info("planned %d files in %d shards", len(made.files), made.shards)
             return made
@@ -38,8 +43,11 @@ async def pin_plan(storage: Storage, task: Task, version: str) -> Plan:
 
 
 def _describe(task: Task, version: str) -> dict[str, object]:
-    told = task.document.model_dump(mode="json", by_alias=True, exclude={"batch_size", "output_uri"})
-    return told | {"modelVersionId": version}
+    document = task.document
+    left_out = {"batch_size", "output_uri"}
+    if document.instance_config == WHOLE:
+        left_out.add("instance_config")  # as in a plan that is older than the field
+    return document.model_dump(mode="json", by_alias=True, exclude=left_out) | {"modelVersionId": version}
 
 
 async def _read_plan(storage: Storage, uri: str) -> Plan | None:
@@ -53,7 +61,7 @@ async def _read_plan(storage: Storage, uri: str) -> Plan | None:
         raise OutputNotWritableError(f"{uri}: not a plan: {error}") from None
 
 
-async def _find_files(storage: Storage, uris: Iterable[str]) -> list[File]:
+async def _find_files(storage: Storage, uris: Iterable[str], form: InputFormat) -> list[File]:
     """The files that URIs name, in their order; one that is named twice is there once."""
     entries: dict[str, Entry] = {}
     for uri in uris:
@@ -63,7 +71,7 @@ async def _find_files(storage: Storage, uris: Iterable[str]) -> list[File]:
 
     async def look(entry: Entry) -> File:
         async with slots:
-            return await _look(storage, entry)
+            return await _look(storage, entry, form)
 
     return list(await asyncio.gather(*map(look, entries.values())))
 
@@ -92,14 +100,37 @@ async def _expand(storage: Storage, uri: str) -> list[Entry]:
     return found
 
 
-async def _look(storage: Storage, entry: Entry) -> File:
-    """Whether it is a gzip file its first bytes tell, and no name."""
-    magic = b""
-    if entry.size >= len(_GZIP_MAGIC):
-        try:
-            magic = (await storage.read(entry.uri, 0, len(_GZIP_MAGIC))).data
-        except FileNotFoundError as error:
-            raise InputNotFoundError(str(error)) from None
-        except RefusedError as error:
-            raise InputInvalidError(str(error)) from None
-    return File(entry.uri, entry.size, entry.tag, gzip=magic == _GZIP_MAGIC)
+async def _look(storage: Storage, entry: Entry, form: InputFormat) -> File:
+    """What a file is its first bytes tell, and no name."""
+    head = await _read(storage, entry, 0, _HEAD_BYTES)
+    gzip = head.startswith(_GZIP_MAGIC)
+    if encoding := find_wide_encoding(_unpack(head) if gzip else head):
+        raise InputInvalidError(f"{entry.uri}: it is {encoding}, which is not supported: save it as UTF-8")
+    whole = form == "csv" and not gzip and await _has_quotes(storage, entry)
+    return File(entry.uri, entry.size, entry.tag, gzip=gzip, whole=whole)
+
+
+def _unpack(head: bytes) -> bytes:
+    try:
+        return zlib.decompressobj(GZIP).decompress(head, ENCODING_BYTES)
+    except zlib.error:
+        return b""  # its reader will tell
+
+
+async def _has_quotes(storage: Storage, entry: Entry) -> bool:
+    """Whether a newline may be inside of a field. Of a file that has quotes, most often the first block tells."""
+    for start in range(0, entry.size, BLOCK_BYTES):
+        if b'"' in await _read(storage, entry, start, start + BLOCK_BYTES):
+            return True
+    return False
+
+
+async def _read(storage: Storage, entry: Entry, start: int, end: int) -> bytes:
+    if start >= entry.size:
+        return b""
+    try:
+        return (await storage.read(entry.uri, start, min(end, entry.size))).data
+    except FileNotFoundError as error:
+        raise InputNotFoundError(str(error)) from None
+    except RefusedError as error:
+        raise InputInvalidError(str(error)) from None

@@ -1,6 +1,7 @@
 """Lines become records: pictures fetched ahead, calls kept waiting for every worker, order kept."""
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing, contextmanager
@@ -8,31 +9,37 @@ from dataclasses import dataclass
 
 import msgspec
 
-from pierhead_server.batch.caution import Caution
-from pierhead_server.batch.document import InputFormat
+from pierhead_server.batch.caution import MOST_DEATHS, Caution
 from pierhead_server.batch.errors import (
     DEADLINE_EXCEEDED,
     INTERNAL,
     INVALID_ARGUMENT,
     NOT_FOUND,
     PERMISSION_DENIED,
+    UNAVAILABLE,
     LineError,
+    MalformedError,
+    RefusedError,
+    StorageUnreachableError,
     to_rpc_code,
 )
-from pierhead_server.batch.instances import Instance, name_line, quote_line, read_instance
+from pierhead_server.batch.instances import Instance, Reading, name_line, quote_line, read_instance
 from pierhead_server.batch.lines import MAX_LINE_BYTES
 from pierhead_server.batch.parts import Record
 from pierhead_server.batch.pulse import Pulse
+from pierhead_server.batch.shaping import INSTANCE
 from pierhead_server.batch.source import Line
-from pierhead_server.batch.storage import RefusedError, Storage
+from pierhead_server.batch.storage import ROUNDS, Storage, is_web
 from pierhead_server.errors import DeadlineExceededError, InternalError
 from pierhead_server.messages import Call, Reply
 from pierhead_server.workers import Workers
 
 MOST_LINES = 256  # in flight, if the model's batches ask for no more
 MOST_FETCHES = 32  # at a time
+AWAY_SECONDS = 60.0  # for which a host or a bucket that did not answer is asked once a picture, and not again and again
 BUDGET_BYTES = 128 * 1024 * 1024  # of pictures that nobody has predicted yet, and as many of lines
 
+_MOST_AWAY = 1000  # hosts and buckets that are remembered
 _FIRST = "instances[0]"  # how the model's errors begin; each call has one instance
 
 
@@ -102,40 +109,74 @@ class Share:
 class Pictures:
     """Fetches pictures, within bounds of memory and of requests."""
 
-    def __init__(self, storage: Storage) -> None:
+    def __init__(self, storage: Storage, caution: Caution) -> None:
         self._storage = storage
+        self._caution = caution
         self._slots = asyncio.Semaphore(MOST_FETCHES)
+        self._away: dict[str, float] = {}  # until when, by host or bucket
         self.budget = Budget(BUDGET_BYTES)
 
     async def fetch(self, uri: str, share: Share) -> bytes:
-        """A picture's bytes. Raises LineError for what is not there, StorageUnreachableError."""
-
-        async def admit(size: int) -> None:
-            if size > MAX_LINE_BYTES:
-                raise LineError(INVALID_ARGUMENT, f"content: {uri}: {size} bytes are more than {MAX_LINE_BYTES}")
-            await share.take(size)
-
+        """A picture's bytes. Raises LineError for what is wrong with it, StorageUnreachableError."""
         async with self._slots:
             try:
-                data = await self._storage.read_all(uri, admit)
+                data = await self._read(uri, share)
             except FileNotFoundError as error:
                 raise LineError(NOT_FOUND, f"content: {error}") from None
+            except MalformedError as error:
+                raise LineError(INVALID_ARGUMENT, f"content: {error}") from None
             except RefusedError as error:
                 raise LineError(PERMISSION_DENIED, f"content: {error}") from None
         if not data:
             raise LineError(INVALID_ARGUMENT, f"content: {uri}: the file is empty")
         return data
 
+    async def _read(self, uri: str, share: Share) -> bytes:
+        async def admit(size: int | None) -> int:
+            if size is not None and size > MAX_LINE_BYTES:
+                raise LineError(INVALID_ARGUMENT, f"content: {uri}: {size} bytes are more than {MAX_LINE_BYTES}")
+            most = MAX_LINE_BYTES if size is None else size
+            await share.take(most)
+            return most
+
+        place = find_place(uri)
+        rounds = 1 if time.monotonic() < self._away.get(place, 0.0) else ROUNDS
+        try:
+            data = await self._storage.read_all(uri, admit, rounds)
+        except StorageUnreachableError as error:
+            if len(self._away) >= _MOST_AWAY:
+                self._away.clear()
+            self._away[place] = time.monotonic() + AWAY_SECONDS
+            # A storage that is away is everybody's trouble, a web server that of those who name it.
+            if is_web(uri) or self._caution.report_away(place):
+                raise LineError(UNAVAILABLE, f"content: {error}") from None
+            raise
+        except (FileNotFoundError, RefusedError, LineError):
+            self._report_there(place)
+            raise
+        self._report_there(place)
+        return data
+
+    def _report_there(self, place: str) -> None:
+        self._away.pop(place, None)
+        self._caution.report_there(place)
+
+
+def find_place(uri: str) -> str:
+    """A URI's bucket or host."""
+    scheme, _, rest = uri.partition("://")
+    return f"{scheme}://{rest.partition('/')[0]}"
+
 
 class Predictor:
     """Predicts lines with a model's workers; `arguments` go with each instance."""
 
     def __init__(
-        self, workers: Workers, pictures: Pictures, form: InputFormat, arguments: Mapping[str, object], pulse: Pulse
+        self, workers: Workers, pictures: Pictures, reading: Reading, arguments: Mapping[str, object], pulse: Pulse
     ) -> None:
         self._workers = workers
         self._pictures = pictures
-        self._form: InputFormat = form
+        self._reading = reading
         self._arguments = arguments
         self._pulse = pulse
 
@@ -172,34 +213,39 @@ class Predictor:
 
     async def _predict_alone(self, line: Line, caution: Caution) -> Record:
         await self._workers.loaded.wait()  # a worker that dies of its model does not die of this line
-        if reason := await caution.take(line.position):
-            record = _fail(self._quote(line), LineError(INTERNAL, reason))
-        else:
+        deaths = await caution.take(line.position)
+        if deaths < MOST_DEATHS:
             record = await self._predict(line)
+        else:
+            error = LineError(INTERNAL, f"the worker died {deaths} times at this line")
+            # One that died even of passing it could not read it.
+            record = self._pass(line, error) if deaths == MOST_DEATHS else _fail(_quote(line), error)
         await caution.end()
         return record
 
     async def _predict(self, line: Line) -> Record:
-        if line.data is None:
-            told = name_line(line.uri, line.position.offset)
-            return _fail(told, LineError(INVALID_ARGUMENT, f"the line is longer than {MAX_LINE_BYTES} bytes"))
         try:
-            instance = read_instance(self._form, line.data, line.columns)
+            instance = self._read(line)
         except LineError as error:
-            return _fail(quote_line(line.data), error)
+            return _fail(error.told or _quote(line), error)
         try:
-            return Record(instance.told, await self._ask(instance), ok=True)
+            return Record(instance.told, await self._ask(instance), True, instance.name)
         except LineError as error:
-            return _fail(instance.told, error)
+            self._pulse.beat()
+            return _fail(instance.told, error, instance.name)
 
-    def _quote(self, line: Line) -> bytes:
-        """The instance of a line that shall not be predicted."""
+    def _read(self, line: Line) -> Instance:
         if line.data is None:
-            return name_line(line.uri, line.position.offset)
+            raise LineError(INVALID_ARGUMENT, f"the line is longer than {MAX_LINE_BYTES} bytes")
+        return read_instance(self._reading, line.data, line.columns)
+
+    def _pass(self, line: Line, error: LineError) -> Record:
+        """The record of a line that is not predicted."""
         try:
-            return read_instance(self._form, line.data, line.columns).told
-        except LineError:
-            return quote_line(line.data)
+            instance = self._read(line)
+        except LineError as wrong:
+            return _fail(wrong.told or _quote(line), error)
+        return _fail(instance.told, error, instance.name)
 
     async def _ask(self, instance: Instance) -> bytes:
         """The prediction, as JSON. Raises LineError."""
@@ -250,5 +296,10 @@ class _Flight:
         return len(self.line.data or b"")
 
 
-def _fail(told: bytes, error: LineError) -> Record:
-    return Record(told, msgspec.json.encode({"code": error.code, "message": str(error)}), ok=False)
+def _quote(line: Line) -> bytes:
+    """What the errors file has of a line that is no instance."""
+    return name_line(line.uri, line.position.offset) if line.data is None else quote_line(line.data)
+
+
+def _fail(told: bytes, error: LineError, name: str = INSTANCE) -> Record:
+    return Record(told, msgspec.json.encode({"code": error.code, "message": str(error)}), False, name)

@@ -24,6 +24,7 @@ from pierhead_server.batch.chain import Chain, GoneError
 from pierhead_server.batch.document import Task
 from pierhead_server.batch.errors import OutputNotWritableError
 from pierhead_server.batch.finish import Counts, Finisher
+from pierhead_server.batch.instances import Reading
 from pierhead_server.batch.plan import Plan
 from pierhead_server.batch.planning import pin_plan
 from pierhead_server.batch.predict import Pictures, Predictor
@@ -57,7 +58,7 @@ class Worker:
         self._task = task
         self._workers = workers
         self._pulse = pulse
-        self._storage = Storage(settings.storage_emulator_host, pulse)
+        self._storage = Storage(settings.storage_emulator_host, pulse, settings.batch_allowed_uris)
         self._finisher = Finisher(self._storage, task, make_served(settings))
         folder = f"{task.folder}/.pierhead"
         self._chain = Chain(self._storage, f"{folder}/parts", task.shard)
@@ -114,10 +115,11 @@ class Worker:
         raise OutputNotWritableError(f"{self._task.folder}: parts were removed while the job was running")
 
     async def _make_readers(self, plan: Plan) -> tuple[Source, Predictor]:
-        form = self._task.document.input_format
-        arguments = await self._arguments
-        predictor = Predictor(self._workers, Pictures(self._storage), form, arguments, self._pulse)
-        return Source(self._storage, plan, form), predictor
+        document = self._task.document
+        pictures = Pictures(self._storage, self._caution)
+        reading = Reading(document.input_format, document.instance_config)
+        predictor = Predictor(self._workers, pictures, reading, await self._arguments, self._pulse)
+        return Source(self._storage, plan, document.input_format), predictor
 
     async def leave(self) -> None:
         """Finish what is being written, and say that nothing here is to blame."""
@@ -196,12 +198,19 @@ async def _wait(
         ending.cancel()
         doing.cancel()
         await asyncio.wait({doing}, timeout=_LEAVE_SECONDS)
-        if not _has_died(model):  # else perhaps of a line: whoever comes next shall be careful
+        if not (_has_died(model) or _has_failed(doing)):  # else perhaps of a line: who comes next shall be careful
             await worker.leave()
 
 
 def _has_died(model: "asyncio.Task[None]") -> bool:
     return model.done() and isinstance(model.exception(), ModelProcessDiedError)
+
+
+def _has_failed(doing: "asyncio.Task[bool]") -> bool:
+    """Whether it ended by a bug."""
+    if not doing.done() or doing.cancelled():
+        return False
+    return doing.exception() is not None and not isinstance(doing.exception(), StartupError | UnavailableError)
 
 
 def _give_back_memory() -> None:

@@ -7,14 +7,14 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 from pierhead_server.batch.document import InputFormat
-from pierhead_server.batch.errors import InputInvalidError, LineError, StorageUnreachableError
+from pierhead_server.batch.errors import InputInvalidError, LineError, RefusedError, StorageUnreachableError
 from pierhead_server.batch.instances import BOM, read_columns
-from pierhead_server.batch.lines import Span, Splitter
+from pierhead_server.batch.lines import Joiner, Span, Splitter
 from pierhead_server.batch.plan import File, Plan, Position, Segment
-from pierhead_server.batch.storage import RefusedError, Storage
+from pierhead_server.batch.storage import Storage
 
 BLOCK_BYTES = 4 * 1024 * 1024  # of a file in one request; one more is read ahead
-_GZIP = 31  # zlib's number for it
+GZIP = 31  # zlib's number for it
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Source:
     async def _segment_lines(self, segment: Segment, begin: int) -> AsyncGenerator[Line]:
         number, file = segment.file, self._plan.files[segment.file]
         columns, first = await self._read_header(file) if self._form == "csv" else ([], 0)
-        async with aclosing(self._spans(file, begin)) as spans:
+        async with aclosing(self._records(file, begin)) as spans:
             async for span in spans:
                 if segment.end is not None and span.start >= segment.end:
                     return
@@ -59,7 +59,7 @@ class Source:
 
     async def _read_header(self, file: File) -> tuple[list[str], int]:
         """A CSV file's columns, and where the line behind them begins."""
-        async with aclosing(self._spans(file, 0)) as spans:
+        async with aclosing(self._records(file, 0)) as spans:
             async for span in spans:
                 data = (span.data or b"").removeprefix(BOM)
                 if span.data is not None and not data.strip():
@@ -69,6 +69,16 @@ class Source:
                 except LineError as error:
                     raise InputInvalidError(f"{file.uri}: {error}") from None
         return [], 0
+
+    async def _records(self, file: File, begin: int) -> AsyncGenerator[Span]:
+        """A file's lines; of a CSV file that is not cut its rows, of which each may have several lines."""
+        joiner = Joiner() if self._form == "csv" and (file.gzip or file.whole) else None
+        async with aclosing(self._spans(file, begin)) as spans:
+            async for span in spans:
+                for record in joiner.feed(span) if joiner else (span,):
+                    yield record
+        for record in joiner.finish() if joiner else ():
+            yield record
 
     async def _spans(self, file: File, begin: int) -> AsyncGenerator[Span]:
         """The lines of a file whose first byte is at `begin` or behind it."""
@@ -124,13 +134,13 @@ def _check_unchanged(file: File, size: int, tag: str | None) -> None:
 
 async def _inflate(blocks: AsyncGenerator[bytes], uri: str) -> AsyncGenerator[bytes]:
     """A gzip file's content, in pieces of bounded size. Raises InputInvalidError."""
-    member = zlib.decompressobj(_GZIP)
+    member = zlib.decompressobj(GZIP)
     async with aclosing(blocks):
         try:
             async for block in blocks:
                 while block:
                     if member.eof:  # several files, one behind another, are one gzip file too
-                        member = zlib.decompressobj(_GZIP)
+                        member = zlib.decompressobj(GZIP)
                     piece = member.decompress(block, BLOCK_BYTES)
                     if piece:
                         yield piece

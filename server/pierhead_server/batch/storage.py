@@ -4,16 +4,19 @@ Writes are atomic: an object is there whole or not at all, and `create` makes it
 """
 
 import asyncio
+import errno
 import logging
 import os
+import re
 import tempfile
 import urllib.error
 import urllib.request
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Protocol, TypeVar
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, unquote
 
 import obstore
 from obstore.exceptions import (
@@ -25,7 +28,14 @@ from obstore.exceptions import (
     UnauthenticatedError,
 )
 
-from pierhead_server.batch.errors import OutputNotWritableError, StorageUnreachableError
+from pierhead_server.batch.allowed import WEB, Allowed
+from pierhead_server.batch.errors import (
+    MalformedError,
+    OutputNotWritableError,
+    RefusedError,
+    StorageUnreachableError,
+)
+from pierhead_server.batch.web import Web
 from pierhead_server.fetch import first_line, open_store
 
 if TYPE_CHECKING:
@@ -44,14 +54,22 @@ _WRITER_BYTES = 8 * 1024 * 1024
 _WRITES = 2  # of those at a time
 _UPLOAD_SECONDS = 60.0
 _NOT_FOUND, _PRECONDITION_FAILED = 404, 412
-_LOCAL_REFUSALS = ("(os error 1)", "(os error 13)", "(os error 30)")  # EPERM, EACCES, EROFS
+_MOST_STORES = 64  # that are kept open: a line may name any bucket
+_LOCAL = "LocalFileSystem error"
+# What a file system says of itself, and not of a path: another try may help.
+_LOCAL_TROUBLES = {
+    *(errno.EINTR, errno.EIO, errno.EAGAIN, errno.ENOMEM, errno.EBUSY, errno.ENFILE, errno.EMFILE, errno.ENOSPC),
+    *(errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ESTALE, errno.EREMOTEIO, errno.EDQUOT),
+}
 _NO_BUCKET = "status code: 404 Not Found"  # which obstore knows of an object alone, and of a listing not
+_OUT_OF_RANGE = "Requested range was invalid"  # of a file that has become shorter
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
+# What storage says of a request that it will never take: a bucket's or an object's name is wrong.
+_STATUS = re.compile(r"status code: (400|405|414|451)\b")
+_EXPIRED = "ExpiredToken"  # which is 400, too, and passes
+_REDIRECT = "Received redirect"  # which storage sends for a bucket of another region
 
 T = TypeVar("T")
-
-
-class RefusedError(Exception):
-    """Storage answers, and not to us; or it cannot do what is asked."""
 
 
 @dataclass(frozen=True)
@@ -99,19 +117,28 @@ class _Place:
 class Storage:
     """Objects by their URIs. Reading raises FileNotFoundError, RefusedError and StorageUnreachableError.
 
-    Writing raises OutputNotWritableError and StorageUnreachableError.
+    Writing raises OutputNotWritableError and StorageUnreachableError. An address that is not `allowed` is refused.
     """
 
-    def __init__(self, emulator: str | None, pulse: "Pulse", volumes: str = VOLUMES) -> None:
+    def __init__(self, emulator: str | None, pulse: "Pulse", allowed: Allowed, volumes: str = VOLUMES) -> None:
         self._emulator = emulator
         self._pulse = pulse
+        self._allowed = allowed
         self._volumes = volumes
-        self._stores: dict[str, ObjectStore] = {}
+        self._web = Web(allowed)
+        self._stores: OrderedDict[str, ObjectStore] = OrderedDict()
 
     def _locate(self, uri: str) -> _Place:
+        """Raises RefusedError."""
         scheme, _, rest = uri.partition("://")
+        try:
+            refused = self._allowed.explain(uri)
+        except ValueError as error:
+            raise MalformedError(f"{uri}: {error}") from None
+        if refused:
+            raise RefusedError(f"{uri}: {refused}")
         if scheme == "file":
-            return _Place(self._open("file:///"), unquote(urlsplit(uri).path), "file:///", encoded=True)
+            return _Place(self._open("file:///"), unquote(rest), "file:///", encoded=True)
         if scheme == "pvc":
             inside = f"{self._volumes}/".lstrip("/")
             return _Place(self._open("file:///"), inside + rest, "pvc://", inside)
@@ -121,43 +148,61 @@ class Storage:
 
     def _open(self, root: str) -> "ObjectStore":
         if root not in self._stores:
-            self._stores[root] = open_store(root, self._emulator)
+            try:
+                self._stores[root] = open_store(root, self._emulator)
+            except (BaseError, ValueError) as error:  # such as of a scheme that has no account in the environment
+                raise RefusedError(f"{root}: {first_line(error)}") from None
+            if len(self._stores) > _MOST_STORES:
+                self._stores.popitem(last=False)
+        self._stores.move_to_end(root)
         return self._stores[root]
 
-    async def _try(self, uri: str, ask: Callable[[], Awaitable[T]]) -> T:
+    async def _try(self, uri: str, ask: Callable[[], Awaitable[T]], rounds: int = ROUNDS) -> T:
         """The answer to a request that may be asked again and again."""
-        for attempt in range(ROUNDS):
+        for attempt in range(rounds):
             try:
                 answer = await ask()
-            except (PermissionDeniedError, UnauthenticatedError, NotSupportedError, InvalidPathError) as error:
+            except (PermissionDeniedError, UnauthenticatedError, NotSupportedError) as error:
                 raise RefusedError(f"{uri}: {first_line(error)}") from None
+            except (InvalidPathError, ValueError) as error:
+                raise MalformedError(f"{uri}: {first_line(error)}") from None
             except BaseError as error:
                 cause = first_line(error)
-                if any(refusal in cause for refusal in _LOCAL_REFUSALS):
-                    raise RefusedError(f"{uri}: {cause}") from None
                 if _NO_BUCKET in cause:
                     raise FileNotFoundError(f"{uri}: no such bucket") from None
+                if _is_refusal(cause) and _EXPIRED not in str(error):
+                    raise RefusedError(f"{uri}: {cause}") from None
             except FileNotFoundError:
                 raise FileNotFoundError(f"{uri}: nothing is there") from None
-            except OSError as error:  # of the emulator
+            except (RefusedError, OSError) as error:  # of a web server, or of the emulator
                 cause = first_line(error)
+                if isinstance(error, RefusedError):
+                    raise type(error)(f"{uri}: {cause}") from None
             else:
                 self._pulse.beat()
                 return answer
-            logger.warning("%s: %s", uri, cause)
-            if attempt < ROUNDS - 1:
+            logger.warning("%s: %s", _hide_query(uri), cause)
+            if attempt < rounds - 1:
                 self._pulse.count_retry()
                 await asyncio.sleep(FIRST_BACKOFF_SECONDS * 2**attempt)
         raise StorageUnreachableError(f"{uri}: {cause}")
 
     async def head(self, uri: str) -> Entry:
         """An object's size and tag."""
+        if is_web(uri):
+            answer = await self._try(uri, lambda: self._web.head(uri))
+            if answer.size is None:
+                raise RefusedError(f"{uri}: the server does not tell its size")
+            return Entry(uri, answer.size, _strip_tag(answer.tag))
         place = self._locate(uri)
         meta = await self._try(uri, lambda: place.store.head_async(place.path))
         return Entry(uri, meta["size"], _read_tag(meta))
 
     async def read(self, uri: str, start: int, end: int) -> Block:
         """The bytes [start, end) of an object, or fewer where it ends before; start lies in it."""
+        if is_web(uri):
+            data, meta = await self._try(uri, lambda: self._web.get_range(uri, start, end))
+            return Block(data, meta.size or 0, _strip_tag(meta.tag))
         place = self._locate(uri)
 
         async def ask() -> Block:
@@ -166,20 +211,39 @@ class Storage:
 
         return await self._try(uri, ask)
 
-    async def read_all(self, uri: str, admit: Callable[[int], Awaitable[None]] | None = None) -> bytes:
-        """A whole object; its size is admitted before its bytes are read."""
+    async def read_all(
+        self, uri: str, admit: Callable[[int | None], Awaitable[int]] | None = None, rounds: int = ROUNDS
+    ) -> bytes:
+        """A whole object. Its size, None where nobody tells it, is admitted before its bytes are read.
+
+        `admit` gives how many there may be. Of a web server's file it has to be there.
+        """
+        most: int | None = None
+
+        async def enter(size: int | None) -> int:
+            nonlocal most
+            if most is None:  # one that is asked for again is admitted already
+                most = await admit(size) if admit else size or 0
+            return most
+
+        async def ask_web() -> bytes:
+            answer = await self._web.get(uri)
+            try:
+                return await answer.read(await enter(answer.meta.size))
+            finally:
+                answer.close()
+
+        if is_web(uri):
+            return await self._try(uri, ask_web, rounds)
         place = self._locate(uri)
-        admitted = False
 
         async def ask() -> bytes:
-            nonlocal admitted
             answer = await place.store.get_async(place.path)
-            if admit and not admitted:
-                await admit(answer.meta["size"])
-                admitted = True
+            if answer.meta["size"] > await enter(answer.meta["size"]):
+                raise RefusedError("it was changed while it was read")
             return bytes(await answer.bytes_async())
 
-        return await self._try(uri, ask)
+        return await self._try(uri, ask, rounds)
 
     async def list_folder(self, folder: str) -> list[Entry]:
         """What lies in a folder, at any depth, by name; nothing where there is none."""
@@ -202,8 +266,6 @@ class Storage:
         await self._put(uri, data, create=False)
 
     async def _put(self, uri: str, data: bytes, *, create: bool) -> bool:
-        place = self._locate(uri)
-
         async def ask() -> bool:
             if emulated := self._emulated(uri):
                 return await asyncio.to_thread(emulated.upload, data, create=create)
@@ -215,6 +277,7 @@ class Storage:
             return True
 
         try:
+            place = self._locate(uri)
             return await self._try(uri, ask)
         except FileNotFoundError:
             raise OutputNotWritableError(f"{uri}: no such bucket") from None
@@ -242,8 +305,8 @@ class Storage:
     @contextmanager
     def writer(self, uri: str) -> Iterator[Sink]:
         """An object of any size, there when the block ends without an error. Blocks: not for the event loop."""
-        place = self._locate(uri)
         try:
+            place = self._locate(uri)
             if emulated := self._emulated(uri):
                 with tempfile.TemporaryFile() as file:
                     yield file
@@ -255,7 +318,7 @@ class Storage:
             sink.close()  # after an error it is not, and so nothing is there
         except FileNotFoundError:
             raise OutputNotWritableError(f"{uri}: no such bucket") from None
-        except (PermissionDeniedError, UnauthenticatedError) as error:
+        except (RefusedError, PermissionDeniedError, UnauthenticatedError) as error:
             raise OutputNotWritableError(f"{uri}: {first_line(error)}") from None
         except (BaseError, OSError) as error:
             raise StorageUnreachableError(f"{uri}: {first_line(error)}") from None
@@ -293,9 +356,30 @@ class _Emulated:
 
 
 def _read_tag(meta: "ObjectMeta") -> str | None:
+    return _strip_tag(meta["e_tag"])
+
+
+def _strip_tag(tag: str | None) -> str | None:
     """The e-tag: some storages quote it in an answer's header and not in a listing."""
-    tag = meta["e_tag"]
     return tag.strip('"') if tag else None
+
+
+def is_web(uri: str) -> bool:
+    """Whether a web server has it, and not a storage."""
+    return uri.partition("://")[0] in WEB
+
+
+def _is_refusal(cause: str) -> bool:
+    """Whether an error tells of what was asked for, so that no other try helps."""
+    if _LOCAL in cause:
+        code = _OS_ERROR.search(cause)
+        return int(code[1]) not in _LOCAL_TROUBLES if code else _OUT_OF_RANGE not in cause
+    return bool(_STATUS.search(cause)) or _REDIRECT in cause
+
+
+def _hide_query(uri: str) -> str:
+    """The query of a signed address is a secret."""
+    return uri.partition("?")[0] if is_web(uri) else uri
 
 
 def _measure(data: bytes | IO[bytes]) -> int:

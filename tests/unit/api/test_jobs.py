@@ -51,7 +51,12 @@ CREATED = {
         {"input_config": {"instances_format": "csv", "gcs_source": {"uris": ["gs://a"]}}, "inputConfig": None},
         {"inputConfig": {"instancesFormat": "csv", "gcsSource": {"uris": ["gs://a"]}}},
     ),
-    "whole objects": ({"instanceConfig": {"instanceType": "object"}}, {}),
+    "whole objects": ({"instanceConfig": {"instanceType": "object"}}, {"instanceConfig": {"instanceType": "object"}}),
+    "no instance config": ({"instanceConfig": {}}, {}),
+    "keys and fields": (
+        {"instance_config": {"instance_type": "array", "key_field": "id", "included_fields": ["b", "a"]}},
+        {"instanceConfig": {"instanceType": "array", "keyField": "id", "includedFields": ["b", "a"]}},
+    ),
     "what only answers have": ({"state": 3, "createTime": MADE}, {}),
 }
 
@@ -69,8 +74,15 @@ REFUSED = {
     "records": ({"inputConfig": {**INPUT, "instancesFormat": "tf-record"}}, "instancesFormat: tf-record is not"),
     "no input": ({"inputConfig": {"instancesFormat": "jsonl"}}, "inputConfig.gcsSource.uris: must be set"),
     "format of the output": ({"outputConfig": {**OUTPUT, "predictionsFormat": "xml"}}, "predictionsFormat: xml is not"),
-    "fields": ({"instanceConfig": {"includedFields": ["a"]}}, "includedFields: is not supported"),
-    "arrays": ({"instanceConfig": {"instanceType": "array"}}, "instanceType: array is not supported"),
+    "fields": (
+        {"instanceConfig": {"includedFields": ["a"], "excludedFields": ["b"]}},
+        "instanceConfig.excludedFields: must",
+    ),
+    "fields of a list": (
+        {"inputConfig": {**INPUT, "instancesFormat": "file-list"}, "instanceConfig": {"keyField": "a"}},
+        "instanceConfig: a file-list has no fields",
+    ),
+    "no such type": ({"instanceConfig": {"instanceType": "list"}}, "instanceType: list is not supported"),
     "explanation": ({"generateExplanation": True}, "generateExplanation: is not supported"),
     "parameters": ({"modelParameters": [1]}, "modelParameters: must be an object"),
 }
@@ -134,3 +146,11 @@ def test_annotation_speaks_for_no_fact_of_a_job():
     kept = objects.annotate_kept({**lies, "explanationSpec": {"a": 1}})
     answer = to_job(objects.annotate(conftest.make_job(), kept), "Photos", PLACE)
     assert answer == {**to_job(conftest.make_job(), "Photos", PLACE), "explanationSpec": {"a": 1}}
+
+
+def test_instance_config_comes_back_as_it_was_sent():
+    config = {"instanceType": "array", "keyField": "id", "includedFields": ["b", "a"]}
+    made = _make({"instanceConfig": config})
+    read = {**conftest.make_job(), "spec": made["spec"]}
+    assert to_job(read, "Photos", PLACE)["instanceConfig"] == config
+    assert "instanceConfig" not in to_job(conftest.make_job(), "Photos", PLACE)

@@ -126,6 +126,15 @@ def test_names_of_services_lead_to_the_fake_pods(monkeypatch, host, expected):
 # --- what the operator tells ---
 
 
+def test_requests_of_a_deployed_model_are_without_its_endpoints_events_and_the_resyncs_lists():
+    requests = {("create", "Event"): 5, ("patch", "Deployment"): 2, ("list", "Pod"): 50, ("patch", "Endpoint"): 3}
+    divided = scrape.divide_events(requests, {"DeployedModel": 2, "Endpoint": 3, "Model": 0})
+    assert divided[("create", "Event of DeployedModel")] == 2
+    assert divided[("create", "Event of Endpoint")] == 3
+    assert sum(divided.values()) == sum(requests.values())
+    assert scrape.count_own(divided) == 4
+
+
 def test_scrape_is_what_the_operators_metrics_say():
     metrics = Metrics()
     metrics.watch(lambda: 3, lambda: True, lambda: 0.0)

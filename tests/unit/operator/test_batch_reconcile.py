@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import pytest
 from pierhead_operator.batch_reconcile import BatchReconciler
-from pierhead_operator.cluster import ClusterError, Invalid, Key
+from pierhead_operator.cluster import ClusterError, Invalid, Key, Rejected
 from pierhead_operator.progress import PACE_SECONDS, ProgressPoller
 from pierhead_operator.settings import NetworkPolicySettings
 from pierhead_operator.types import ShardProgress
@@ -607,3 +607,39 @@ async def test_pods_of_a_job_that_had_the_name_before_count_nothing(make_reconci
     cluster.objects["Pod", "worker-0"]["metadata"]["labels"]["pierhead.dev/batch-prediction-job-uid"] = "uid-before"
     await reconciler.reconcile(BATCH)
     assert _state(cluster) == "PENDING"
+
+
+def _fail(cluster, shard=0):
+    """A worker that had committed something in an hour, and whose shard had failed five times before."""
+    _put_pod(cluster, shard, "Failed")
+    pod = cluster.objects["Pod", f"worker-{shard}"]
+    pod["metadata"]["annotations"] = {INDEX_FAILURES: "5"}
+    times = {"startedAt": "2026-11-22T12:00:00Z", "finishedAt": "2026-11-22T13:00:00Z"}
+    words = json.dumps({"shard": shard, "successful": 200})
+    pod["status"]["containerStatuses"][0]["state"]["terminated"] |= {**times, "message": words}
+    return pod
+
+
+INDEX_FAILURES = "batch.kubernetes.io/job-index-failure-count"
+
+
+async def test_worker_that_had_done_something_is_made_again_soon(make_reconciler):
+    cluster, reconciler = make_reconciler(make_model(), make_batch())
+    await reconciler.reconcile(BATCH)
+    pod = _fail(cluster)
+    await reconciler.reconcile(BATCH)
+    assert ("patch", "Pod", "worker-0") in cluster.calls
+    assert pod["metadata"]["annotations"] == {INDEX_FAILURES: "0"}
+    cluster.calls.clear()
+    await reconciler.reconcile(BATCH)
+    assert cluster.calls == []
+
+
+async def test_installation_that_may_not_change_pods_goes_on(make_reconciler):
+    cluster, reconciler = make_reconciler(make_model(), make_batch())
+    await reconciler.reconcile(BATCH)
+    _fail(cluster)
+    cluster.refuse("Pod", Rejected("pods is forbidden"))
+    await reconciler.reconcile(BATCH)
+    assert _state(cluster) == "RUNNING" or _state(cluster) == "PENDING"
+    assert not [call for call in cluster.calls if call[:2] == ("patch", "Pod")]

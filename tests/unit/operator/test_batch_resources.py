@@ -11,6 +11,7 @@ from pierhead_operator.resources.batch import (
     Batching,
     decide_parallelism,
     explain_document,
+    explain_instance_config,
     find_output,
     make_control,
     make_document,
@@ -18,8 +19,9 @@ from pierhead_operator.resources.batch import (
     make_output,
     make_worker_policies,
 )
-from pierhead_operator.settings import NetworkPolicySettings
+from pierhead_operator.settings import ALLOWED_URI, BatchSettings, NetworkPolicySettings
 from pierhead_operator.types import BatchPredictionJob, Model
+from pierhead_server.batch.allowed import DEFAULT, ENTRY
 
 from tests.unit.operator.conftest import NETWORK_POLICY, make_batch, make_model
 
@@ -30,6 +32,7 @@ CASES = {
     "batch-full": {
         "modelVersion": "2",
         "modelParameters": {"confidenceThreshold": 0.5, "maxPredictions": 3},
+        "instanceConfig": {"instanceType": "array", "keyField": "id", "excludedFields": ["size"]},
         "inputConfig": {"instancesFormat": "csv", "gcsSource": {"uris": ["pvc://data/in/*.csv", "gs://in/more.csv"]}},
         "outputConfig": {
             "predictionsFormat": "parquet",
@@ -213,6 +216,50 @@ def test_job_outside_of_a_queue_follows_its_spec_though_its_owner_is_labelled_la
     job = BatchPredictionJob.model_validate(make_batch(labels=KUEUE))
     live = {"metadata": {}, "spec": {"suspend": True, "parallelism": 1, "completions": 1}}
     assert make_control(job, live, running=0) == {"spec": {"suspend": False}}
+
+
+FIELDS_OF_A_LIST = [
+    ({}, False),
+    ({"instanceType": "object"}, False),
+    ({"instanceType": "array"}, True),
+    ({"keyField": "a"}, True),
+]
+
+
+@pytest.mark.parametrize(("config", "refused"), FIELDS_OF_A_LIST)
+def test_file_list_has_no_fields(config, refused):
+    source = {"gcsSource": {"uris": ["gs://in/list"]}}
+    batch = make_batch(instanceConfig=config, inputConfig={"instancesFormat": "file-list", **source})
+    told = explain_instance_config(BatchPredictionJob.model_validate(batch))
+    assert told is None or told.startswith("spec.instanceConfig: a file-list has no fields")
+    assert (told is not None) is refused
+    as_lines = make_batch(instanceConfig=config, inputConfig={"instancesFormat": "jsonl", **source})
+    assert explain_instance_config(BatchPredictionJob.model_validate(as_lines)) is None
+
+
+def test_document_has_an_instance_config_only_where_it_says_something(settings):
+    """Another document would be another job to a worker that goes on with a folder."""
+    plain = make_document(make_batching(settings))
+    assert make_document(make_batching(settings, instanceConfig={})) == plain
+    assert "instanceConfig" not in json.loads(plain)
+    config = {"keyField": "id"}
+    assert json.loads(make_document(make_batching(settings, instanceConfig=config)))["instanceConfig"] == config
+
+
+def test_workers_are_told_what_is_allowed(settings):
+    changed = settings.model_copy(
+        update={"batch": BatchSettings(allowed_uris=["gs://photos", "https://*.example.com"])}
+    )
+    [container] = make_job(make_batching(changed))["spec"]["template"]["spec"]["containers"]
+    env = {variable["name"]: variable.get("value") for variable in container["env"]}
+    assert env["PIERHEAD_BATCH_ALLOWED_URIS"] == "gs://photos,https://*.example.com"
+
+
+def test_operator_and_server_know_the_same_entries_and_the_same_default():
+    assert BatchSettings().allowed_uris == list(DEFAULT)
+    good = ["gs://", "pvc://data", "https://*", "https://*.example.com:8443", "http://127.0.0.1:80", "az://$web"]
+    for entry in [*good, "gs", "ftp://a", "https://", "https://a/b", "gs://a/b", "https://a*b", "file:///a", ""]:
+        assert bool(re.fullmatch(ENTRY, entry)) == bool(re.fullmatch(ALLOWED_URI, entry)) == (entry in good), entry
 
 
 def test_document_has_no_limit_but_the_systems(settings):

@@ -30,6 +30,7 @@ class Classes:
     """The same confidences for each picture."""
 
     labels = LABELS
+    echoes_key = True
 
     def __init__(self, count: int, parameters: RankingParameters) -> None:
         self._count = count
@@ -66,8 +67,12 @@ class FakeWorkers:
         self.called.set()
         self.futures.append(asyncio.get_running_loop().create_future())
         if not self.held:
-            self.futures[-1].set_result(answer(call))
+            self.futures[-1].set_result(self.answer(call))
         return self.futures[-1]
+
+    def answer(self, call: Call) -> Reply:
+        """As a worker answers."""
+        return answer(call)
 
 
 def answer(call: Call) -> Reply:

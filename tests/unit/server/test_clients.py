@@ -1,37 +1,56 @@
 """The clients that people have, against the listener over real HTTP; the model behind it is of three classes."""
 
 import base64
+import contextlib
 import json
+import math
 import socket
 import subprocess
+import sys
 import threading
+import warnings
+from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 import uvicorn
 from google.auth.credentials import AnonymousCredentials
 from googleapiclient import discovery
 from googleapiclient.errors import HttpError
+from pierhead_server import worker
+from pierhead_server.artifact import read_artifact
+from pierhead_server.model import LoadOptions, load_model
 from tritonclient import http as tritonclient
 from tritonclient.utils import InferenceServerException
 
-from tests.unit.server.fake_workers import CONFIDENCES
+from tests.unit.server.calls import CONTRACT
+from tests.unit.server.fake_workers import CONFIDENCES, FakeWorkers
+from tests.unit.server.pictures import encode, picture, write_exported_artifact, write_torchvision_artifact
 from tests.unit.server.test_app import Served
+from tests.unit.server.test_program import write_exported, write_torchscript
 
 PICTURE = base64.b64encode(b"picture").decode()
 PREDICTION = {"ids": ["1", "0", "2"], "displayNames": ["bee", "ant", "cat"], "confidences": [0.625, 0.25, 0.125]}
 
 
-@pytest.fixture(scope="module")
-def address():
+@contextlib.contextmanager
+def listening(served):
     """host:port of a listener."""
     with socket.create_server(("127.0.0.1", 0)) as port:
-        server = uvicorn.Server(uvicorn.Config(Served().app, log_config=None, lifespan="off", ws="none"))
+        server = uvicorn.Server(uvicorn.Config(served.app, log_config=None, lifespan="off", ws="none"))
         thread = threading.Thread(target=server.run, args=([port],))
         thread.start()
         yield f"127.0.0.1:{port.getsockname()[1]}"
         server.should_exit = True
         thread.join()
+
+
+@pytest.fixture(scope="module")
+def address():
+    """That of a listener."""
+    with listening(Served()) as address:
+        yield address
 
 
 # google-api-python-client, whose discovery document of AI Platform is inside the package
@@ -62,6 +81,34 @@ def test_ai_platforms_client_is_told_the_error(ml):
     assert json.loads(caught.value.content)["error"].startswith("instances[0].b64: not valid base64 (")
 
 
+def test_ai_platforms_client_gets_its_keys_back(ml):
+    body = {"instances": [{"image_bytes": {"b64": PICTURE}, "key": "1"}], "signature_name": "serving_default"}
+    (prediction,) = ml.predict(name="projects/p/models/m", body=body).execute()["predictions"]
+    assert prediction == PREDICTION | {"key": "1"}
+
+
+@pytest.mark.parametrize(
+    ("content_type", "data"),
+    [
+        ("image/jpeg", PICTURE),
+        ("application/json", base64.b64encode(json.dumps({"instances": [{"b64": PICTURE}]}).encode()).decode()),
+    ],
+)
+def test_vertex_ais_generated_client_predicts_raw(address, content_type, data):
+    service = discovery.build(
+        "aiplatform",
+        "v1",
+        credentials=AnonymousCredentials(),
+        client_options={"api_endpoint": f"http://{address}"},
+        static_discovery=True,
+    )
+    body = {"httpBody": {"contentType": content_type, "data": data}}
+    endpoints = service.projects().locations().endpoints()
+    said = endpoints.rawPredict(endpoint="projects/p/locations/l/endpoints/1", body=body).execute()
+    assert said == {"predictions": [PREDICTION]}
+    service.close()
+
+
 # tritonclient, which speaks the Open Inference Protocol with the binary extension
 
 
@@ -71,8 +118,8 @@ def triton(address):
         yield client
 
 
-def make_input(data, datatype, *, binary):
-    given = tritonclient.InferInput("image", list(data.shape), datatype)
+def make_input(data, datatype, *, binary, name="image"):
+    given = tritonclient.InferInput(name, list(data.shape), datatype)
     return given.set_data_from_numpy(data, binary_data=binary)
 
 
@@ -137,6 +184,158 @@ def test_triton_client_is_told_the_error(triton):
     with pytest.raises(InferenceServerException) as caught:
         triton.infer("photos", [make_input(ENCODED, "BYTES", binary=True)], request_compression_algorithm="gzip")
     assert caught.value.status() == "415"
+
+
+# Every format of a model, by Triton's client and KServe's
+
+
+class ModelWorkers(FakeWorkers):
+    """Workers that answer with a real model, in this process."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.signature = model.signature
+        self._model = model
+
+    def answer(self, call):
+        (reply,) = worker.answer([call], [worker.prepare(call, self._model, CONTRACT)], self._model, CONTRACT)
+        return reply
+
+
+def write_predictor(folder):
+    (folder / "model.yaml").write_text("format: predictor\n")
+    (folder / "predictor.py").write_text("""
+class Predictor:
+    def from_path(model_dir):
+        return Predictor()
+    def predict(self, instances):
+        return [float(sum(instance)) for instance in instances]
+""")
+
+
+FORMATS = {
+    "torchvision": write_torchvision_artifact,
+    "exported": write_exported_artifact,
+    "program": write_exported,
+    "torchscript": write_torchscript,
+    "predictor": write_predictor,
+}
+
+
+@pytest.fixture(scope="module", params=FORMATS)
+def model(request, tmp_path_factory):
+    """The format's name, and the address of a listener with a model of it."""
+    folder = tmp_path_factory.mktemp(request.param)
+    with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
+        warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)
+        patch.setattr(sys, "path", sys.path.copy())
+        patch.setattr(sys, "dont_write_bytecode", sys.dont_write_bytecode)
+        FORMATS[request.param](folder)
+        options = LoadOptions(max_image_pixels=10**6, allow_code=True)
+        workers = ModelWorkers(load_model(read_artifact(folder), options).model)
+    with listening(Served(10**7, workers)) as address:
+        yield request.param, address
+
+
+FILES = np.array([encode(picture(seed=seed)) for seed in (0, 1)], dtype=object)
+FILES_BASE64 = np.array([base64.b64encode(file) for file in FILES], dtype=object)
+VECTORS = np.array([[1, 2, 3], [4, 5, 6]], dtype=np.float32)
+SUMS = {"program": [12.0, 7.5], "torchscript": [12.0, 7.5], "predictor": [6.0, 15.0]}
+
+
+def make_inputs(name, binary):
+    """For each format the ways in which a client gives two rows."""
+    if name in ("torchvision", "exported"):
+        pixels = np.stack([np.asarray(picture(seed=seed)) for seed in (0, 1)])
+        files = FILES if binary else FILES_BASE64
+        return [
+            [make_input(files, "BYTES", binary=binary)],
+            [make_input(pixels, "UINT8", binary=binary)],
+        ]
+    rows = make_input(VECTORS, "FP32", binary=binary, name="vector")
+    if name == "predictor":
+        return [[rows]]
+    return [[rows, make_input(np.array([2, 0.5], dtype=np.float32), "FP32", binary=binary, name="scale")]]
+
+
+ASKED = {"priority": 1, "timeout": 5_000_000, "sequence_id": 42, "sequence_start": True, "sequence_end": True}
+
+
+@pytest.mark.parametrize("binary", [True, False])
+@pytest.mark.parametrize("asked", [{}, ASKED], ids=["plain", "with Triton's parameters"])
+def test_triton_client_infers_with_every_format(model, binary, asked):
+    name, address = model
+    with tritonclient.InferenceServerClient(address) as client:
+        (output, *_) = client.get_model_metadata("m")["outputs"] or [{"name": "predictions"}]
+        given = [client.infer("m", inputs, **asked).as_numpy(output["name"]) for inputs in make_inputs(name, binary)]
+    if name in SUMS:
+        assert given[0].tolist() == SUMS[name]
+        return
+    files, pixels = given
+    assert files.shape == (2, 5)
+    np.testing.assert_allclose(files, pixels, atol=1e-6)
+    assert np.abs(files[0] - files[1]).max() > 1e-4
+
+
+def test_raw_binary_request_is_one_row_of_every_format(model):
+    name, address = model
+    data = VECTORS[0].tobytes() if name not in ("torchvision", "exported") else FILES[0]
+    headers = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": "0"}
+    answer = httpx.post(f"http://{address}/v2/models/m/infer", content=data, headers=headers)
+    if name in ("program", "torchscript"):
+        assert answer.status_code == 400
+        assert answer.json()["error"].endswith("0 is for models of one input, and this one has vector, scale")
+        return
+    assert answer.status_code == 200
+    length = int(answer.headers["Inference-Header-Content-Length"])
+    (output,) = json.loads(answer.content[:length])["outputs"]
+    if name == "predictor":
+        assert np.frombuffer(answer.content[length:]).tolist() == [float(sum(data))]
+        return
+    assert (output["name"], output["shape"]) == ("confidences", [1, 5])
+    assert len(np.frombuffer(answer.content[length:], "<f4")) == 5
+
+
+# Recorded from kserve 0.21.0's InferenceRESTClient, whose dependencies exclude ours: rows of two, as above.
+RECORDED = json.loads((Path(__file__).parent / "kserve_requests.json").read_text())
+
+
+def test_requests_of_kserves_client_are_answered(model):
+    name, address = model
+    recorded = [one for one in RECORDED if one["name"].partition(":")[0] == name]
+    assert len(recorded) == {"torchvision": 0, "exported": 10, "program": 0, "torchscript": 6, "predictor": 6}[name]
+    rows = []
+    for one in recorded:
+        answer = httpx.post(
+            f"http://{address}{one['path']}", content=base64.b64decode(one["body"]), headers=one["headers"]
+        )
+        assert answer.status_code == 200, (one["name"], answer.text)
+        if one["path"].startswith("/v1"):
+            assert [each.get("key") for each in answer.json()["predictions"] if name == "exported"] in ([], ["1", "1"])
+            continue
+        length = int(answer.headers.get("Inference-Header-Content-Length", len(answer.content)))
+        said = json.loads(answer.content[:length])
+        assert said["id"] == "7"
+        output = said["outputs"][0]
+        dtype = {"FP32": "<f4", "FP64": "<f8"}[output["datatype"]]
+        rows.append(
+            output["data"]
+            if "data" in output
+            else np.frombuffer(answer.content[length:], dtype)[: math.prod(output["shape"])]
+        )
+    for row in rows:
+        np.testing.assert_allclose(row, SUMS.get(name, rows[0]), atol=1e-6)
+
+
+def test_kserves_client_knows_the_server(address):
+    paths = {
+        "/": {"status": "alive"},
+        "/v1/models/m": {"name": "photos", "ready": True},
+        "/v2/health/live": {"live": True},
+        "/v2/health/ready": {"ready": True},
+        "/v2/models/m/ready": {"name": "photos", "ready": True},
+    }
+    assert {path: httpx.get(f"http://{address}{path}").json() for path in paths} == paths
 
 
 # KServe V1, by curl

@@ -59,8 +59,8 @@ def shape_rows(_prepared, rows):
     return Rows(rows)
 
 
-def run(requests, model, shape=shape_rows):
-    return [each.outcome for each in compute(requests, model, shape)]
+def run(requests, model, shape=shape_rows, faults=(ValueError, RuntimeError)):
+    return [each.outcome for each in compute(requests, model, shape, faults)]
 
 
 def test_all_rows_are_one_batch_and_each_request_gets_its_part():
@@ -122,7 +122,47 @@ def test_rows_that_only_together_are_too_much_are_told_so():
     model = Doubling(lambda rows: RuntimeError("too many") if len(rows) > 2 else None)
     small, large = run([prepare(1, 2), prepare(1, 2, 3)], model)
     assert small.predictions() == [2, 4]
-    assert str(large) == "instances[0]: the model raised RuntimeError: too many on these instances together"
+    assert str(large) == "the model raised RuntimeError: too many on these instances together"
+    assert isinstance(large, InternalError)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ValueError("13"), 400),
+        (UnicodeError("13"), 400),
+        (RuntimeError("The size of tensor a (2) must match the size of tensor b (3)"), 400),
+        # The model's own: alerts and canaries look at 5xx.
+        (AttributeError("'NoneType' object has no attribute 'weight'"), 500),
+        (TypeError("forward() got an unexpected keyword argument"), 500),
+        (KeyError("x"), 500),
+        (NotImplementedError("no kernel for this device"), 500),
+        (RecursionError("too deep"), 500),
+        (MemoryError(), 500),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"), 500),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory"), 500),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR"), 500),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), 500),
+    ],
+)
+def test_failure_of_the_model_is_no_error_of_the_caller(error, code):
+    def fail(rows):
+        return error if 13 in rows else None
+
+    good, bad = run([prepare(1), prepare(2, 13)], Doubling(fail))
+    assert good.predictions() == [2]
+    assert bad.code == code
+    assert str(bad).startswith("instances[1]: the model raised ")
+
+
+def test_nothing_is_the_callers_error_where_no_faults_are_known():
+    (bad,) = run([prepare(13)], Doubling(lambda _: ValueError("unlucky")), faults=())
+    assert (bad.code, str(bad)) == (500, "instances[0]: the model raised ValueError: unlucky")
+
+
+def test_error_that_the_model_tells_in_our_words_stays_itself():
+    (bad,) = run([prepare(1)], Doubling(lambda _: InternalError("two outputs instead of one")))
+    assert (bad.code, str(bad)) == (500, "two outputs instead of one")
 
 
 @pytest.mark.parametrize("rows_at_once", [4, 1, 3])  # the batch, one row of it, one request of it

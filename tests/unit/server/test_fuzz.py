@@ -19,8 +19,12 @@ from tests.unit.server.pictures import encode, picture
 DIALECTS = ("vertex", "raw", "aiplatform", "kserve", "oip")
 CONTRACT = Contract(ServedModel("photos-1", "projects/p/locations/l/models/photos", "Photos", "1"), Limits(16))
 ROUNDS = 20_000
-SOUND = [encode(picture(40, 30), encoding) for encoding in ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "ICO")]
+SOUND = [
+    encode(picture(40, 30), encoding)
+    for encoding in ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "ICO", "AVIF", "HEIF")
+]
 SOUND += [encode(picture(40, 30).convert(mode)) for mode in ("P", "LA", "1")]
+SOUND += [encode(picture(40, 30).convert(mode), "TIFF") for mode in ("F", "I")]
 SOUND += [encode(picture(40, 30).convert("CMYK"), "JPEG"), encode(picture(40, 30), "JPEG", progressive=True)]
 
 
@@ -93,7 +97,7 @@ json_values = st.recursive(
         st.lists(inner, max_size=4)
         | st.dictionaries(
             st.sampled_from(
-                ["b64", "content", "mimeType", "image", "image_bytes", "x", "name", "shape", "datatype", "data"]
+                ["b64", "content", "key", "image", "image_bytes", "x", "name", "shape", "datatype", "data"]
             ),
             inner,
             max_size=4,
@@ -102,7 +106,8 @@ json_values = st.recursive(
     max_leaves=12,
 )
 top_level = st.dictionaries(
-    st.sampled_from(["instances", "parameters", "inputs", "outputs", "id", "confidenceThreshold"]), json_values
+    st.sampled_from(["instances", "parameters", "inputs", "outputs", "id", "httpBody", "model_name", "signature_name"]),
+    json_values,
 )
 
 

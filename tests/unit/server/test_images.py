@@ -1,10 +1,12 @@
 """Pictures to what a model takes: every kind that decodes, every kind that does not, and torchvision's own numbers."""
 
 import io
+import sys
 import zlib
 
 import numpy as np
 import pytest
+import tifffile
 from pierhead_server import images
 from pierhead_server.config import Preprocessing
 from pierhead_server.images import BadPictureError, decode_image, fit, read_image
@@ -49,7 +51,7 @@ def test_rgb_is_kept_exactly():
     assert np.array_equal(decode(encode(picture())), picture())
 
 
-@pytest.mark.parametrize("encoding", ["JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "ICO", "MPO"])
+@pytest.mark.parametrize("encoding", ["JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "ICO", "MPO", "AVIF"])
 def test_each_format_decodes(encoding):
     pixels = decode(encode(picture(64, 64), encoding))
     assert (pixels.shape, pixels.dtype) == ((64, 64, 3), np.uint8)
@@ -114,8 +116,154 @@ def test_16_bit_grey_is_scaled_not_clipped(encoding):
     assert decode(encode(image, encoding))[0, 0].tolist() == [128, 128, 128]
 
 
+# What white is, of a kind of grey, and how it lies in a TIFF.
+GREYS = {
+    "floats of 0 to 1": (1.0, "<f4", {}),
+    "floats of 0 to 1, big-endian": (1.0, ">f4", {}),
+    "floats of 0 to 1, white is zero": (1.0, "<f4", {"photometric": "miniswhite"}),
+    "floats of 0 to 255": (255.0, "<f4", {}),
+    "floats of 0 to 65535": (65535.0, "<f4", {}),
+    "uint32": (2**32 - 1, "<u4", {}),
+    "uint32 of 16 bits": (65535, "<u4", {}),
+    "uint32 of 8 bits": (255, "<u4", {}),
+    "int32": (2**31 - 1, "<i4", {}),
+    "int32, big-endian": (2**31 - 1, ">i4", {}),
+    "int32 of 16 bits": (65535, "<i4", {}),
+    "int32 of 8 bits": (255, "<i4", {"compression": "zlib"}),
+    "int16": (2**15 - 1, "<i2", {}),
+    "int16 of 8 bits": (255, "<i2", {}),
+    "uint16": (65535, "<u2", {}),
+    "uint16, big-endian": (65535, ">u2", {}),
+    "uint16, white is zero": (65535, "<u2", {"photometric": "miniswhite"}),
+    "uint16 in LZW": (65535, "<u2", {"compression": "zlib", "predictor": 2}),
+}
+
+
+@pytest.mark.parametrize(("white", "dtype", "options"), GREYS.values(), ids=GREYS)
+def test_grey_of_any_depth_is_the_same_photograph(white, dtype, options):
+    photo = np.asarray(picture().convert("L"))
+    levels = photo / 255
+    levels.flat[:2] = 0, 1  # a photograph uses what there is
+    if options.get("photometric") == "miniswhite":
+        levels = 1 - levels
+    data = write_tiff((levels * white).astype(dtype), **options)
+    assert difference(decode(data)[..., 0].flat[2:], photo.flat[2:]).max() <= 1
+
+
+def write_tiff(pixels, **options):
+    file = io.BytesIO()
+    tifffile.imwrite(file, pixels, **{"photometric": "rgb" if pixels.ndim == 3 else "minisblack"} | options)
+    return file.getvalue()
+
+
+def test_12_bit_grey_is_scaled():
+    """As microscopes write it: two values in three bytes."""
+    data = bytearray(write_tiff(np.zeros((4, 6), dtype=np.uint8)))
+    tags = tifffile.TiffFile(io.BytesIO(data)).pages[0].tags
+    start = tags["StripOffsets"].value[0]
+    data = data[:start] + bytes([0x80, 0x08, 0x00] * 12)  # 0x800 of 0xFFF
+    data[tags["BitsPerSample"].valueoffset] = 12
+    data[tags["StripByteCounts"].valueoffset] = 36
+    assert np.array_equal(decode(bytes(data)), np.full((4, 6, 3), 128))
+
+
+def test_floats_that_overshoot_or_are_none_are_still_of_0_to_1():
+    levels = np.full((4, 4), 0.5, dtype=np.float32)
+    levels[0] = [1.2, -0.2, np.nan, np.inf]
+    pixels = decode(write_tiff(levels))
+    assert pixels[0, :, 0].tolist() == [255, 0, 0, 0]
+    assert pixels[1, 0].tolist() == [128, 128, 128]
+
+
+def test_integers_of_a_dark_picture_are_not_brightened():
+    for dtype, white in (("<u4", 2**32 - 1), ("<i4", 2**31 - 1), ("<i2", 2**15 - 1)):
+        assert decode(write_tiff(np.full((4, 4), white * 0.4, dtype=dtype)))[0, 0].tolist() == [102, 102, 102]
+
+
+def test_what_is_below_black_is_black():
+    levels = np.array([[-1000, 0], [1000, 2**31 - 1]], dtype="<i4")
+    assert decode(write_tiff(levels))[..., 0].tolist() == [[0, 0], [0, 255]]
+
+
+@pytest.mark.parametrize("level", [np.nan, 0.0])
+def test_grey_of_nothing_is_black(level):
+    assert not decode(write_tiff(np.full((4, 4), level, dtype=np.float32))).any()
+    assert not decode(write_tiff(np.zeros((4, 4), dtype=np.int32))).any()
+
+
+@pytest.mark.parametrize(("dtype", "options"), [("<u2", {}), (">u2", {}), ("<u2", {"compression": "zlib"})])
+@pytest.mark.parametrize("channels", [3, 4])
+def test_16_bit_colour_is_scaled(dtype, options, channels):
+    photo = np.asarray(picture().convert("RGBA"))[..., :channels]
+    more = {"extrasamples": ["unassalpha"]} if channels == 4 else {}
+    data = write_tiff((photo.astype(np.uint16) * 257).astype(dtype), **options, **more)
+    assert np.array_equal(decode(data), picture())
+
+
+def test_16_bit_colour_of_a_png_is_scaled():
+    photo = np.asarray(picture(40, 30)).astype(">u2") * 257
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in photo)
+    header = (40).to_bytes(4) + (30).to_bytes(4) + bytes([16, 2, 0, 0, 0])
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    file = b"\x89PNG\r\n\x1a\n" + b"".join(
+        len(data).to_bytes(4) + kind + data + zlib.crc32(kind + data).to_bytes(4) for kind, data in chunks
+    )
+    assert np.array_equal(decode(file), picture(40, 30))
+
+
+@pytest.mark.parametrize(
+    ("pixels", "message"),
+    [
+        (
+            np.zeros((4, 4, 3), dtype=np.float32),
+            "a TIFF whose kind of pixels is not known: send 8 or 16 bits a channel",
+        ),
+        (np.zeros((4, 4), dtype=np.float64), "a TIFF whose kind of pixels is not known: send 8 or 16 bits a channel"),
+        (np.full((4, 4), 1e9, dtype=np.float32), "grey in floats beyond 65535: send 8 or 16 bits"),
+    ],
+)
+def test_pixels_that_nobody_can_read_are_told(pixels, message):
+    with pytest.raises(BadPictureError) as caught:
+        decode(write_tiff(pixels))
+    assert str(caught.value).startswith(message)
+
+
+def test_photograph_of_a_phone_is_decoded_and_upright():
+    data = make_heic(turned=True)
+    assert difference(decode(data), picture(64, 32)).mean() < 8
+
+
+def make_heic(*, turned=False):
+    """A picture of 64 x 32 as a phone stores it; upright as it lies, or by the container's word."""
+    if not turned:
+        return encode(picture(64, 32), "HEIF", quality=60)
+    lying = picture(64, 32).transpose(LYING[6])
+    lying.info["exif"] = with_orientation(6).tobytes()
+    return encode(lying, "HEIF", quality=60)
+
+
+def test_photograph_of_a_phone_is_named_where_nothing_reads_it(monkeypatch):
+    data = make_heic()
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "pillow_heif", None)
+        patch.setattr(images, "FORMATS", images._list_formats())
+        assert "HEIF" not in images.FORMATS
+        with pytest.raises(BadPictureError, match="a HEIC that cannot be read here: send one of JPEG, PNG, GIF, BMP, "):
+            decode(data)
+
+
+@pytest.mark.parametrize("name", ["HEIC", "AVIF"])
+def test_broken_file_of_a_phone_is_told(name):
+    data = make_heic() if name == "HEIC" else encode(picture(64, 32), "AVIF")
+    for cut in (12, 100, len(data) // 2, len(data) - 20):
+        with pytest.raises(BadPictureError):
+            decode(data[:cut])
+    with pytest.raises(BadPictureError, match="more than 2047 pixels"):
+        decode(data, max_pixels=2047)
+
+
 @pytest.mark.parametrize("orientation", [0, 1, *LYING, 9])
-@pytest.mark.parametrize("encoding", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("encoding", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
 def test_exif_orientation_turns_the_picture_upright(encoding, orientation):
     lying = picture(64, 32)
     if orientation in LYING:
@@ -138,10 +286,29 @@ def test_orientation_of_a_grey_and_of_a_cmyk_jpeg_counts_too():
         b"Exif\0\0junk",
         b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\xff\xff\xff\xff\xff\xff",
         b"Exif\0\0MM\0*\0\0\0\x08\0\1\x01\x12\0\2\0\0\0\x04abc\0\0\0\0\0",  # the orientation is text
+        b"Exif\0\0II*\0",  # it ends before it begins
+        b"Exif\0\0" + b"\xff" * 40,
+        b"Exif\0\0MM\0+\0\x08\0\0" + b"\xff" * 40,
     ],
 )
-def test_broken_exif_harms_no_picture(exif):
-    assert decode(encode(picture(64, 32), "JPEG", exif=exif)).shape == (32, 64, 3)
+@pytest.mark.parametrize(
+    ("encoding", "mode"), [("JPEG", "RGB"), ("JPEG", "L"), ("JPEG", "CMYK"), ("PNG", "L"), ("WEBP", "RGB")]
+)
+def test_broken_exif_harms_no_picture(encoding, mode, exif):
+    for options in ({}, {"dpi": (72, 72)}):  # without it Pillow looks for it in the EXIF, and forgives what is there
+        data = encode(picture(64, 32).convert(mode), encoding, **options)
+        assert decode(put_exif(data, exif, encoding)).shape == (32, 64, 3)
+
+
+def put_exif(data, exif, encoding):
+    """What no encoder writes, since they look at it."""
+    tiff = exif.removeprefix(b"Exif\0\0")
+    if encoding == "JPEG":
+        return data[:2] + b"\xff\xe1" + (len(exif) + 2).to_bytes(2) + exif + data[2:]
+    if encoding == "PNG":
+        chunk = b"eXIf" + tiff
+        return data[:33] + len(tiff).to_bytes(4) + chunk + zlib.crc32(chunk).to_bytes(4) + data[33:]
+    return encode(Image.open(io.BytesIO(data)), encoding, exif=tiff)
 
 
 @pytest.mark.parametrize("encoding", ["WEBP", "GIF", "TIFF", "PNG"])
@@ -171,7 +338,7 @@ JPEG, PNG = encode(picture(90, 90), "JPEG"), encode(picture(90, 90))
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "not a picture: send one of JPEG, PNG, GIF, BMP, WEBP, TIFF, ICO"),
+        (b"", "not a picture: send one of JPEG, PNG, GIF, BMP, WEBP, TIFF, ICO, AVIF"),
         (b"no picture", "not a picture: "),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n", "not a picture: "),
         (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "not a picture: "),
@@ -234,6 +401,8 @@ def make_sound_pictures():
     files += [encode(small, encoding, exif=exif) for encoding in ("JPEG", "PNG", "WEBP")]
     files += [encode(small, encoding, save_all=True, append_images=[small]) for encoding in ("GIF", "MPO", "WEBP")]
     files += [encode(small, "TIFF", compression=name) for name in ("raw", "tiff_lzw", "tiff_adobe_deflate", "jpeg")]
+    files += [write_tiff(np.ones((30, 40), dtype=dtype)) for dtype in (np.float32, np.int32)]
+    files += [encode(small, "AVIF"), make_heic()]
     files += [encode(small, "JPEG", progressive=True), encode(Image.fromarray(np.ones((30, 40), dtype=np.uint16)))]
     return files
 

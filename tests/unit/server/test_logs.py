@@ -1,12 +1,13 @@
 """Logs: one JSON object a line, whatever happens, and of requests neither too many lines nor too much."""
 
 import json
+import logging
 import re
 import subprocess
 import sys
 
 import pytest
-from pierhead_server.logs import AnsweredRequest, RequestLog
+from pierhead_server.logs import AnsweredRequest, RequestLog, Tally
 
 REQUEST = AnsweredRequest("POST", "/v1/models/m:predict", 200, 0.0123456789, 2, 345, "0af7651916cd43dd8448eb211c80319c")
 
@@ -99,3 +100,12 @@ def test_all_or_none_are_told(sample, code, share):
 def test_fraction_is_told():
     log = RequestLog(0.5)
     assert 300 < sum(log.wants(200) for _ in range(1000)) < 700
+
+
+def test_tally_tells_at_once_and_then_once_in_a_while(caplog):
+    now = [5.0]
+    tally = Tally(logging.getLogger("t"), "%d lost", seconds=60, clock=lambda: now[0])
+    for moment, count in ((5, 2), (6, 3), (64.9, 4), (65, 1), (70, 6), (200, 1)):
+        now[0] = moment
+        tally.add(count)
+    assert caplog.messages == ["2 lost", "8 lost", "7 lost"]

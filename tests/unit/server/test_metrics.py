@@ -84,3 +84,13 @@ def test_queue_is_asked_when_it_is_read(metrics):
     metrics.watch_queue(waiting.__len__)
     waiting.append("a request")
     assert read(metrics, "pierhead_queue_length") == 1
+
+
+def test_numbers_that_are_none_are_counted_and_told_of(metrics, caplog):
+    assert read(metrics, "pierhead_predict_non_finite_numbers_total") == 0
+    metrics.observe_reply(Reply(200, b"", instances=1))
+    assert not caplog.messages
+    for count in (3, 4):
+        metrics.observe_reply(Reply(200, b"", instances=1, non_finite=count))
+    assert read(metrics, "pierhead_predict_non_finite_numbers_total") == 7
+    assert caplog.messages == ["the model gave 3 numbers that are NaN or Infinity"]

@@ -154,6 +154,88 @@ X = tensor(data=[1, 2])
 
 
 @pytest.mark.parametrize(
+    "parameters",
+    [
+        {"priority": 1, "timeout": 5_000_000},
+        {"sequence_id": 42, "sequence_start": True, "sequence_end": False},
+        {"sequence_id": "a", "headers": {"x": "y"}, "triton_enable_empty_final_response": True},
+        None,
+        {},
+    ],
+)
+def test_names_and_parameters_of_other_servers_clients_mean_nothing(parameters):
+    body = {"model_name": "m", "model_version": None, "inputs": [X], "parameters": parameters}
+    request = parse_body(body)
+    assert lists(request.instances) == [1.0, 2.0]
+    assert request.arguments == {}
+
+
+def test_own_parameters_stay():
+    request = parse_body({"inputs": [X], "parameters": {"k": 1, "priority": 1, "binary_data_output": True}})
+    assert request.arguments == {"parameters": {"k": 1}}
+    assert request.wanted.binary
+
+
+def test_byte_order_mark_is_skipped_in_the_json_part():
+    assert lists(parse_body(b"\xef\xbb\xbf" + json.dumps({"inputs": [X]}).encode()).instances) == [1.0, 2.0]
+    head = b"\xef\xbb\xbf" + json.dumps({"inputs": [tensor(parameters={"binary_data_size": 8})]}).encode()
+    assert lists(parse_body(head, np.array([1, 2], dtype="<f4").tobytes()).instances) == [1.0, 2.0]
+
+
+# Raw binary requests: the body is the one input
+
+
+def parse_raw(body, *specs):
+    return parse(
+        Call("oip", body, "application/octet-stream", header_length=0), LIMITS, Signature(specs, ()) if specs else None
+    )
+
+
+NUMBERS_RAW = np.arange(6, dtype="<f4")
+
+
+@pytest.mark.parametrize(
+    ("spec", "body", "row"),
+    [
+        (TensorSpec("image", "bytes", ()), b"\xff\xd8{", b"\xff\xd8{"),
+        (None, b"anything", b"anything"),
+        (TensorSpec("x", "float32", (6,)), NUMBERS_RAW.tobytes(), NUMBERS_RAW.tolist()),
+        (TensorSpec("x", "float32", (2, 3)), NUMBERS_RAW.tobytes(), NUMBERS_RAW.reshape(2, 3).tolist()),
+        (TensorSpec("x", "float32", (-1, 3)), NUMBERS_RAW.tobytes(), NUMBERS_RAW.reshape(2, 3).tolist()),
+        (TensorSpec("x", "float32", (2, -1)), NUMBERS_RAW.tobytes(), NUMBERS_RAW.reshape(2, 3).tolist()),
+        (TensorSpec("x", "bool", (-1,)), b"\0\1\2", [False, True, True]),
+        (TensorSpec("x", "int64", ()), (7).to_bytes(8, "little"), 7),
+    ],
+)
+def test_raw_body_is_one_row(spec, body, row):
+    request = parse_raw(body, *([spec] if spec else []))
+    assert lists(request.instances) == [row]
+    assert request.wanted == Wanted(None, True, ())
+
+
+@pytest.mark.parametrize(
+    ("specs", "body", "message"),
+    [
+        ([TensorSpec("image", "bytes", ())], b"", "the body is empty: send the bytes of one instance"),
+        (PROGRAM.inputs, b"x", f"{HEADER_LENGTH}: 0 is for models of one input, and this one has a, b"),
+        (
+            [TensorSpec("x", "float32", (-1, -1))],
+            b"abcd",
+            f"{HEADER_LENGTH}: 0 is for inputs of one size to be found out, and x has [-1, -1]",
+        ),
+        ([TensorSpec("x", "float32", (2,))], b"abcd", "the body: shape [1, 2] of FP32 needs 8 bytes, got 4"),
+        ([TensorSpec("x", "float32", (-1, 3))], b"abcdefgh", "the body: shape [1, 1, 3] of FP32 needs 12 bytes, got 8"),
+        ([TensorSpec("x", "float32", (-1,))], b"abc", "the body: shape [1, 1] of FP32 needs 4 bytes, got 3"),
+        ([TensorSpec("x", "float32", (-1, 3))], b"a" * 13, "the body: shape [1, 1, 3] of FP32 needs 12 bytes, got 13"),
+    ],
+)
+def test_raw_body_that_does_not_fit_is_named(specs, body, message):
+    with pytest.raises(InvalidArgumentError) as caught:
+        parse_raw(body, *specs)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
     ("document", "message"),
     [
         (b"{", "the body is not valid JSON: "),
@@ -318,7 +400,7 @@ class Given:
         self._tensors = tensors
 
     def predictions(self):
-        raise NotImplementedError
+        return []
 
     def tensors(self):
         return self._tensors
@@ -344,6 +426,14 @@ def test_answer_is_flat_json():
             {"name": "n", "datatype": "INT64", "shape": [2], "data": [1, 2]},
         ],
     }
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_numbers_that_are_none_are_counted_in_what_is_asked_for(binary):
+    given = Given(a=NUMBERS, b=np.array([math.inf, 1]), n=np.array([1, 2]), t=np.array(["nan", "x"]))
+    assert answer(given, binary=binary).non_finite == 2
+    assert answer(given, Output("b", binary)).non_finite == 1
+    assert answer(given, Output("n", binary), Output("t", binary)).non_finite == 0
 
 
 def test_outputs_are_those_that_are_asked_for():

@@ -1,5 +1,6 @@
 """Custom prediction routines: what they are given, what they may return, and whose fault it is when they break."""
 
+import json
 import math
 import runpy
 import sys
@@ -16,8 +17,10 @@ from pierhead_server.predictor import PredictorModel, load_predictor
 from pierhead_server.protocol import Limits, Request, ServedModel, parse, shape
 from pierhead_server.worker import warm_up
 from sklearn.datasets import load_breast_cancer
+from starlette.exceptions import HTTPException
 
 from tests.unit.server.calls import CONTRACT, ask
+from tests.unit.server.calls import instances as instances_of
 
 EXAMPLES = Path(__file__).parents[3] / "examples" / "predictors"
 GOOD = """
@@ -192,14 +195,137 @@ def test_each_request_has_its_own_outcome(tmp_path, caplog):
     outcomes = [each.outcome for each in computed]
     assert outcomes[0].predictions() == [0.25]
     assert outcomes[2] is requests[2]
-    assert [str(outcomes[index]) for index in (1, 3)] == [
+    assert [str(outcomes[index]) for index in (1, 3, 4)] == [
         "instances[0]: the predictor raised ZeroDivisionError: division by zero",
         "instances: the predictor raised TypeError: unsupported operand type(s) for /: 'int' and 'str'",
+        "instances: unknown: did you mean instances?",
     ]
-    assert "got multiple values for argument 'instances'" in str(outcomes[4])
-    assert all(isinstance(outcomes[index], InvalidArgumentError) for index in (1, 3, 4))
+    assert [outcomes[index].code for index in (1, 3, 4)] == [500, 500, 400]
     assert [each.instances for each in computed] == [1, 1, 0, 2, 1]
     assert "Traceback" in caplog.text
+
+
+class InvalidInput(ValueError):  # noqa: N818 - KServe's name
+    """As KServe's, whose message is no argument."""
+
+    def __str__(self):
+        return "no such flower"
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "message"),
+    [
+        # Deliberate, for input that is wrong
+        (
+            ValueError("age: must be 0 to 150"),
+            400,
+            "instances[0]: the predictor raised ValueError: age: must be 0 to 150",
+        ),
+        (InvalidInput(), 400, "instances[0]: the predictor raised InvalidInput: no such flower"),
+        (UnicodeDecodeError("utf-8", b"x", 0, 1, "no"), 400, "instances[0]: the predictor raised UnicodeDecodeError: "),
+        (HTTPException(422, "age: must be 0 to 150"), 400, "age: must be 0 to 150"),
+        (HTTPException(400), 400, "Bad Request"),
+        (InvalidArgumentError("in our own words"), 400, "in our own words"),
+        # The model's own failure: alerts and canaries look at 5xx
+        (HTTPException(503, "the feature store is away"), 500, "the feature store is away"),
+        (
+            AttributeError("'NoneType' object has no attribute 'x'"),
+            500,
+            "instances[0]: the predictor raised AttributeErr",
+        ),
+        (
+            torch.OutOfMemoryError("CUDA out of memory"),
+            500,
+            "instances[0]: the predictor raised OutOfMemoryError: CUDA out",
+        ),
+        (KeyError("age"), 500, "instances[0]: the predictor raised KeyError: 'age'"),
+        (MemoryError(), 500, "instances[0]: the predictor raised MemoryError"),
+    ],
+)
+def test_routine_says_whose_error_it_is(raised, code, message):
+    class Routine:
+        def predict(self, instances):
+            raise raised
+
+    (reply,) = ask(PredictorModel(Routine()), instances_of(1))
+    assert reply.code == code
+    assert json.loads(reply.body)["error"]["message"].startswith(message)
+
+
+def test_gpu_that_failed_ends_the_worker():
+    class Routine:
+        def predict(self, instances):
+            raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+
+    with pytest.raises(torch.AcceleratorError):
+        PredictorModel(Routine()).compute([Request([1], {})])
+
+
+class Plain:
+    def predict(self, instances):
+        return [{} for _ in instances]
+
+
+class Chosen:
+    def predict(self, instances, *, k, parameters=0):
+        return [{"k": k, "parameters": parameters} for _ in instances]
+
+
+class Everything:
+    def predict(self, rows, **kwargs):
+        return [kwargs for _ in rows]
+
+
+class Rest:
+    def predict(self, *args):
+        return [{} for _ in args[0]]
+
+
+class Wild:
+    def predict(self, *args, **kwargs):
+        return [kwargs for _ in args[0]]
+
+
+@pytest.mark.parametrize(
+    ("routine", "arguments", "prediction"),
+    [
+        (Plain, {"parameters": None}, {}),
+        (Plain, {"parameters": {}, "signature_name": "serving_default"}, {}),
+        (Chosen, {"k": 1, "parameters": None}, {"k": 1, "parameters": None}),
+        (Chosen, {"k": 1, "signature_name": "x"}, {"k": 1, "parameters": 0}),
+        (Everything, {"parameters": {}, "signature_name": "x"}, {"parameters": {}, "signature_name": "x"}),
+        (Wild, {"parameters": {}, "x": 1}, {"parameters": {}, "x": 1}),
+        # What `predict` does not take is the caller's error
+        (Plain, {"parameters": {"k": 1}}, "parameters: unknown: known are instances"),
+        (Rest, {"parameters": {}}, {}),
+        (Rest, {"k": 1}, "k: unknown: known are instances"),
+        (Plain, {"probability": True}, "probability: unknown: known are instances"),
+        (Chosen, {"k": 1, "parameter": {}}, "parameter: unknown: did you mean parameters?"),
+        (Chosen, {}, "k: missing: the predictor needs it"),
+        (Everything, {"rows": 1}, "rows: unknown: known are instances"),
+    ],
+)
+def test_routine_gets_the_arguments_that_it_takes(routine, arguments, prediction):
+    (reply,) = ask(PredictorModel(routine()), instances_of(1, **arguments))
+    said = json.loads(reply.body)
+    assert reply.code == (400 if isinstance(prediction, str) else 200)
+    assert (said["error"]["message"] if reply.code == 400 else said["predictions"][0]) == prediction
+
+
+def test_key_is_the_routines_own_business():
+    (reply,) = ask(PredictorModel(Plain()), instances_of({"key": "a"}))
+    assert json.loads(reply.body)["predictions"] == [{}]
+
+
+def test_numbers_that_are_none_are_counted_in_either_protocol():
+    model = returning([{"a": math.nan}, {"a": math.inf, "b": None}])
+    (reply,) = ask(model, instances_of(1, 2))
+    assert reply.non_finite == 2
+    tensor = {"name": "x", "shape": [2], "datatype": "FP32", "data": [1, 2]}
+    (reply,) = ask(model, {"inputs": [tensor]}, dialect="oip")
+    assert reply.non_finite == 2
+    (reply,) = ask(returning([math.nan, 1.0]), {"inputs": [tensor]}, dialect="oip")
+    assert reply.non_finite == 1
 
 
 def test_probe_without_a_sample_asks_the_routine_nothing():

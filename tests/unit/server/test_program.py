@@ -157,11 +157,11 @@ NO_PICTURE = {"b64": in_base64(b"none")}
         ((VECTOR,), "1,2,3", "instances[1]: must be numbers of shape [3], not a string"),
         ((VECTOR,), [1, None, 3], "instances[1][1]: must be a number, not null"),
         ((VECTOR,), {"y": [1, 2, 3]}, "instances[1]: must be numbers of shape [3], not an object"),
-        ((VECTOR,), {"x": [1, 2, 3], "y": 1}, "instances[1].y: unknown: the model takes x"),
         ((VECTOR,), {"x": [1, [2], 3]}, "instances[1].x[1]: ragged: must be a number, not a list"),
         ((FREE,), [], "instances[1]: expected shape [any], got [0]"),
         (TWO, [1, 2], "instances[1]: must be an object with a, image"),
         (TWO, {"a": [1, 2]}, "instances[1].image: missing: the model needs it"),
+        (TWO, {"a": [1, 2], "imgae": 1}, "instances[1].image: missing: the model needs it, and does not know imgae"),
         (TWO, {"a": [1, 2], "image": NO_PICTURE}, "instances[1].image: not a picture: send one of JPEG, PNG, GIF, B"),
         (TWO, {"a": [1, 2], "image": [[[1, 2]]]}, "instances[1].image: expected shape [any, any, 3], got [1, 1, 2]"),
         (TWO, {"a": [1, 2], "image": "x"}, "instances[1].image: must be a picture, not a string: is it base64? Send"),
@@ -176,8 +176,53 @@ def test_mismatch_says_where_and_what_was_expected(inputs, instance, message):
 
 
 def test_other_arguments_are_refused():
-    (message,) = predict(make(lambda x: x, VECTOR), instances([1, 2, 3], parameters={}))
+    (message,) = predict(make(lambda x: x, VECTOR), instances([1, 2, 3], parameters={"k": 1}))
     assert message.startswith("parameters: unknown: ")
+
+
+@pytest.mark.parametrize("arguments", [{"parameters": None}, {"parameters": {}, "signature_name": "serving_default"}])
+def test_arguments_that_mean_nothing_are_taken(arguments):
+    assert predict(make(lambda x: x.sum(dim=1), VECTOR), instances([1, 2, 3], **arguments)) == [[6.0]]
+
+
+def test_what_a_client_keeps_beside_the_inputs_is_ignored_and_its_key_comes_back():
+    one = make(lambda x: x.sum(dim=1), VECTOR)
+    assert predict(one, instances({"x": [1, 2, 3], "key": "a", "y": None})) == [[6.0]]
+    several = make(lambda x: (x.sum(dim=1), x.argmax(dim=1)), VECTOR, outputs=["sum", "best"])
+    rows = instances({"x": [1, 2, 3], "key": "a"}, {"x": [1, 2, 3], "tag": 1})
+    assert predict(several, rows) == [[{"key": "a", "sum": 6.0, "best": 2}, {"sum": 6.0, "best": 2}]]
+    own = make(lambda x, key: {"key": key + x[:, 0]}, VECTOR, TensorInput(name="key"))
+    assert predict(own, instances({"x": [1, 2, 3], "key": 1})) == [[2.0]]
+
+
+def test_infinite_and_missing_outputs_are_counted():
+    model = make(lambda x: torch.log(x), VECTOR)
+    (reply,) = ask(model, instances([0, -1, 1], [0, 1, 1]))
+    assert reply.non_finite == 3
+
+
+@pytest.mark.parametrize(
+    ("raised", "code"),
+    [(IndexError("index out of range in self"), 400), (AssertionError("x > 9"), 400), (AttributeError("weight"), 500)],
+)
+def test_what_a_program_raises_is_its_own_or_the_callers(raised, code):
+    def refuse(x):
+        if (x > 9).any():
+            raise raised
+        return x
+
+    good, bad = ask(make(refuse, VECTOR), instances([1, 2, 3]), instances([10, 2, 3]))
+    assert (good.code, bad.code) == (200, code)
+    assert json.loads(bad.body)["error"]["message"].startswith(
+        f"instances[0]: the model raised {type(raised).__name__}"
+    )
+
+
+def test_outputs_that_change_with_the_values_are_the_programs_failure():
+    model = make(lambda x: x if (x < 9).all() else x.sum(), VECTOR)
+    good, bad = ask(model, instances([1, 2, 3]), instances([10, 2, 3]))
+    assert (good.code, bad.code) == (200, 500)
+    assert b"output output has shape () for a batch of 1" in bad.body
 
 
 def test_program_that_raises_on_a_row_answers_the_others():

@@ -154,7 +154,7 @@ BAD_PICTURE = instances(GOOD, {"content": in_base64(b"none")})
         ("GET", PREDICT, None, 405, "UNIMPLEMENTED", "Method Not Allowed"),
         ("POST", PREDICT.replace(":predict", ":explode"), b"{}", 404, "NOT_FOUND", "Not Found"),
         ("POST", PREDICT + "/", b"{}", 404, "NOT_FOUND", "Not Found"),
-        ("GET", "/", None, 404, "NOT_FOUND", "Not Found"),
+        ("GET", "/x", None, 404, "NOT_FOUND", "Not Found"),
     ],
 )
 def test_error_is_googles(server, method, path, content, code, status, message):

@@ -3,15 +3,18 @@
 import asyncio
 import json
 
-import msgspec
 from pierhead_server.batch import run as running
+from pierhead_server.batch.allowed import DEFAULT, Allowed
 from pierhead_server.batch.document import Document, Task
 from pierhead_server.batch.pulse import Pulse
-from pierhead_server.errors import InternalError
+from pierhead_server.errors import InternalError, InvalidArgumentError
 from pierhead_server.messages import Reply
-from pierhead_server.protocol import Limits, parse
+from pierhead_server.protocol import Limits, encode_json, parse
 from pierhead_server.settings import load_settings
 from prometheus_client import CollectorRegistry
+
+# A unit test's files are on this machine's disk.
+ANYWHERE = Allowed.parse([*DEFAULT, "file://"])
 
 
 class Answering:
@@ -26,7 +29,11 @@ class Answering:
 
     def submit(self, call, *, alone=False):
         future = asyncio.get_running_loop().create_future()
-        request = parse(call, Limits(1))
+        try:
+            request = parse(call, Limits(1))
+        except InvalidArgumentError as error:
+            future.set_result(_refuse(str(error)))
+            return future
         (instance,) = request.instances
         self.calls.append((instance, dict(request.arguments)))
         # Not in the order of the calls: the later ones of every three come first.
@@ -40,11 +47,22 @@ class Answering:
         if instance == "die":
             future.set_exception(InternalError("the model's process died of this request (killed by SIGKILL)"))
         elif instance == "refuse":
-            body = {"error": {"code": 400, "message": "instances[0].content: no", "status": "INVALID_ARGUMENT"}}
-            future.set_result(Reply(400, json.dumps(body).encode()))
+            future.set_result(_refuse("instances[0].content: no"))
         else:
-            seen = len(instance["content"]) if isinstance(instance, dict) and "content" in instance else instance
-            future.set_result(Reply(200, msgspec.json.encode({"predictions": [seen]})))
+            seen = instance.get("content") if isinstance(instance, dict) else None
+            try:
+                future.set_result(Reply(200, encode_json({"predictions": [_measure(seen, instance)]})))
+            except InternalError as error:
+                future.set_exception(error)
+
+
+def _measure(content, instance):
+    return len(content) if isinstance(content, bytes | str) else instance
+
+
+def _refuse(message):
+    body = {"error": {"code": 400, "message": message, "status": "INVALID_ARGUMENT"}}
+    return Reply(400, json.dumps(body).encode())
 
 
 def make_document(folder, uris, **given):
@@ -62,10 +80,14 @@ def make_document(folder, uris, **given):
 class Runner:
     """Starts workers of one job, one attempt after another or several at once."""
 
-    def __init__(self, artifact, document, emulator=None):
+    def __init__(self, artifact, document, emulator=None, allowed=ANYWHERE):
         self.document = document
         self.settings = load_settings(
-            artifact_uri=artifact.as_uri(), model="m/photos", model_version_id="1", storage_emulator_host=emulator
+            artifact_uri=artifact.as_uri(),
+            model="m/photos",
+            model_version_id="1",
+            storage_emulator_host=emulator,
+            batch_allowed_uris=allowed,
         )
 
     def make(self, shard=0, workers=None):
@@ -86,4 +108,4 @@ class Runner:
 def read_outputs(folder, kind="predictions"):
     """The lines of all shards' files, parsed."""
     paths = sorted(folder.glob(f"{kind}_*.jsonl"))
-    return [json.loads(line) for path in paths for line in path.read_text().splitlines()]
+    return [json.loads(line) for path in paths for line in path.read_bytes().splitlines()]

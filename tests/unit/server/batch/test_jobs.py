@@ -141,11 +141,11 @@ async def test_worker_killed_at_any_request_loses_nothing(artifact, lines, tmp_p
     class Dying(Storage):
         left = sys.maxsize
 
-        async def _try(self, uri, ask):
+        async def _try(self, uri, ask, *rounds):
             Dying.left -= 1
             if Dying.left < 0 or (Dying.left == 0 and not after):
                 raise LostError
-            answer = await super()._try(uri, ask)
+            answer = await super()._try(uri, ask, *rounds)
             if Dying.left <= 0:
                 raise LostError
             return answer
@@ -169,11 +169,11 @@ async def test_worker_killed_again_and_again_comes_to_an_end(artifact, lines, ou
     class Dying(Storage):
         left = 0
 
-        async def _try(self, uri, ask):
+        async def _try(self, uri, ask, *rounds):
             Dying.left -= 1
             if Dying.left <= 0:
                 raise LostError
-            return await super()._try(uri, ask)
+            return await super()._try(uri, ask, *rounds)
 
     monkeypatch.setattr(running, "Storage", Dying)
     runner = Runner(artifact, make_document(out, [lines.as_uri()]))
@@ -261,6 +261,102 @@ async def test_lines_that_cannot_be_read_are_errors(artifact, tmp_path, out, mon
     assert errors[2]["error"]["message"] == "a whole number is beyond 64 bits"
     assert errors[3]["error"]["message"] == "content: file:///no/such%20file: nothing is there"
     assert [each["prediction"] for each in read_outputs(out)] == [1, 2]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32"])
+@pytest.mark.parametrize("form", ["jsonl", "csv", "file-list"])
+async def test_file_of_another_encoding_is_told(artifact, tmp_path, out, encoding, form):
+    (tmp_path / "in").write_bytes("content\ngs://models/a.jpg\n".encode(encoding))
+    (tmp_path / "in.gz").write_bytes(gzip.compress((tmp_path / "in").read_bytes()))
+    for name in ("in", "in.gz"):
+        uri = (tmp_path / name).as_uri()
+        with pytest.raises(
+            InputInvalidError, match=rf"^{uri}: it is UTF-\d\d, which is not supported: save it as UTF-8"
+        ):
+            await Runner(artifact, make_document(out, [uri], inputFormat=form)).run()
+
+
+async def test_messy_lines_are_those_that_a_person_would_count(artifact, tmp_path, out):
+    lines = ["\ufeff1\r", "", " \t\r", '"\u2028\u0085"', "2\r", '{"a":', '"\u0442"']
+    (tmp_path / "in.jsonl").write_bytes("\n".join(lines).encode())
+    (tmp_path / "none.jsonl").write_bytes(b"")
+    (tmp_path / "blank.jsonl").write_bytes(b"\r\n\n  \n")
+    await Runner(artifact, make_document(out, [f"{tmp_path.as_uri()}/*.jsonl"], shards=3)).run()
+    assert [each["prediction"] for each in read_outputs(out)] == [1, "\u2028\u0085", 2, "\u0442"]
+    assert [each["instance"] for each in read_outputs(out, "errors")] == ['{"a":']
+
+
+async def test_csv_with_newlines_in_quotes_is_read_by_one_shard(artifact, tmp_path, out):
+    text = "".join(f'"{n}: \n""x"", y\r\n\nz",{n}\n' for n in range(50))
+    (tmp_path / "in.csv").write_bytes(("name,size\n" + text).encode())
+    (tmp_path / "more.csv").write_bytes(b"name,size\n" + b"".join(b"p,%d\n" % n for n in range(50)))
+    uris = [(tmp_path / name).as_uri() for name in ("in.csv", "more.csv")]
+    document = make_document(out, uris, inputFormat="csv", shards=4)
+    assert await Runner(artifact, document).run()
+    predictions = [each["prediction"] for each in read_outputs(out)]
+    assert predictions == [
+        *({"name": f'{n}: \n"x", y\n\nz', "size": n} for n in range(50)),
+        *({"name": "p", "size": n} for n in range(50)),
+    ]
+    assert not read_outputs(out, "errors")
+    counts = json.loads((out / "manifest.json").read_text())["shards"]
+    assert sum(count["successful"] > 0 for count in counts) > 1, "a file without quotes is cut"
+
+
+NAMES = [
+    "a b",
+    "100%",
+    "a%20b",
+    "a+b",
+    "a#b",
+    "a?b",
+    "\u043a\u043e\u0442",
+    "a&b=c",
+    "'a'",
+    "a\u00a0b",
+    "[a]",
+    "a;b",
+    "~a",
+    "a\\b",
+]
+
+
+@pytest.mark.parametrize("place", ["gs://models", "pvc://data"])
+async def test_names_count_as_they_are(artifact, tmp_path, out, monkeypatch, place):
+    monkeypatch.setattr(Storage.__init__, "__defaults__", (str(tmp_path),))
+    objects = {f"in/{name}.jpg": str(number).encode() * (number + 1) for number, name in enumerate(NAMES)}
+    (tmp_path / "data" / "in").mkdir(parents=True)
+    for name, content in objects.items():
+        (tmp_path / "data" / name).write_bytes(content)
+    (tmp_path / "list").write_text("\n".join(f"{place}/{name}" for name in objects))
+    document = make_document(out, [(tmp_path / "list").as_uri()], inputFormat="file-list")
+    with running_bucket(objects) as bucket:
+        await Runner(artifact, document, bucket.address).run()
+    assert [each["prediction"] for each in read_outputs(out)] == [*map(len, objects.values())]
+
+
+@pytest.mark.parametrize("place", ["gs://models", "pvc://data"])
+async def test_prefix_is_a_whole_name_and_folders_hold_no_lines(artifact, tmp_path, out, monkeypatch, place):
+    monkeypatch.setattr(Storage.__init__, "__defaults__", (str(tmp_path),))
+    objects = {
+        "photos/1/a.jsonl": b"1",
+        "photos/1/b c%.jsonl": b"2",
+        "photos/10/a.jsonl": b"10",
+        "photos/1.jsonl": b"3",
+    }
+    for name, content in objects.items():
+        path = tmp_path / "data" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    # As consoles make them; on a disk there are folders themselves.
+    markers = {"photos/1/": b"", "photos/": b"", "photos/1/sub/": b""}
+    with running_bucket(objects | markers) as bucket:
+        document = make_document(out, [f"{place}/photos/1/*", f"{place}/photos/*.jsonl"], shards=2)
+        await Runner(artifact, document, bucket.address).run()
+    assert [each["prediction"] for each in read_outputs(out)] == [1, 2, 3]
+    manifest = json.loads((out / "manifest.json").read_text())
+    names = [file["uri"].rpartition("/photos/")[2] for file in manifest["inputFiles"] if file["bytes"]]
+    assert names == ["1/a.jsonl", "1/b c%.jsonl", "1.jsonl"]
 
 
 async def test_line_that_is_too_long_is_an_error(artifact, tmp_path, out):

@@ -1,14 +1,17 @@
 """Lines and shards: each line exactly once, in order, however the bytes are cut."""
 
 import asyncio
+import csv
 import gzip
+import io
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pierhead_server.batch import source as sources
 from pierhead_server.batch.errors import InputInvalidError
-from pierhead_server.batch.lines import Splitter
+from pierhead_server.batch.lines import Joiner, Span, Splitter, find_wide_encoding, is_open
 from pierhead_server.batch.plan import (
     File,
     Plan,
@@ -151,3 +154,54 @@ def test_wildcards_stay_within_a_folder(pattern, folder, matching, others):
     assert found == folder
     assert all(map(wanted.fullmatch, matching))
     assert not any(map(wanted.fullmatch, others))
+
+
+FIELDS = st.lists(st.sampled_from(["a", '"', ",", "\n", "\r\n", " ", "\u2028", "\u00fc"]), max_size=6).map("".join)
+
+
+@given(rows=st.lists(st.lists(FIELDS, min_size=2, max_size=3), max_size=8), block=st.integers(1, 64))
+def test_rows_of_csv_are_those_that_were_written(rows, block):
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    content = b"a,b\n" + text.getvalue().encode()
+    plan, memory = make_plan([content])
+    plan = Plan([msgspec.structs.replace(plan.files[0], whole=True)], 1, {})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sources, "BLOCK_BYTES", block)
+        lines = read(plan, memory, 0, form="csv")
+    # A newline inside of quotes is LF whatever it was; a row of blanks alone is an empty line.
+    expected = [[field.replace("\r\n", "\n") for field in row] for row in rows]
+    assert [next(csv.reader([line.data.decode()], strict=True)) for line in lines] == expected
+    for line in lines:
+        assert read(plan, memory, 0, line.next, form="csv") == [one for one in lines if one.position > line.position]
+
+
+@pytest.mark.parametrize(
+    ("line", "inside", "opened"),
+    [
+        (b"a,b", False, False), (b'"', False, True), (b'"a"', False, False), (b'a"b', False, False), (b'a,"b', False, True),
+        (b'"a""', False, True), (b'"a"",b', False, True), (b'"a","', False, True), (b"a", True, True), (b'a"', True, False),
+        (b'a""', True, True), (b'"', True, False), (b'","', True, True), (b"", True, True), (b"", False, False),
+    ],
+)  # fmt: skip
+def test_quotes_are_followed(line, inside, opened):
+    assert is_open(line, inside=inside) is opened
+
+
+def test_quote_that_is_never_closed_takes_no_more_than_a_line():
+    joiner, lines = Joiner(most=10), [Span(4 * n, 4 * n + 4, b'"ab' if n == 0 else b"cde") for n in range(5)]
+    rows = [row for line in lines for row in joiner.feed(line)] + list(joiner.finish())
+    assert [(row.start, row.end, row.data) for row in rows] == [(0, 12, None), (12, 16, b"cde"), (16, 20, b"cde")]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_other_encodings_are_known(encoding):
+    text = '{"a": "\u043a"}'.encode(encoding)
+    assert find_wide_encoding(text) == ("UTF-32" if "32" in encoding else "UTF-16")
+
+
+@pytest.mark.parametrize(
+    "head", [b"", b"a", b"\xef\xbb\xbf{", b"\0", b"\0\0\0\0", "\u043a\u043e\u0442".encode(), b"a\0bc"]
+)
+def test_utf_8_is_no_other_encoding(head):
+    assert find_wide_encoding(head) is None

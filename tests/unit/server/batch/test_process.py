@@ -12,12 +12,14 @@ import httpx
 import pytest
 from pierhead_server.batch.parts import decode_header
 
+from tests.unit.server.batch.hostile import make_lines, running_storage
 from tests.unit.server.batch.jobs import make_document, read_outputs
 from tests.unit.server.conftest import DEADLINE_SECONDS, make_environment, wait_listening, wait_until
 from tests.unit.server.pictures import LABELS, encode, picture
 
 PICTURES = 20
 LINES = 3000
+HOSTILE = 500
 
 # Ends the whole process group, as a container that is out of memory ends.
 POISONED = """\
@@ -45,12 +47,9 @@ def running(artifact, document, log, shard=0, **settings):
     """One attempt, in a process group of its own."""
     termination = log.with_suffix(".termination")
     termination.touch()
+    given = {"WORKERS": 1, "BATCH_ALLOWED_URIS": "file://", **settings}
     environment = make_environment(
-        ARTIFACT_URI=artifact.as_uri(),
-        BATCH_JOB=json.dumps(document),
-        TERMINATION_LOG=termination,
-        WORKERS=1,
-        **settings,
+        ARTIFACT_URI=artifact.as_uri(), BATCH_JOB=json.dumps(document), TERMINATION_LOG=termination, **given
     )
     with log.open("wb") as file:
         process = subprocess.Popen(
@@ -176,6 +175,44 @@ def test_line_that_kills_the_container_is_passed_in_the_third_attempt_after(tmp_
     assert [line["prediction"] for line in read_outputs(out)] == [f"it is {n}" for n in range(20) if n != 11]
     (error,) = read_outputs(out, "errors")
     assert error["error"]["message"] == "the worker died 2 times at this line"
+
+
+ECHO = """\
+class Predictor:
+    @classmethod
+    def from_path(cls, model_dir):
+        return cls()
+
+    def predict(self, instances, **kwargs):
+        return instances
+"""
+
+
+@pytest.fixture
+def echo(tmp_path):
+    """A routine that gives each instance back, whatever it is."""
+    folder = tmp_path / "echo"
+    folder.mkdir()
+    (folder / "model.yaml").write_text("format: predictor\n")
+    (folder / "predictor.py").write_text(ECHO)
+    return folder
+
+
+@pytest.mark.parametrize("model", ["torchvision_folder", "echo"])
+def test_real_models_take_hostile_lines_too(request, monkeypatch, tmp_path, out, model):
+    artifact, lines = request.getfixturevalue(model), make_lines(HOSTILE)
+    (tmp_path / "in.jsonl").write_bytes(b"\n".join(lines))
+    with running_storage() as (_, environment):
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        allowed = "file://,gs://,s3://,az://,pvc://"
+        document = make_document(out, [(tmp_path / "in.jsonl").as_uri()])
+        code, words = run(artifact, document, tmp_path / "log", ALLOW_CODE="true", BATCH_ALLOWED_URIS=allowed)
+    assert code == 0, words
+    told = json.loads(words)
+    assert told["successful"] + told["failed"] == sum(bool(line.strip()) for line in lines)
+    assert len(read_outputs(out)) == told["successful"]
+    assert len(read_outputs(out, "errors")) == told["failed"]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from pierhead_server.batch.storage import Storage
 from prometheus_client import CollectorRegistry
 
 from tests.s3 import PAGE, running_s3
-from tests.unit.server.batch.jobs import Answering, Runner, make_document, read_outputs
+from tests.unit.server.batch.jobs import ANYWHERE, Answering, Runner, make_document, read_outputs
 
 LINES = 40
 
@@ -37,7 +37,7 @@ def s3(server, monkeypatch):
 
 @pytest.fixture
 def storage(s3):
-    return Storage(None, Pulse(CollectorRegistry()))
+    return Storage(None, Pulse(CollectorRegistry()), ANYWHERE)
 
 
 def put_lines(s3, name, lines):

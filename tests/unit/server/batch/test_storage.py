@@ -6,13 +6,14 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from pierhead_server import fetch as fetching
 from pierhead_server.batch import storage as storing
-from pierhead_server.batch.errors import OutputNotWritableError, StorageUnreachableError
+from pierhead_server.batch.errors import OutputNotWritableError, RefusedError, StorageUnreachableError
 from pierhead_server.batch.predict import Budget
 from pierhead_server.batch.pulse import Pulse
-from pierhead_server.batch.storage import RefusedError, Storage
+from pierhead_server.batch.storage import Storage
 from prometheus_client import CollectorRegistry
 
 from tests.unit.server import bucket as buckets
+from tests.unit.server.batch.jobs import ANYWHERE
 from tests.unit.server.bucket import running_bucket
 
 
@@ -43,7 +44,7 @@ def bucket(monkeypatch):
 
 def make_storage(emulator=None):
     registry = CollectorRegistry()
-    return Storage(emulator, Pulse(registry)), registry
+    return Storage(emulator, Pulse(registry), ANYWHERE), registry
 
 
 @pytest.fixture(params=["folder", "emulator"])
