@@ -116,7 +116,8 @@ def verify_digest(folder: Path, expected: str) -> None:
 
 def read_artifact(folder: Path) -> Artifact:
     """Read and check a model folder; raises ArtifactInvalidError that names the field or the file and the fix."""
-    check_links(folder)
+    if folder.is_dir():
+        check_links(folder)
     config = read_config(folder)
     labels = None
     match config:

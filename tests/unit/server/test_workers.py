@@ -113,19 +113,19 @@ async def pids(futures):
     return [read(reply)["pid"] for reply in await asyncio.gather(*futures)]
 
 
-async def until(condition):
-    async with asyncio.timeout(DEADLINE_SECONDS):
+async def until(condition, seconds=DEADLINE_SECONDS):
+    async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110 - it is a process that changes it
             await asyncio.sleep(0.002)
 
 
 @contextlib.asynccontextmanager
-async def running(workers, make_load=make_load):
+async def running(workers, make_load=make_load, seconds=DEADLINE_SECONDS):
     """Workers with their model loaded and all of them warm."""
     task = asyncio.create_task(workers.run(lambda: Path("/"), make_load))
     try:
-        await until(lambda: task.done() or workers.metric("pierhead_workers") == workers._pool.workers)
-        async with asyncio.timeout(DEADLINE_SECONDS):
+        await until(lambda: task.done() or workers.metric("pierhead_workers") == workers._pool.workers, seconds)
+        async with asyncio.timeout(seconds):
             yield task
     finally:
         task.cancel()
@@ -309,7 +309,7 @@ def make_load_on_a_device(folder):
 @contextlib.asynccontextmanager
 async def running_on_a_device(how, **given):
     workers = Watched("on_a_device", how, how=None, **given)
-    async with running(workers, make_load_on_a_device):
+    async with running(workers, make_load_on_a_device, seconds=180):  # each imports torch
         yield workers
 
 
