@@ -142,7 +142,7 @@ def on_a_device(control, load, how="moves"):
     from pierhead_server.computing import Computed
 
     class Result:
-        labels = None
+        labels, echoes_key = None, False
 
         def predictions(self):
             return [os.getpid()]
