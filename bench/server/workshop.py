@@ -9,7 +9,7 @@ import re
 import shutil
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.server import forms, pictures
@@ -50,13 +50,19 @@ class Workshop:
 
     def prepare(self, model: str, device: str) -> Workpiece:
         """Makes what is not there yet; raises ClusterError where that fails."""
+        piece = self.prepare_uncompiled(model)
         with locks.exclusive(self.paths.locks / "bench"):
-            jpegs, bodies = pictures.write(self.folder / "pictures")
-            artifact = self._make_artifact(model, jpegs)
+            artifact = piece.artifact
             packages = {
                 batch: self._compile(model, artifact, batch, device) for batch in forms.list_package_batches(device)
             }
-        return Workpiece(model, artifact, packages, jpegs, bodies)
+        return replace(piece, packages=packages)
+
+    def prepare_uncompiled(self, model: str) -> Workpiece:
+        """The same without packages, which take minutes."""
+        with locks.exclusive(self.paths.locks / "bench"):
+            jpegs, bodies = pictures.write(self.folder / "pictures")
+            return Workpiece(model, self._make_artifact(model, jpegs), {}, jpegs, bodies)
 
     def _make_artifact(self, model: str, jpegs: list[Path]) -> Path:
         if model == "lite0":

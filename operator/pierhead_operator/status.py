@@ -84,6 +84,7 @@ REASON_CRASH_LOOPING = "CrashLooping"  # the server ends again and again; the me
 
 # Ready=False, the platform team must act; retried meanwhile
 REASON_SETTINGS_INVALID = "SettingsInvalid"  # an environment variable of the server is wrong: the chart's server.env
+REASON_DRIVER_TOO_OLD = "DriverTooOld"  # the node's GPU driver is older than the server's CUDA needs
 REASON_ARTIFACT_UNREACHABLE = "ArtifactUnreachable"  # storage does not answer, or refuses
 REASON_STORAGE_UNREACHABLE = "StorageUnreachable"  # BatchPredictionJob: storage does not answer a worker
 REASON_IMAGE_PULL_FAILED = "ImagePullFailed"  # a pod waits for its image
@@ -100,6 +101,7 @@ SERVER_REASONS = (
     REASON_ARTIFACT_UNREACHABLE,
     REASON_MODEL_PROCESS_DIED,
     REASON_SETTINGS_INVALID,
+    REASON_DRIVER_TOO_OLD,
     REASON_INPUT_NOT_FOUND,
     REASON_INPUT_INVALID,
     REASON_OUTPUT_NOT_WRITABLE,

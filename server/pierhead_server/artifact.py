@@ -19,6 +19,7 @@ from pierhead_server.errors import ArtifactInvalidError
 PREDICTOR_FILE = "predictor.py"
 WARMUP_FILE = "warmup.json"
 MAX_WARMUP_BYTES = 1024 * 1024
+_MOST_LINKS = 1000  # of links to folders of links there are soon more paths than anybody can read
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,9 @@ class Artifact:
 def compute_digest(folder: Path) -> str:
     """The digest of a folder: SHA-256 over the lines `sha256sum` prints for its files, sorted by path as bytes.
 
-    The same as `find . -type f -printf '%P\\0' | LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum` inside it.
+    A link counts as what it leads to. The same as
+    `find -L . -type f -printf '%P\\0' | LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum` inside it.
+    Raises ArtifactInvalidError for a link that leads out of the folder.
     """
     tree = hashlib.sha256()
     for name in sorted(_walk(folder), key=os.fsencode):
@@ -57,11 +60,49 @@ def compute_digest(folder: Path) -> str:
 
 
 def _walk(folder: Path) -> Iterator[str]:
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            path = Path(parent, name)
-            if path.is_file() and not path.is_symlink():
-                yield path.relative_to(folder).as_posix()
+    """The files' paths inside the folder, through links, too. Raises ArtifactInvalidError for one that leads out."""
+    root = folder.resolve()
+    links = 0
+
+    def visit(parent: str, above: tuple[Path, ...]) -> Iterator[str]:
+        """The files under `parent`, which is the last of `above`, the folders it lies in, without links."""
+        nonlocal links
+        with os.scandir(folder / parent) as entries:
+            for entry in entries:
+                name, place = f"{parent}{entry.name}", above[-1] / entry.name
+                if entry.is_symlink():
+                    links += 1
+                    if links > _MOST_LINKS:
+                        raise ArtifactInvalidError(f"{name}: more than {_MOST_LINKS} links: put files in their place")
+                    place = _follow(root, name, above)
+                if entry.is_dir():
+                    yield from visit(f"{name}/", (*above, place))
+                elif entry.is_file():
+                    yield name
+
+    return visit("", (root,))
+
+
+def _follow(root: Path, name: str, above: tuple[Path, ...]) -> Path:
+    """Where a link leads; `above` are the folders that it lies in. Raises ArtifactInvalidError."""
+    try:
+        target = (root / name).resolve(strict=True)
+    except (OSError, RuntimeError):  # RuntimeError: a link to itself
+        raise ArtifactInvalidError(f"{name}: a link that leads to nothing: put the file itself there") from None
+    if not target.is_relative_to(root):
+        raise ArtifactInvalidError(f"{name}: a link out of the artifact's folder: put the file itself there (cp -L)")
+    if target in above:
+        raise ArtifactInvalidError(f"{name}: a link to a folder that it lies in: remove it")
+    return target
+
+
+def check_links(folder: Path) -> None:
+    """Raises ArtifactInvalidError for a link that leads out of the folder, to nothing, or round in a circle.
+
+    Whoever could put such a link there would have the server read any file of its container.
+    """
+    for _ in _walk(folder):
+        pass
 
 
 def verify_digest(folder: Path, expected: str) -> None:
@@ -75,6 +116,8 @@ def verify_digest(folder: Path, expected: str) -> None:
 
 def read_artifact(folder: Path) -> Artifact:
     """Read and check a model folder; raises ArtifactInvalidError that names the field or the file and the fix."""
+    if folder.is_dir():
+        check_links(folder)
     config = read_config(folder)
     labels = None
     match config:

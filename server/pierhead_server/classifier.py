@@ -1,12 +1,13 @@
 """The image classifier: pictures in, confidences out, in the form that computes fastest here."""
 
+import logging
 import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,7 @@ from pierhead_server.computing import Computed, Prepared, compute, prepare_rows
 from pierhead_server.config import Preprocessing
 from pierhead_server.errors import ApiError, ArtifactInvalidError, InternalError
 from pierhead_server.images import BadPictureError, Pixels, fit, read_image
-from pierhead_server.messages import Call
+from pierhead_server.messages import Call, Form
 from pierhead_server.modules import first_line
 from pierhead_server.protocol import (
     Limits,
@@ -33,9 +34,13 @@ from pierhead_server.protocol import (
 from pierhead_server.tensors import Signature, TensorSpec, ValueTensorError
 
 Confidences = npt.NDArray[np.float32]  # [pictures, classes]
-Form = Literal["quick", "compiled", "cuda"]
+
+logger = logging.getLogger(__name__)
 
 _EAGER_BATCH = 8  # beyond that a CPU gains nothing, and memory grows
+_COMPARED = 3  # pictures by which forms are compared: a batch that is not full
+# Of a confidence between a CPU and a GPU: TF32 and other orders of adding up stay far below, half precision below.
+_MOST_DRIFT = 0.1
 
 
 class ClassifierModule(torch.nn.Module):
@@ -199,7 +204,13 @@ class ImageClassifier:
         from pierhead_server.cuda import make_cuda_runner
 
         assert isinstance(self.runner, EagerRunner)
-        self.runner = make_cuda_runner(self.runner.module, device, self._preprocessing.crop)
+        pictures = synthetic_pictures(_COMPARED, self._preprocessing.crop)
+        runner = make_cuda_runner(self.runner.module, device, self._preprocessing.crop)
+        drift = measure_drift(runner(pictures), self.runner(pictures))
+        logger.info("on %s a confidence moves by at most %.4f", device, drift)
+        if drift > _MOST_DRIFT:
+            raise RuntimeError(f"it computes something else there: a confidence moves by {drift:.4f}")
+        self.runner = runner
 
     def warm_up(self) -> None:
         """Answer the sample, so that no client waits for what happens only once. Raises ArtifactInvalidError."""
@@ -211,6 +222,13 @@ class ImageClassifier:
                 raise computed.outcome
         except ApiError as error:
             raise ArtifactInvalidError(self.sample.explain(str(error))) from None
+
+
+def measure_drift(given: Confidences, expected: Confidences) -> float:
+    """The most that a confidence differs, to the largest where that is above 1. Raises ValueError for no numbers."""
+    if given.shape != expected.shape or not np.isfinite(given).all():
+        raise ValueError("it gives other shapes, or no numbers")
+    return float(np.abs(given - expected).max() / max(1.0, float(np.abs(expected).max())))
 
 
 def check_classes(runner: Runner, side: int, classes: int) -> None:

@@ -24,8 +24,16 @@ import msgspec
 import numpy as np
 import torch
 
-from pierhead_server.classifier import ClassifierModule, Confidences, EagerRunner, Form, synthetic_pictures, to_batch
+from pierhead_server.classifier import (
+    ClassifierModule,
+    Confidences,
+    EagerRunner,
+    measure_drift,
+    synthetic_pictures,
+    to_batch,
+)
 from pierhead_server.images import Pixels
+from pierhead_server.messages import Form
 
 logger = logging.getLogger(__name__)
 
@@ -136,9 +144,10 @@ def load(entry: Path, *, side: int) -> CompiledRunner:
 
 def check(given: Confidences, expected: Confidences) -> None:
     """Whether two forms agree. Raises CompileError."""
-    if given.shape != expected.shape or not np.isfinite(given).all():
-        raise CompileError("the compiled form gives other shapes, or no numbers")
-    difference = float(np.abs(given - expected).max() / max(1.0, float(np.abs(expected).max())))
+    try:
+        difference = measure_drift(given, expected)
+    except ValueError as error:
+        raise CompileError(f"the compiled form cannot be used: {error}") from None
     if difference > _TOLERANCE:
         raise CompileError(f"the compiled form differs from the quick one by {difference:.4f}")
 

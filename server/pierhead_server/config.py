@@ -107,7 +107,7 @@ class _Model(_Strict):
     # What turns the outputs into confidences: softmax over all classes, sigmoid for each class by itself, or nothing.
     activation: Literal["softmax", "sigmoid", "none"] = "softmax"
     preprocessing: Preprocessing = Preprocessing()
-    precision: Literal["float32", "bfloat16"] = "float32"  # what the model computes in
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"  # what the model computes in
 
 
 class TorchvisionModel(_Model):
@@ -162,6 +162,8 @@ class CustomPredictor(_Strict):
     """`predictor.py` with a class Predictor: code, which runs only where the model's version allows it."""
 
     format: Literal["predictor"]
+    # Each worker calls from_path for itself, after it was forked: for code that uses a GPU or starts threads there.
+    load_in_workers: bool = False
 
 
 ModelConfig = TorchvisionModel | ExportedProgram | TorchScriptProgram | CustomPredictor

@@ -49,6 +49,7 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     form: str
     batch: int  # how many requests are best computed together
     signature: Signature
+    slow_start: bool = False  # whether workers take the model to a GPU, or load it each for itself
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):

@@ -3,13 +3,18 @@
 Nothing of CUDA happens at import, nor in the fork server: a process that has used a GPU cannot be forked.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
 
-from pierhead_server.classifier import ClassifierModule, Confidences, Form
+from pierhead_server.accelerator import copy_to
+from pierhead_server.classifier import ClassifierModule, Confidences
 from pierhead_server.images import Pixels
+from pierhead_server.messages import Form
+
+logger = logging.getLogger(__name__)
 
 # A graph has one batch size; what lies between two of them is filled up. So at most half of a batch is in vain.
 SIZES = (1, 2, 4, 8, 16, 32)
@@ -55,16 +60,39 @@ def plan(count: int, sizes: Sequence[int] | dict[int, Bucket]) -> Iterator[tuple
 
 
 def make_cuda_runner(module: ClassifierModule, device: torch.device, side: int) -> BucketRunner:
-    """Move the classifier to a GPU and capture a graph for each size."""
+    """Put a copy of the classifier on a GPU and capture a graph for each size; the one that is given stays as it is.
+
+    Where it cannot be captured, such as one that looks at its numbers to decide how to go on, operators are launched
+    one after another.
+    """
     # TF32: the tensor cores' float32, with 10 bits of mantissa; a confidence moves by less than 0.001.
-    torch.set_float32_matmul_precision("high")
+    torch.backends.cuda.matmul.allow_tf32 = True
     torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
-    module = module.to(device).to(memory_format=torch.channels_last)
-    return BucketRunner({size: _make_bucket(module, device, size, side) for size in SIZES})
+    placed = copy_to(module, device)
+    assert isinstance(placed, ClassifierModule)
+    placed.network.to(placed.dtype)
+    placed = placed.to(memory_format=torch.channels_last)
+    try:
+        return BucketRunner({size: _capture(placed, device, size, side) for size in SIZES})
+    except RuntimeError as error:
+        logger.warning("the model cannot be captured as a graph, its operators are launched one by one: %s", error)
+    return BucketRunner({size: make_bucket(placed, device, size, side) for size in SIZES})
 
 
-def _make_bucket(module: ClassifierModule, device: torch.device, size: int, side: int) -> Bucket:
+def make_bucket(module: ClassifierModule, device: torch.device, size: int, side: int) -> Bucket:
+    """One size, computed operator by operator."""
+    staging = torch.zeros(size, side, side, 3, dtype=torch.uint8)
+
+    def run() -> torch.Tensor:
+        with torch.inference_mode():
+            computed: torch.Tensor = module(staging.to(device).permute(0, 3, 1, 2))
+            return computed.cpu()
+
+    return Bucket(staging, run)
+
+
+def _capture(module: ClassifierModule, device: torch.device, size: int, side: int) -> Bucket:
     staging = torch.zeros(size, side, side, 3, dtype=torch.uint8, pin_memory=True)
     given = torch.zeros(size, side, side, 3, dtype=torch.uint8, device=device)
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

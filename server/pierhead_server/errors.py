@@ -43,6 +43,12 @@ class ModelProcessDiedError(StartupError):
     reason = "ModelProcessDied"
 
 
+class DriverTooOldError(StartupError):
+    """The node's GPU driver is older than torch's CUDA needs. Whoever runs the cluster must act."""
+
+    reason = "DriverTooOld"
+
+
 class ApiError(Exception):
     """The answer to one request: `{"error": {"code", "message", "status"}}` with Google's status names."""
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 from urllib.parse import unquote, urlsplit
 
-from pierhead_server.artifact import compute_digest, verify_digest
+from pierhead_server.artifact import check_links, compute_digest, verify_digest
 from pierhead_server.cache import Cache, make_key
 from pierhead_server.config import MAX_MODEL_FILE_BYTES, MODEL_FILE, check_inside, parse_config
 from pierhead_server.errors import (
@@ -155,7 +155,7 @@ class _Source:
         copy = cache.use(key)
         if copy is None:
             return None
-        if not is_sound(copy):
+        if not _is_sound(copy, is_sound):
             logger.warning("the copy in %s is spoilt: fetching %s again", copy, self.uri)
             cache.abandon(copy)
             return None
@@ -234,6 +234,15 @@ def _read_boot() -> str:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:  # a sandbox without it, whose disks do not outlive it either
         return ""
+
+
+def _is_sound(copy: Path, check: Callable[[Path], bool]) -> bool:
+    """Whether a copy passes a check, and no link leads out of it: who put one there would have another file read."""
+    try:
+        check_links(copy)
+        return check(copy)
+    except ArtifactInvalidError:
+        return False
 
 
 def _has_sizes(copy: Path, listing: list[_Object]) -> bool:

@@ -15,16 +15,20 @@ import socket
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pierhead_server.control import Died, Failed, Fork, Formed, Kill, Load, Ready, describe_exit, receive_command, send
+from pierhead_server.devices import cpu_count
 from pierhead_server.errors import ArtifactInvalidError, StartupError
 from pierhead_server.logs import configure_logging
 from pierhead_server.words import Words
 
 if TYPE_CHECKING:  # torch comes with it
-    from pierhead_server.model import Loaded
+    import torch
+
+    from pierhead_server.model import Loaded, Model
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +82,8 @@ class ForkServer:
     def _announce(self) -> None:
         model = self._loaded.model
         _settle_memory()
-        send(self._control, Ready(model.form, model.batch, model.signature))
+        slow_start = self._load.device != "cpu" or self._loaded.load is not None
+        send(self._control, Ready(model.form, model.batch, model.signature, slow_start))
 
     def _obey(self) -> bool:
         """Do what the listener wants; False when it is gone."""
@@ -133,18 +138,36 @@ class ForkServer:
         self._control.close()
 
     def _work(self, connection: socket.socket, place: int) -> None:
-        from pierhead_server.worker import Contract, run_pipelined_worker, run_worker
+        from pierhead_server.accelerator import enter_device
+        from pierhead_server.worker import Contract, refuse, run_pipelined_worker, run_worker
 
-        contract, model = Contract(self._load.served, self._load.limits), self._loaded.model
+        contract = Contract(self._load.served, self._load.limits)
+        try:
+            device = self._take_device(place)
+            model = self._loaded.load() if self._loaded.load else self._loaded.model
+        except StartupError as error:
+            refuse(connection, error)
+            return
+        if device is not None and _move(model, device):
+            run_pipelined_worker(connection, model, contract, partial(enter_device, device))
+            return
         if self._load.device == "cpu":
             settle(place, self._load.workers)
-            run_worker(connection, model, contract)
-            return
-        import torch
+        else:
+            _use_cpus(self._load.workers)
+        run_worker(connection, model, contract)
 
-        torch.cuda.set_device(place)  # or pinned memory would open a context on the first GPU
-        model.move(torch.device(self._load.device, place))
-        run_pipelined_worker(connection, model, contract)
+    def _take_device(self, place: int) -> "torch.device | None":
+        """The GPU that this worker computes on; None where it is the CPU. Raises DriverTooOldError."""
+        from pierhead_server.accelerator import take_device
+
+        if self._load.device == "cpu":
+            return None
+        try:
+            return take_device(self._load.device, place)
+        except RuntimeError:
+            logger.exception("there is no GPU to compute on: the CPU does")
+            return None
 
     def _compile(self) -> None:
         from pierhead_server import compiled
@@ -204,6 +227,23 @@ class ForkServer:
                     os.killpg(child.pid, signal.SIGKILL)
             os.kill(child.pid, signal.SIGKILL)
             child.words.hear()
+
+
+def _move(model: "Model", device: "torch.device") -> bool:
+    """Have it compute there from now on; where it cannot, it goes on as before."""
+    try:
+        model.move(device)
+    except Exception:  # CUDA, torch and a stranger's model may raise anything
+        logger.exception("the model cannot be taken to %s: the CPU computes it", device)
+        return False
+    return True
+
+
+def _use_cpus(workers: int) -> None:
+    """In a worker that was to have a GPU, and is one of few."""
+    import torch
+
+    torch.set_num_threads(max(1, cpu_count() // workers))
 
 
 def settle(place: int, workers: int) -> None:

@@ -8,6 +8,9 @@ import msgspec
 # `probe` asks for the model's own sample: its calls have no body. `batch` is the batch worker's, in msgpack.
 Dialect = Literal["vertex", "raw", "aiplatform", "kserve", "oip", "probe", "batch"]
 
+# What computes: torch's operators on the CPU, machine code made for it, or a GPU.
+Form = Literal["quick", "compiled", "cuda"]
+
 _LENGTH = struct.Struct("!Q")
 LENGTH_BYTES = _LENGTH.size
 
@@ -39,6 +42,23 @@ class Reply(msgspec.Struct, frozen=True, array_like=True):
     batch: int = 1
     non_finite: int = 0  # numbers in the answer that are NaN or Infinity
 
+
+class Hello(msgspec.Struct, frozen=True, array_like=True, tag="hello"):
+    """A worker's first message: it is warm."""
+
+    form: str
+    batch: int  # how many calls are best computed together
+    pipelined: bool = False  # whether it prepares a batch while another one is computed
+
+
+class Refusal(msgspec.Struct, frozen=True, array_like=True, tag="refusal"):
+    """A worker's first message, and its last: it never will be. A StartupError."""
+
+    reason: str
+    message: str
+
+
+FirstMessage = Hello | Refusal
 
 M = TypeVar("M")
 

@@ -1,8 +1,9 @@
 """Load what an artifact holds into something that answers requests."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,7 +11,16 @@ import torch
 
 from pierhead_server import compiled
 from pierhead_server.artifact import Artifact, Sample
-from pierhead_server.classifier import ClassifierModule, EagerRunner, ImageClassifier, Runner, check_classes
+from pierhead_server.classifier import (
+    ClassifierModule,
+    Confidences,
+    EagerRunner,
+    ImageClassifier,
+    Runner,
+    check_classes,
+    measure_drift,
+    synthetic_pictures,
+)
 from pierhead_server.compiled import CompileError, Order
 from pierhead_server.computing import Computed
 from pierhead_server.config import CustomPredictor, ExportedProgram, Preprocessing, TorchScriptProgram, TorchvisionModel
@@ -53,7 +63,7 @@ class Model(Protocol):
         ...
 
     def move(self, device: torch.device) -> None:
-        """Compute on this GPU from now on."""
+        """Compute on this GPU from now on. Whatever it raises, the model goes on as before."""
         ...
 
     def compute(self, prepared: Sequence[Any]) -> list[Computed]:
@@ -77,6 +87,7 @@ class Loaded:
 
     model: Model
     order: Order | None = None  # what to compile; None: nothing, or it is compiled
+    load: Callable[[], Model] | None = None  # what each worker loads for itself, in place of `model`
 
 
 def load_model(artifact: Artifact, options: LoadOptions) -> Loaded:
@@ -91,9 +102,12 @@ def load_model(artifact: Artifact, options: LoadOptions) -> Loaded:
                 "format: predictor is code: set allowCode: true on the Model's version to run it"
             )
         # Imported here: nothing else runs code of an artifact's.
-        from pierhead_server.predictor import load_predictor
+        from pierhead_server.predictor import PredictorModel, Unloaded, load_predictor
 
-        return Loaded(load_predictor(artifact.folder, artifact.sample))
+        load = partial(load_predictor, artifact.folder, artifact.sample)
+        if config.load_in_workers:
+            return Loaded(PredictorModel(Unloaded(), artifact.sample), load=load)
+        return Loaded(load())
     if config.labels is None and not isinstance(config, TorchvisionModel):
         module = load_program(artifact, config)
         assert config.inputs is not None
@@ -129,13 +143,39 @@ def _load_classifier(
         if isinstance(config, TorchvisionModel)
         else load_program(artifact, config)
     )
+    exact = None
+    if config.precision != "float32":
+        module = ClassifierModule(network, preprocessing, config.activation, "float32")
+        exact = _compute_exactly(module, preprocessing.crop, len(labels))
     quick = EagerRunner(ClassifierModule(network, preprocessing, config.activation, config.precision))
     check_classes(quick, preprocessing.crop, len(labels))
+    if exact is not None:
+        _report_drift(config.precision, quick(synthetic_pictures(len(exact), preprocessing.crop)), exact)
     model = classify(quick)
     # A TorchScript program cannot be exported.
     if options.compiled_dir is None or options.device != "cpu" or isinstance(config, TorchScriptProgram):
         return Loaded(model)
     return Loaded(model, Order(quick, preprocessing.crop, options.compiled_dir / key))
+
+
+_COMPARED = 8  # pictures by which precisions are compared
+
+
+def _compute_exactly(module: ClassifierModule, side: int, classes: int) -> Confidences:
+    """What the model makes of synthetic pictures in float32. Raises ArtifactInvalidError."""
+    runner = EagerRunner(module)
+    check_classes(runner, side, classes)
+    return runner(synthetic_pictures(_COMPARED, side))
+
+
+def _report_drift(precision: str, given: Confidences, exact: Confidences) -> None:
+    try:
+        drift = measure_drift(given, exact)
+    except ValueError:
+        return  # of numbers that are none the warm-up tells
+    changed = int((given.argmax(axis=1) != exact.argmax(axis=1)).sum())
+    told = "precision %s: of %d synthetic pictures a confidence moves by at most %.4f, and %d have another best class"
+    logger.info(told, precision, len(exact), drift, changed)
 
 
 def _resolve_metadata(

@@ -2,14 +2,13 @@
 
 import difflib
 import importlib
-import json
-import os
+import re
 import sys
 import warnings
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -17,9 +16,6 @@ from torch.overrides import TorchFunctionMode
 from pierhead_server.artifact import Artifact
 from pierhead_server.config import ExportedProgram, Preprocessing, TorchScriptProgram, TorchvisionModel
 from pierhead_server.errors import ArtifactInvalidError
-
-if TYPE_CHECKING:
-    from torch.export.pt2_archive._package import PT2ArchiveReader
 
 
 def import_torchvision() -> Any:
@@ -172,7 +168,13 @@ def load_program(artifact: Artifact, config: ExportedProgram | TorchScriptProgra
 
 
 def _load_torchscript(path: Path) -> torch.nn.Module:
+    """A TorchScript program: code of a language that knows tensors alone, but for operators that open files.
+
+    What it unpickles are TorchScript's own types. Some of its code runs while it is loaded (`__setstate__`), so that
+    the text of all of it is looked through before.
+    """
     try:
+        _check_script(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of its deprecation: models saved years ago are still there
             module: torch.nn.Module = torch.jit.load(path, map_location="cpu")  # type: ignore[no-untyped-call]
@@ -181,48 +183,48 @@ def _load_torchscript(path: Path) -> torch.nn.Module:
     return module.eval()
 
 
+# `torch.save`, `torch.from_file` and torchvision's operators, however they are called.
+_FILE_CALL = re.compile(r"\b(from_file|read_file|write_file)\b|getattr\s*\([^)]*(\\|\bsave\b)")
+_SAVE_CALL = re.compile(r"\bsave\b")
+# Operators beside torch's own: of extensions, and of torch's compiler, some of which reach beyond a tensor's memory.
+_OTHER_CALL = re.compile(
+    r"(?<![\w.])ops\b(?!\s*:)(?!\s*\.\s*(?:aten|prims?|_?quantized|sparse|mkldnn\w*|onednn|torchvision)\b)(\s*\.\s*\w+)?"
+)
+_STRING = re.compile(r'"(?:[^"\\\n]|\\.)*"')
+_MOST_SCRIPT_BYTES = 256 << 20  # what a file may unpack to beyond its size: code is compressed in it
+
+
+def _check_script(path: Path) -> None:
+    """Raises ArtifactInvalidError for code that reaches beyond tensors, ValueError for what is no archive of code."""
+    reader = torch._C.PyTorchFileReader(str(path))  # a zip; of other forms the code could not be read
+    names = reader.get_all_records()
+    unpacked = sum(reader.get_record_size(name) for name in names)
+    if unpacked > path.stat().st_size + _MOST_SCRIPT_BYTES:
+        raise ValueError(f"it unpacks to {unpacked} bytes")
+    for name in names:
+        if name.endswith(".py") and (found := find_foreign_call(reader.get_record(name).decode())):
+            raise ArtifactInvalidError(f"program: {name} calls {found}: a program computes with tensors, and no more")
+
+
+def find_foreign_call(code: str) -> str | None:
+    """What TorchScript's code calls that would reach beyond tensors, such as a file; None where there is nothing."""
+    # In a message the word is harmless. torch writes strings in double quotes; where there is anything else that could
+    # hide code from this, they are looked through, too.
+    spoken = code if "'" in code or "#" in code or '"""' in code else _STRING.sub('""', code)
+    found = _FILE_CALL.search(code) or _SAVE_CALL.search(spoken) or _OTHER_CALL.search(spoken)
+    return found[0] if found else None
+
+
 def _load_exported(path: Path) -> torch.nn.Module:
-    """A `torch.export` program, of which no part is a pickle.
-
-    torch.export.load (2.15) unpickles without limits what the archive declares as such: weights and constants with
-    `use_pickle`, opaque objects, sample inputs that are more than tensors, files of older formats. So the archive is
-    looked through first, and every torch.load inside is held to `weights_only`. What remains is a graph of torch's
-    operators, read with sympy: still a program, so only from an owner who may run programs here.
-    """
     # Imported here: it takes as long as torch itself, and a torchvision architecture does without.
-    from torch.export.pt2_archive._package import PT2ArchiveReader
+    from pierhead_server.exported import UnsafeProgramError, load_exported
 
-    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     try:
-        _refuse_pickles(PT2ArchiveReader(str(path)))
-        return torch.export.load(path).module()
-    except ArtifactInvalidError:
-        raise
+        return load_exported(path)
+    except UnsafeProgramError as error:
+        raise ArtifactInvalidError(f"program: {path.name} {error}") from None
     except Exception as error:  # the reader and the deserialiser raise whatever a broken file makes them trip over
         raise ArtifactInvalidError(f"program: {path.name} is no torch.export program: {first_line(error)}") from error
-
-
-def _refuse_pickles(archive: "PT2ArchiveReader") -> None:
-    """Raises ArtifactInvalidError for an archive that declares pickled objects or machine code."""
-    from torch.export.pt2_archive import constants as pt2
-
-    for name in archive.get_file_names():
-        if name.startswith(pt2.AOTINDUCTOR_DIR):
-            raise ArtifactInvalidError(f"program: holds machine code ({name}): save it with torch.export.save")
-        if name.startswith((pt2.WEIGHTS_DIR, pt2.CONSTANTS_DIR)):
-            if name.endswith(".pt"):
-                raise ArtifactInvalidError(f"program: holds a pickle ({name}): save it anew with torch.export.save")
-            if name.endswith(".json"):
-                _refuse_pickled_payloads(name, json.loads(archive.read_string(name)))
-
-
-def _refuse_pickled_payloads(name: str, config: dict[str, dict[str, dict[str, object]]]) -> None:
-    from torch.export.pt2_archive import constants as pt2
-
-    objects = (pt2.CUSTOM_OBJ_FILENAME_PREFIX, pt2.OPAQUE_OBJ_FILENAME_PREFIX)
-    for field, payload in config["config"].items():
-        if payload["use_pickle"] or str(payload["path_name"]).startswith(objects):
-            raise ArtifactInvalidError(f"program: {field} is a pickle ({name}): export plain tensors only")
 
 
 def first_line(error: Exception) -> str:

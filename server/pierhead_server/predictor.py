@@ -45,6 +45,14 @@ class Routine(Protocol):
         ...
 
 
+class Unloaded:
+    """What stands for a routine that each worker loads for itself."""
+
+    def predict(self, instances: list[Any], **kwargs: Any) -> Any:  # noqa: ARG002 - as a routine's
+        """Nothing: it is never asked."""
+        raise RuntimeError("the predictor is not loaded")
+
+
 def load_predictor(folder: Path, sample: Sample | None = None) -> "PredictorModel":
     """Import the folder's `predictor.py` and call its `Predictor.from_path`; `sample` is the artifact's.
 

@@ -13,14 +13,18 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
+from pierhead_server.accelerator import copy_to
 from pierhead_server.artifact import Sample
 from pierhead_server.computing import Computed, Prepared, compute, prepare_rows
 from pierhead_server.config import ImageInput, Input, TensorInput
 from pierhead_server.errors import ApiError, ArtifactInvalidError, InternalError
 from pierhead_server.images import BadPictureError, fit, read_image
+from pierhead_server.messages import Form
 from pierhead_server.modules import first_line
 from pierhead_server.protocol import Request, encode_json, read_picture, refuse_arguments
 from pierhead_server.tensors import Signature, TensorSpec, ValueTensorError, to_tensor
+
+_GPU_BATCH = 32  # requests; each by itself it would launch all its kernels for one row
 
 Array = npt.NDArray[Any]
 Row = tuple[Array, ...]  # one array for each input
@@ -54,7 +58,7 @@ class TensorProgram:
     """Answers requests of tensors."""
 
     batch = 1
-    form = "quick"
+    form: Form = "quick"
 
     def __init__(
         self,
@@ -94,9 +98,17 @@ class TensorProgram:
         return compute(prepared, self._forward, self._shape, faults=_FAULTS)
 
     def move(self, device: torch.device) -> None:
-        """Compute on a GPU from now on."""
-        self._module.to(device)
-        self._device = device
+        """Compute on a GPU from now on. Raises what the program raises there."""
+        before = self._module, self._device
+        try:
+            self._module, self._device = copy_to(self._module, device), device
+            outputs = self._probe()
+            if outputs != self.signature.outputs:
+                raise RuntimeError(f"it gives {outputs} there, not {self.signature.outputs}")
+        except BaseException:
+            self._module, self._device = before
+            raise
+        self.form, self.batch = "cuda", _GPU_BATCH
 
     def _read_row(self, instance: object) -> Row:
         names = list(self._readers)

@@ -136,6 +136,7 @@ def make_pool(settings: Settings) -> Pool:
         queue_size=settings.queue_size,
         answer_seconds=settings.predict_timeout_seconds,
         device="cuda" if gpus else "cpu",
+        delay=settings.max_batch_delay_seconds,
     )
 
 

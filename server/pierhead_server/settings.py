@@ -84,6 +84,7 @@ class Settings(BaseSettings):
     log_sample: float = Field(default=0.01, ge=0, le=1)  # of the requests, that get a line
 
     queue_size: int = Field(default=64, gt=0)
+    max_batch_delay_seconds: float = Field(default=0.005, ge=0, le=10)  # while a GPU is busy anyway
     predict_timeout_seconds: float = Field(default=60.0, gt=0, allow_inf_nan=False)
     max_request_bytes: int = Field(default=10 * 1024 * 1024, gt=0)
     max_requests_bytes: int = Field(default=256 * 1024 * 1024, gt=0)  # of all, from the first byte read to the answer

@@ -4,7 +4,7 @@ import contextlib
 import logging
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
@@ -14,14 +14,14 @@ import msgspec
 from pierhead_server.compression import compress
 from pierhead_server.computing import Computed, describe
 from pierhead_server.devices import cpu_count
-from pierhead_server.errors import ApiError, InternalError
-from pierhead_server.messages import Call, Reply, pack, read
+from pierhead_server.errors import ApiError, ArtifactInvalidError, InternalError, StartupError
+from pierhead_server.messages import Call, FirstMessage, Hello, Refusal, Reply, pack, read
 from pierhead_server.model import Model
 from pierhead_server.protocol import Limits, Request, ServedModel, parse, shape, shape_error
 
 logger = logging.getLogger(__name__)
 
-HELLO = Reply(200, b"")  # a worker's first message: it is warm; with another code its body says why it never will be
+_OK = 200
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,13 @@ def run_worker(connection: socket.socket, model: Model, contract: Contract) -> N
             connection.sendall(b"".join(map(pack, answer(calls, prepared, model, contract))))
 
 
-def run_pipelined_worker(connection: socket.socket, model: Model, contract: Contract) -> None:
-    """The same, for a device beside the CPU: while it computes one batch, the CPU prepares the next."""
+def run_pipelined_worker(
+    connection: socket.socket, model: Model, contract: Contract, enter: Callable[[], None] = lambda: None
+) -> None:
+    """The same, for a device beside the CPU: while it computes one batch, the CPU prepares the next.
+
+    The thread that computes calls `enter` first: which device is the current one, each thread has to say.
+    """
 
     def compute(calls: list[Call], prepared: list[Future[Attempt]]) -> None:
         try:
@@ -53,12 +58,12 @@ def run_pipelined_worker(connection: socket.socket, model: Model, contract: Cont
             connection.shutdown(socket.SHUT_RD)
             raise
 
-    first = warm_up(model, contract)
+    first = warm_up(model, contract, pipelined=True)
     before: Future[None] | None = None
     with (
         contextlib.suppress(BrokenPipeError, ConnectionResetError),
         ThreadPoolExecutor(cpu_count()) as preparing,
-        ThreadPoolExecutor(1) as computing,
+        ThreadPoolExecutor(1, initializer=enter) as computing,
     ):
         for calls in _receive(connection, first):
             prepared = [preparing.submit(prepare, call, model, contract) for call in calls]
@@ -70,19 +75,27 @@ def run_pipelined_worker(connection: socket.socket, model: Model, contract: Cont
             before.result()
 
 
-def warm_up(model: Model, contract: Contract) -> Reply:
+def warm_up(model: Model, contract: Contract, *, pipelined: bool = False) -> FirstMessage:
     """Answer the model's sample, as a client's call is answered, and give the worker's first message."""
+    hello = Hello(model.form, model.batch, pipelined)
     if model.sample is None:
-        return HELLO
+        return hello
     call = Call("probe", b"")
     (reply,) = answer([call], [prepare(call, model, contract)], model, contract)
-    if reply.code == HELLO.code:
-        return HELLO
+    if reply.code == _OK:
+        return hello
     cause = msgspec.json.decode(reply.body)["error"]["message"]
-    return Reply(reply.code, model.sample.explain(cause).encode())
+    return Refusal(ArtifactInvalidError.reason, model.sample.explain(cause))
 
 
-def _receive(connection: socket.socket, first: Reply) -> Iterator[list[Call]]:
+def refuse(connection: socket.socket, error: StartupError) -> None:
+    """Tell the listener why this worker never answers anything, and wait until it has heard it."""
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        for _ in _receive(connection, Refusal(error.reason, str(error))):
+            pass
+
+
+def _receive(connection: socket.socket, first: FirstMessage) -> Iterator[list[Call]]:
     connection.sendall(pack(first))
     decoder = msgspec.msgpack.Decoder(list[Call])
     with connection.makefile("rb") as stream:

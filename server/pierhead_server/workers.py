@@ -25,7 +25,6 @@ from pierhead_server.control import Died, Failed, Fork, Formed, Kill, Load, Read
 from pierhead_server.deaths import Deaths
 from pierhead_server.errors import (
     ApiError,
-    ArtifactInvalidError,
     DeadlineExceededError,
     InternalError,
     ModelProcessDiedError,
@@ -35,7 +34,16 @@ from pierhead_server.errors import (
     make_startup_error,
 )
 from pierhead_server.launch import Launched, launch
-from pierhead_server.messages import LENGTH_BYTES, Call, Reply, frame_length, unpack_length
+from pierhead_server.messages import (
+    LENGTH_BYTES,
+    Call,
+    FirstMessage,
+    Hello,
+    Refusal,
+    Reply,
+    frame_length,
+    unpack_length,
+)
 from pierhead_server.signature import Signature
 
 if TYPE_CHECKING:
@@ -46,13 +54,15 @@ logger = logging.getLogger(__name__)
 RESTARTS = 3  # in a row, without an answer between
 FIRST_BACKOFF_SECONDS = 0.5  # doubled for each restart in a row
 PROOF_SECONDS = 1.0  # between two predictions of the model's sample, while its deaths keep others away
-START_SECONDS = 120.0  # until a worker's first message; one on a GPU takes the model there first
+START_SECONDS = 120.0  # until a worker's first message
+# The same where it takes the model to a GPU, which tunes kernels and captures graphs, or loads a model of its own.
+SLOW_START_SECONDS = 900.0
 # Together at least, where throughput is all: in its quick form a small network takes two thirds of the time so, of
 # which the last tenth comes from 8 instead of 4, and a large one no longer than one by one.
 OFFLINE_CALLS = 8
 _EXIT_SECONDS = 5.0  # for processes whose connection was closed
-_OK = 200
 _REPLY = msgspec.msgpack.Decoder(Reply)
+_FIRST: msgspec.msgpack.Decoder[FirstMessage] = msgspec.msgpack.Decoder(FirstMessage)
 
 
 @dataclass(eq=False)
@@ -84,17 +94,18 @@ class Pool:
     device: str = "cpu"
     offline: bool = False  # whether nobody waits for an answer: then throughput is all
     batch: int | None = None  # calls in a batch, whatever suits the model
+    delay: float = 0.005  # seconds that a call waits for others while a GPU is busy anyway
 
-    def policy(self, batch: int) -> BatchPolicy:
-        """How calls are batched for a model that computes `batch` of them best."""
+    def policy(self, batch: int, *, pipelined: bool = False) -> BatchPolicy:
+        """How calls are batched for a worker that computes `batch` of them best."""
         size = self.batch or batch
         if self.offline:
             # The next batch is in the worker's hands when it ends the one before.
             size = self.batch or max(batch, OFFLINE_CALLS)
-            return BatchPolicy(size=size, partial=self.device != "cpu", depth=2, delay=0.05)
-        if self.device == "cpu":
+            return BatchPolicy(size=size, partial=pipelined, depth=2, delay=0.05)
+        if not pipelined:
             return BatchPolicy(size=size)
-        return BatchPolicy(size=size, partial=True, depth=2, delay=0.005)
+        return BatchPolicy(size=size, partial=True, depth=2, delay=self.delay)
 
 
 class ProcessDiedError(Exception):
@@ -110,7 +121,9 @@ class Worker(asyncio.Protocol):
         self.ready = False
         self.leaving = False  # gets nothing more
         self.late: float | None = None  # the seconds after which it was killed, for want of an answer
-        self.refusal = ""  # why it will never be ready
+        self.refusal: Refusal | None = None  # why it will never be ready
+        self.policy = BatchPolicy()  # until it says what suits it
+        self._greeted = False
         self.in_hand: deque[Batch] = deque()  # the one that is computed first
         self._pool = pool
         self._transport: asyncio.Transport | None = None
@@ -120,7 +133,7 @@ class Worker(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Asyncio calls it."""
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by name
-        self._expect_message(START_SECONDS)
+        self._expect_message(self._pool.start_seconds)
 
     def data_received(self, data: bytes) -> None:
         """Replies, whole or in pieces."""
@@ -129,20 +142,24 @@ class Worker(asyncio.Protocol):
             end = LENGTH_BYTES + unpack_length(self._received[:LENGTH_BYTES])
             if len(self._received) < end:
                 return
-            reply = _REPLY.decode(self._received[LENGTH_BYTES:end])
+            message = self._received[LENGTH_BYTES:end]
             del self._received[:end]
-            self._take(reply)
+            if self._greeted:
+                self._take(_REPLY.decode(message))
+            else:
+                self._greet(_FIRST.decode(message))
+
+    def _greet(self, first: FirstMessage) -> None:
+        self._greeted = True
+        if isinstance(first, Refusal):
+            self.refusal = first
+            self.close()  # and with that it ends
+            return
+        self.ready = True
+        self._watch()
+        self._pool.on_ready(self, first)
 
     def _take(self, reply: Reply) -> None:
-        if not self.ready:  # its first message says that it is warm, or why not
-            if reply.code != _OK:
-                self.refusal = reply.body.decode()
-                self.close()  # and with that it ends
-                return
-            self.ready = True
-            self._watch()
-            self._pool.on_ready(self)
-            return
         batch = self.in_hand[0]
         job = batch.jobs.popleft()
         if not batch.jobs:
@@ -211,7 +228,9 @@ class Workers:
         self._waiting: deque[Job] = deque()
         self._workers: dict[int, Worker] = {}
         self._leaving: dict[int, Worker] = {}  # who goes when the worker of this number is there
-        self._policy = pool.policy(1)
+        self._policy = pool.policy(1)  # what suits those that were asked last
+        self.start_seconds = START_SECONDS  # that a worker may take until its first message
+        self._form: Hello | None = None
         self._server: ForkServer | None = None
         self._in_a_row = 0  # deaths of workers without an answer between
         self._deaths = Deaths(clock)
@@ -287,12 +306,13 @@ class Workers:
                 self._waiting.popleft()
                 continue
             ready = [worker for worker in self._workers.values() if worker.ready and not worker.leaving]
-            worker = min(ready, key=lambda worker: len(worker.in_hand), default=None)
-            if worker is None or len(worker.in_hand) >= self._policy.depth:
+            able = (worker for worker in ready if len(worker.in_hand) < worker.policy.depth)
+            worker = min(able, key=lambda worker: len(worker.in_hand), default=None)
+            if worker is None:
                 return
             idle = sum(not worker.in_hand for worker in ready)
             backlog = Backlog(len(self._waiting), now - self._waiting[0].arrived, idle)
-            count = decide_batch(self._policy, backlog, in_hand=len(worker.in_hand))
+            count = decide_batch(worker.policy, backlog, in_hand=len(worker.in_hand))
             jobs = self._pop(count, worker)
             if not jobs:
                 self._look_again()
@@ -322,8 +342,10 @@ class Workers:
         self._timer = None
         self._dispatch()
 
-    def on_ready(self, worker: Worker) -> None:
+    def on_ready(self, worker: Worker, hello: Hello) -> None:
         """A worker is warm."""
+        self._take_form(hello)
+        worker.policy = self._policy
         self._was_ready = True
         self.not_ready = None
         logger.info("worker %d is ready", worker.number)
@@ -404,13 +426,14 @@ class Workers:
                     case Ready():
                         self.signature = event.signature
                         self.loaded.set()
-                        self._take_form(event.form, event.batch)
+                        self.start_seconds = SLOW_START_SECONDS if event.slow_start else START_SECONDS
+                        self._take_form(Hello(event.form, event.batch))
                         for number in range(self._pool.workers):
                             await self._start_worker(number, number)
                     case Failed():
                         raise make_startup_error(event.reason, event.message)
                     case Formed():
-                        self._take_form(event.form, event.batch)
+                        self._take_form(Hello(event.form, event.batch))
                         await self._exchange_workers()
                     case Died():
                         await self._replace(event)
@@ -422,10 +445,14 @@ class Workers:
             self._leaving.clear()
             self._count_workers()
 
-    def _take_form(self, form: str, batch: int) -> None:
-        self._policy = self._pool.policy(batch)
-        self._metrics.set_form(form)
-        logger.info("the model is there in its %s form, batches of %d", form, batch)
+    def _take_form(self, hello: Hello) -> None:
+        """What the model is there in, and how calls for it are batched from now on."""
+        if hello == self._form:
+            return
+        self._form = hello
+        self._policy = self._pool.policy(hello.batch, pipelined=hello.pipelined)
+        self._metrics.set_form(hello.form)
+        logger.info("the model is there in its %s form, batches of %d", hello.form, hello.batch)
 
     async def _start_worker(self, number: int, place: int) -> None:
         assert self._server is not None
@@ -453,9 +480,10 @@ class Workers:
             return  # it was sent away
         leaving = self._leaving.pop(death.worker, None)
         if worker.refusal and not self._was_ready:
-            raise ArtifactInvalidError(worker.refusal)
+            raise make_startup_error(worker.refusal.reason, worker.refusal.message)
         # Where others could answer the sample, what failed may be there again in a moment.
-        how = worker.refusal or (f"no answer for {worker.late:g} s" if worker.late else death.how)
+        how = worker.refusal.message if worker.refusal else death.how
+        how = f"no answer for {worker.late:g} s" if worker.late else how
         told = f"{how}; its last words: {death.words}" if death.words else how
         counts = self._count(worker, told, spare=leaving is not None)
         self._in_a_row += counts

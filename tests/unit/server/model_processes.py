@@ -14,8 +14,9 @@ from types import SimpleNamespace
 
 import msgspec
 from pierhead_server.control import Failed, Formed, Load, Ready, receive_command, send
+from pierhead_server.errors import DriverTooOldError
 from pierhead_server.forkserver import ForkServer
-from pierhead_server.messages import Call, Reply, pack, read
+from pierhead_server.messages import Call, Hello, Refusal, Reply, pack, read
 from pierhead_server.signature import Signature
 
 DIE, REFUSE, WAIT_FOR, LEAVE, SAY = b"die", b"refuse", b"wait for ", b"leave", b"say "
@@ -32,7 +33,7 @@ class Obedient(ForkServer):
 
     def __init__(self, control: socket.socket, load: Load, batch: int, form_when: Path | None) -> None:
         model = SimpleNamespace(form="quick", batch=batch, signature=SIGNATURE)
-        super().__init__(control, SimpleNamespace(model=model, order=form_when), load)
+        super().__init__(control, SimpleNamespace(model=model, order=form_when, load=None), load)
         self._form_when = form_when
 
     def _compile(self):
@@ -45,7 +46,7 @@ class Obedient(ForkServer):
 
     def _work(self, connection, place):
         with contextlib.suppress(BrokenPipeError, ConnectionResetError), connection.makefile("rb") as stream:
-            connection.sendall(pack(Reply(200, b"%d" % os.getpid())))  # hello
+            connection.sendall(pack(Hello(self._loaded.model.form, self._loaded.model.batch)))
             decoder = msgspec.msgpack.Decoder(list[Call])
             while (calls := read(stream, decoder)) is not None:
                 for reply in [self._obey_call(call, len(calls)) for call in calls]:
@@ -113,7 +114,7 @@ def refuses_its_sample(control, load, marker):
         def _work(self, connection, place):
             if left := Path(marker).read_text():
                 Path(marker).write_text(left[1:])
-                connection.sendall(pack(Reply(400, b"the model cannot answer warmup.json: no")))
+                connection.sendall(pack(Refusal("ArtifactInvalid", "the model cannot answer warmup.json: no")))
                 connection.recv(1)  # until the listener has closed it
                 return
             super()._work(connection, place)
@@ -134,6 +135,42 @@ def mortal(control, load, marker):
             return super()._obey_call(call, beside)
 
     Mortal(control, load, 1, None).run()
+
+
+def on_a_device(control, load, how="moves"):
+    """The real workers of a model that moves to a device, or fails to, or whose driver is too old."""
+    from pierhead_server.computing import Computed
+
+    class Result:
+        labels, echoes_key = None, False
+
+        def predictions(self):
+            return [os.getpid()]
+
+    class Model:
+        form, batch, signature, sample = "quick", 1, SIGNATURE, None
+
+        def move(self, device):
+            if how == "fails":
+                raise RuntimeError("CUDA error: no kernel image is available for execution on the device")
+            assert str(device).startswith(load.device)
+            self.form, self.batch = "cuda", 32
+
+        def prepare(self, request):
+            return request
+
+        def compute(self, prepared):
+            for request in prepared:
+                for gate in request.instances:
+                    wait_for(Path(gate))
+            return [Computed(Result(), 1) for _ in prepared]
+
+    class Old(ForkServer):
+        def _take_device(self, place):
+            raise DriverTooOldError("the node's NVIDIA driver knows CUDA 12.4")
+
+    kind = Old if how == "old" else ForkServer
+    kind(control, SimpleNamespace(model=Model(), order=None, load=None), load).run()
 
 
 def misfit(control, load):

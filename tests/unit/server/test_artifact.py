@@ -1,5 +1,6 @@
 """Artifacts: what is read, what is refused, and in which words."""
 
+import os
 import subprocess
 
 import pytest
@@ -156,7 +157,9 @@ def test_digest_is_what_sha256sum_prints(folder):
     (folder / "sub" / "deeper").mkdir(parents=True)
     for name in ("sub/b c.txt", "sub.txt", "sub/deeper/Z", "B", "a"):
         (folder / name).write_text(name)
-    command = "find . -type f -printf '%P\\0' | LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum"
+    (folder / "linked").symlink_to("sub")
+    (folder / "sub" / "deeper" / "link").symlink_to("../../labels.txt")
+    command = "find -L . -type f -printf '%P\\0' | LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum"
     printed = subprocess.run(["bash", "-c", command], cwd=folder, capture_output=True, text=True, check=True).stdout
     assert compute_digest(folder) == f"sha256:{printed.split()[0]}"
 
@@ -167,3 +170,74 @@ def test_digest_knows_content_and_names(folder):
     (folder / "labels.txt").rename(folder / "names.txt")
     with pytest.raises(ArtifactInvalidError, match=rf"digest: the artifact is sha256:\w+, not {before}"):
         verify_digest(folder, before)
+
+
+def test_digest_knows_what_a_link_leads_to(folder):
+    (folder / "..data").mkdir()
+    (folder / "..data" / "labels.txt").write_text("ant\nbee\n")
+    (folder / "labels.txt").unlink()
+    (folder / "labels.txt").symlink_to("..data/labels.txt")
+    before = compute_digest(folder)
+    (folder / "labels.txt").unlink()
+    (folder / "labels.txt").symlink_to("..data/../model.safetensors")
+    with pytest.raises(ArtifactInvalidError, match=r"^digest: "):
+        verify_digest(folder, before)
+
+
+@pytest.mark.parametrize(
+    ("link", "target", "message"),
+    [
+        ("labels.txt", "/etc/hostname", "labels.txt: a link out of the artifact's folder: put the file itself there"),
+        ("sub/deep", "../../outside", "sub/deep: a link out of the artifact's folder: "),
+        ("sub/deep", "../sub/../../outside/secret", "sub/deep: a link out of the artifact's folder: "),
+        ("sub/deep", "nowhere", "sub/deep: a link that leads to nothing: "),
+        ("sub/deep", "deep", "sub/deep: a link that leads to nothing: "),
+        ("sub/deep", ".", "sub/deep: a link to a folder that it lies in: remove it"),
+        ("sub/deep", "../", "sub/deep: a link to a folder that it lies in: remove it"),
+    ],
+)
+def test_link_that_leads_elsewhere_is_refused(tmp_path, link, target, message):
+    folder, outside = tmp_path / "artifact", tmp_path / "outside"
+    outside.mkdir()
+    (outside / "secret").write_text("secret")
+    (folder / "sub").mkdir(parents=True)
+    (folder / "model.yaml").write_text(GOOD)
+    (folder / "model.safetensors").write_bytes(b"weights")
+    (folder / link).symlink_to(target)
+    for read in (read_artifact, compute_digest):
+        with pytest.raises(ArtifactInvalidError) as caught:
+            read(folder)
+        assert str(caught.value).startswith(message)
+
+
+def test_links_in_a_circle_are_refused(folder):
+    for name, other in (("one", "two"), ("two", "one")):
+        (folder / name).mkdir()
+        (folder / name / "to").symlink_to(f"../{other}")
+    with pytest.raises(ArtifactInvalidError, match="a link to a folder that it lies in"):
+        read_artifact(folder)
+
+
+def test_links_inside_are_read_as_kubernetes_mounts_them(folder):
+    (folder / "..2026").mkdir()
+    (folder / "labels.txt").rename(folder / "..2026" / "labels.txt")
+    (folder / "..data").symlink_to("..2026")
+    (folder / "labels.txt").symlink_to("..data/labels.txt")
+    assert read_artifact(folder).labels == ("ant", "bee")
+
+
+def test_what_is_no_file_has_no_part_in_the_digest(folder):
+    before = compute_digest(folder)
+    os.mkfifo(folder / "pipe")
+    assert compute_digest(folder) == before
+
+
+def test_more_links_than_anybody_can_follow_are_refused(folder):
+    """Two in each of thirty folders make a thousand million paths."""
+    for level in range(30):
+        (folder / str(level)).mkdir()
+        for side in ("left", "right"):
+            (folder / str(level) / side).symlink_to(f"../{level + 1}")
+    (folder / "30").mkdir()
+    with pytest.raises(ArtifactInvalidError, match="more than 1000 links"):
+        read_artifact(folder)

@@ -74,17 +74,17 @@ def test_nobody_waits_while_a_worker_is_idle(policy, backlog):
 
 
 @pytest.mark.parametrize(
-    ("device", "policy"),
-    [("cpu", BatchPolicy(size=4)), ("cuda", BatchPolicy(size=4, partial=True, depth=2, delay=0.005))],
+    ("pipelined", "policy"),
+    [(False, BatchPolicy(size=4)), (True, BatchPolicy(size=4, partial=True, depth=2, delay=0.005))],
 )
-def test_policy_suits_the_device(device, policy):
-    assert Pool(workers=1, queue_size=1, answer_seconds=1.0, device=device).policy(4) == policy
+def test_policy_suits_the_worker(pipelined, policy):
+    assert Pool(workers=1, queue_size=1, answer_seconds=1.0).policy(4, pipelined=pipelined) == policy
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_policy_of_a_batch_job_keeps_the_next_batch_in_each_worker_s_hands(device):
-    pool = Pool(workers=1, queue_size=1, answer_seconds=1.0, device=device, offline=True, batch=3)
-    policy = pool.policy(4)
+@pytest.mark.parametrize("pipelined", [False, True])
+def test_policy_of_a_batch_job_keeps_the_next_batch_in_each_worker_s_hands(pipelined):
+    pool = Pool(workers=1, queue_size=1, answer_seconds=1.0, offline=True, batch=3)
+    policy = pool.policy(4, pipelined=pipelined)
     assert (policy.size, policy.depth) == (3, 2)
     for in_hand in (0, 1):
         assert decide_batch(policy, Backlog(waiting=9, oldest=0.0, idle_workers=0), in_hand=in_hand) == 3

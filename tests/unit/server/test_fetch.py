@@ -229,6 +229,30 @@ def test_digest_of_a_folder_on_disk_is_verified(folder, tmp_path):
         fetch(folder.as_uri(), tmp_path, digest="sha256:" + "0" * 64)
 
 
+@pytest.mark.parametrize("with_digest", [True, False])
+def test_copy_with_a_link_out_of_it_is_fetched_anew(objects, tmp_path, with_digest):
+    """As who shares the folder might put there, to have another file read."""
+    objects["photos/1/sub/labels"] = b"ant\n"
+    (tmp_path / "secret").write_bytes(b"bee\n")
+    with running_bucket(objects) as bucket:
+        digest = compute_digest(fetch(URI, tmp_path, bucket.address)) if with_digest else None
+        copy = fetch(URI, tmp_path, bucket.address, digest=digest)
+        (copy / "sub" / "labels").unlink()
+        (copy / "sub" / "labels").symlink_to(tmp_path / "secret")
+        again = fetch(URI, tmp_path, bucket.address, digest=digest)
+    assert (again / "sub" / "labels").read_bytes() == b"ant\n"
+    assert not (again / "sub" / "labels").is_symlink()
+
+
+def test_folder_on_disk_with_a_link_out_of_it_is_refused(folder, tmp_path):
+    (tmp_path / "secret").write_text("secret")
+    (folder / "more").symlink_to(tmp_path / "secret")
+    with pytest.raises(ArtifactInvalidError, match="more: a link out of the artifact's folder"):
+        fetch(folder.as_uri(), tmp_path, digest=f"sha256:{'0' * 64}")
+    with pytest.raises(ArtifactInvalidError, match="more: a link out of the artifact's folder"):
+        read_artifact(fetch(folder.as_uri(), tmp_path))
+
+
 def test_copy_with_the_digest_is_taken_without_asking_storage(objects, tmp_path):
     with running_bucket(objects) as bucket:
         copy = fetch(URI, tmp_path, bucket.address)

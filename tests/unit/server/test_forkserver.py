@@ -29,7 +29,7 @@ from pierhead_server.control import (
 )
 from pierhead_server.errors import ArtifactInvalidError
 from pierhead_server.launch import make_channel
-from pierhead_server.messages import Call, Reply, pack
+from pierhead_server.messages import Call, FirstMessage, Hello, Reply, pack
 from pierhead_server.messages import read as read_message
 from pierhead_server.protocol import Limits, ServedModel
 from pierhead_server.signature import Signature, TensorSpec
@@ -41,6 +41,7 @@ DEADLINE_SECONDS = 30
 LOAD = Load("/", ServedModel("", "", "", ""), Limits(1), max_image_pixels=1)
 EVENT = msgspec.msgpack.Decoder(FromForkServer)
 REPLY = msgspec.msgpack.Decoder(Reply)
+FIRST = msgspec.msgpack.Decoder(FirstMessage)
 
 
 # What a worker settles
@@ -87,7 +88,7 @@ COMMANDS = [
     Kill(3),
 ]
 EVENTS = [
-    Ready("quick", 4, Signature((TensorSpec("x", "float32", (-1, 3)),), ())),
+    Ready("quick", 4, Signature((TensorSpec("x", "float32", (-1, 3)),), ()), slow_start=True),
     Failed("ArtifactInvalid", "weights: do not fit"),
     Formed("compiled", 1),
     Died(1, "SIGKILL", "boom"),
@@ -170,7 +171,10 @@ class Parent:
         ours.settimeout(DEADLINE_SECONDS)
         with theirs:
             send(self.control, Fork(number, 0), [theirs.fileno()])
-        return ours, int(read_reply(ours).body)
+        with ours.makefile("rb") as stream:
+            assert isinstance(read_message(stream, FIRST), Hello)
+        tell(ours, b"")
+        return ours, read_answer(ours)["pid"]
 
     def end(self):
         self.control.close()
@@ -215,6 +219,7 @@ def test_it_says_what_it_loaded(parent):
 def test_worker_answers_on_its_connection(parent):
     connection, pid = parent.fork(7)
     with connection:
+        assert pid in children(parent.process.pid)
         tell(connection, b"")
         assert read_answer(connection)["pid"] == pid
 

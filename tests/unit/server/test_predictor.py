@@ -12,10 +12,10 @@ import torch
 from pierhead_server import predictor
 from pierhead_server.artifact import Sample
 from pierhead_server.errors import ArtifactInvalidError, InternalError, InvalidArgumentError, QueueFullError
-from pierhead_server.messages import Call
+from pierhead_server.messages import Call, Hello
 from pierhead_server.predictor import PredictorModel, load_predictor
 from pierhead_server.protocol import Limits, Request, ServedModel, parse, shape
-from pierhead_server.worker import HELLO, warm_up
+from pierhead_server.worker import warm_up
 from sklearn.datasets import load_breast_cancer
 from starlette.exceptions import HTTPException
 
@@ -340,7 +340,7 @@ def test_sample_is_the_artifacts(tmp_path):
     model = load_predictor(tmp_path, Sample(b'{"instances": [{"b64": "AA=="}], "k": NaN}', "warmup.json"))
     (reply,) = ask(model, b"", dialect="probe")
     assert reply.body == b'{"predictions":[["bytes",{"k":null}]]}'
-    assert warm_up(model, CONTRACT) == HELLO
+    assert warm_up(model, CONTRACT) == Hello("quick", 1)
 
 
 @pytest.mark.parametrize(
@@ -355,7 +355,7 @@ def test_sample_is_the_artifacts(tmp_path):
 def test_sample_that_fails_is_told_with_its_file(tmp_path, predict, message):
     (tmp_path / "predictor.py").write_text(GOOD.replace("return [[", f"{predict}\n        return [["))
     model = load_predictor(tmp_path, Sample(b'{"instances": [1]}', "warmup.json"))
-    assert warm_up(model, CONTRACT).body.decode() == f"the model cannot answer warmup.json: {message}"
+    assert warm_up(model, CONTRACT).message == f"the model cannot answer warmup.json: {message}"
 
 
 def test_what_is_printed_is_logged(tmp_path, caplog, capsys):

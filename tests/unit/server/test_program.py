@@ -5,14 +5,16 @@ import json
 import numpy as np
 import pytest
 import torch
+from pierhead_server import program
 from pierhead_server.artifact import Sample, read_artifact
 from pierhead_server.config import ImageInput, Preprocessing, TensorInput
 from pierhead_server.errors import ArtifactInvalidError
 from pierhead_server.images import read_image
+from pierhead_server.messages import Hello, Refusal
 from pierhead_server.model import LoadOptions, load_model
 from pierhead_server.program import TensorProgram
 from pierhead_server.tensors import Signature, TensorSpec
-from pierhead_server.worker import HELLO, warm_up
+from pierhead_server.worker import warm_up
 
 from tests.unit.server.calls import CONTRACT, ask, in_base64, instances, predict
 from tests.unit.server.pictures import encode, picture
@@ -307,7 +309,7 @@ def test_probe_is_answered_with_zeros_of_the_declared_inputs(inputs):
 
     model = make(remember, *inputs)
     seen.clear()
-    assert warm_up(model, CONTRACT) == HELLO
+    assert warm_up(model, CONTRACT) == Hello("quick", 1)
     (reply,) = ask(model, b"", dialect="probe")
     assert len(json.loads(reply.body)["predictions"]) == 1
     assert len(seen) == 2
@@ -317,9 +319,8 @@ def test_probe_is_answered_with_zeros_of_the_declared_inputs(inputs):
 
 def test_program_whose_answer_cannot_be_written_is_refused():
     first = warm_up(make(lambda x: torch.complex(x, x), VECTOR), CONTRACT)
-    assert first.code == 500
     cause = "the model's answer holds a value of type complex, which JSON does not know"
-    assert first.body.decode() == f"the model cannot answer a synthetic instance of zeros: {cause}"
+    assert first == Refusal("ArtifactInvalid", f"the model cannot answer a synthetic instance of zeros: {cause}")
 
 
 def test_own_sample_is_answered_instead_of_zeros():
@@ -372,3 +373,27 @@ def test_saved_program_answers(write, tmp_path):
         [{"sum": 6.0, "scaled": [2.0, 4.0]}, {"sum": 3.0, "scaled": [0.5, 1.0, 1.5]}],
         [{"sum": 5.0, "scaled": [5.0]}],
     ]
+
+
+# Taking a program to a GPU
+
+
+def test_program_on_a_gpu_is_computed_in_batches():
+    model = make(lambda x: x * 2, VECTOR)
+    model.move(torch.device("cpu"))  # in a GPU's place
+    assert (model.form, model.batch) == ("cuda", 32)
+    assert predict(model, instances([1, 2, 3])) == [[[2.0, 4.0, 6.0]]]
+
+
+@pytest.mark.parametrize("broken", [lambda x: x.cpu() + torch.ones(3), lambda x: x[:, :2], None])
+def test_program_that_a_gpu_fails_goes_on_as_before(broken, monkeypatch):
+    """The second gives something else there; `meta` refuses to mix devices as a GPU does, and gives no numbers."""
+    model = make(lambda x: x + torch.ones(3), VECTOR)
+    device = torch.device("meta")
+    if broken:
+        monkeypatch.setattr(program, "copy_to", lambda *_: Function(broken))
+        device = torch.device("cpu") if broken(torch.ones(1, 3)).shape == (1, 2) else device
+    with pytest.raises((ArtifactInvalidError, RuntimeError)):
+        model.move(device)
+    assert (model.form, model.batch) == ("quick", 1)
+    assert predict(model, instances([1, 2, 3])) == [[[2.0, 3.0, 4.0]]]

@@ -595,6 +595,47 @@ def test_predictor_that_fails_at_its_sample_is_told_and_ends_it(obedient_folder,
     )
 
 
+LOADED_LATE = """
+import os, sys
+if "pierhead_server.worker" not in sys.modules:
+    raise RuntimeError("imported before the fork")
+
+class Predictor:
+    @classmethod
+    def from_path(cls, model_dir):
+        return cls(os.getpid())
+
+    def __init__(self, pid):
+        self.pid = pid
+
+    def predict(self, instances, **kwargs):
+        return [self.pid for _ in instances]
+"""
+
+
+def write_late_predictor(folder, text=LOADED_LATE):
+    (folder / "model.yaml").write_text("{format: predictor, load_in_workers: true}")
+    (folder / "predictor.py").write_text(text)
+    return folder
+
+
+def test_predictor_is_loaded_by_each_worker_where_it_asks_for_it(tmp_path):
+    (tmp_path / "folder").mkdir()
+    folder = write_late_predictor(tmp_path / "folder")
+    with running_server(folder, tmp_path / "log", ALLOW_CODE="true", WORKERS=1) as server:
+        server.wait_ready(1)
+        answer = server.client.post("/v1/models/m:predict", json={"instances": [1]}).json()
+        assert answer["predictions"] == server.one_worker()
+
+
+def test_predictor_that_fails_in_its_worker_is_told_and_ends_it(tmp_path):
+    (tmp_path / "folder").mkdir()
+    folder = write_late_predictor(tmp_path / "folder", LOADED_LATE.replace("return cls(", "raise KeyError("))
+    code, told, _ = start(tmp_path, ARTIFACT_URI=folder.as_uri(), ALLOW_CODE="true", WORKERS=1)
+    assert code == 1
+    assert told.startswith("ArtifactInvalid: predictor.py: Predictor.from_path raised KeyError: ")
+
+
 def test_termination_log_is_never_created(tmp_path):
     code, _, stderr = start(tmp_path, ARTIFACT_URI="file:///none", TERMINATION_LOG=tmp_path / "none")
     assert code == 1
@@ -634,6 +675,12 @@ def test_pool_is_as_large_as_the_machine(make_settings, monkeypatch, gpus, given
     pool = make_pool(settings)
     assert (pool.workers, pool.device, pool.queue_size, pool.answer_seconds) == (workers, device, 5, 2.5)
     assert make_load(settings, Path("/")).device == device
+
+
+def test_goal_for_latency_says_how_long_a_batch_waits(make_settings):
+    pool = make_pool(make_settings(max_batch_delay_seconds=0.25))
+    assert pool.policy(32, pipelined=True).delay == 0.25
+    assert pool.policy(32).delay == 0  # on a CPU nobody waits
 
 
 def test_gpu_that_is_not_there_is_told(make_settings, monkeypatch):

@@ -12,16 +12,17 @@ import numpy as np
 import pytest
 from pierhead_server.artifact import Sample
 from pierhead_server.computing import compute, prepare_rows
-from pierhead_server.errors import InvalidArgumentError
-from pierhead_server.messages import Call, Reply, pack, read
+from pierhead_server.errors import DriverTooOldError, InvalidArgumentError
+from pierhead_server.messages import Call, FirstMessage, Hello, Refusal, Reply, pack, read
 from pierhead_server.protocol import Limits, refuse_arguments
 from pierhead_server.signature import Signature
 from pierhead_server.tensors import ValueTensorError
-from pierhead_server.worker import HELLO, run_pipelined_worker, run_worker
+from pierhead_server.worker import refuse, run_pipelined_worker, run_worker
 
 from tests.unit.server.calls import CONTRACT
 
 REPLY = msgspec.msgpack.Decoder(Reply)
+FIRST = msgspec.msgpack.Decoder(FirstMessage)
 DEADLINE_SECONDS = 30
 
 
@@ -101,13 +102,17 @@ class Listener:
         """The next reply; None when the worker has closed the connection."""
         return read(self._stream, REPLY)
 
+    def receive_first(self):
+        return read(self._stream, FIRST)
+
     def predictions(self):
         return json.loads(self.receive().body)["predictions"]
 
 
 @contextlib.contextmanager
-def running(loop, model, first=HELLO, contract=CONTRACT):
+def running(loop, model, first=None, contract=CONTRACT):
     """A listener beside a worker in a thread of its own, which says this first; and what that ended with."""
+    first = first or Hello(model.form, model.batch, pipelined=loop is not run_worker)
     ours, theirs = socket.socketpair()
     ended = []
 
@@ -124,7 +129,7 @@ def running(loop, model, first=HELLO, contract=CONTRACT):
     thread.start()
     ours.settimeout(DEADLINE_SECONDS)
     with contextlib.closing(Listener(ours)) as listener:
-        assert listener.receive() == first
+        assert listener.receive_first() == first
         yield listener, ended
     model.go_on.set()
     thread.join(DEADLINE_SECONDS)
@@ -238,6 +243,34 @@ def test_next_batch_is_prepared_while_the_device_computes():
     assert model.batches == [[1], [2, 3]]
 
 
+def test_thread_that_computes_enters_the_device_first():
+    entered, computed = [], []
+
+    class Watching(Doubling):
+        def compute(self, prepared):
+            computed.append(threading.get_ident())
+            return super().compute(prepared)
+
+    def loop(connection, model, contract):
+        run_pipelined_worker(connection, model, contract, lambda: entered.append(threading.get_ident()))
+
+    with running(loop, Watching()) as (listener, _):
+        for _ in range(3):
+            listener.send(instances(1))
+            assert listener.predictions() == [2]
+    assert set(computed) == set(entered)
+    assert len(entered) == 1
+
+
+def test_worker_that_cannot_start_says_why():
+    def loop(connection, _model, _contract):
+        refuse(connection, DriverTooOldError("the driver is old"))
+
+    with running(loop, Doubling(), Refusal("DriverTooOld", "the driver is old")) as (_, ended):
+        pass
+    assert ended == [None]
+
+
 def test_answer_that_cannot_be_written_is_the_models_fault():
     class Odd(Doubling):
         def compute(self, prepared):
@@ -289,17 +322,17 @@ def test_worker_is_warm_when_it_has_answered_the_sample(loop):
 
 @LOOPS
 @pytest.mark.parametrize(
-    ("sample", "code", "message"),
+    ("sample", "message"),
     [
-        (b'{"instances": [1, -1]}', 400, "instances[1]: the model raised ValueError: unlucky"),
-        (b'{"instances": ["x"]}', 400, "instances[0]: must be a whole number"),
-        (b'{"instances": [1], "k": 1}', 400, "k: unknown: known are instances"),
-        (b"[]", 400, 'the body must be a JSON object with "instances", not a list'),
-        (b'{"instances": [%s]}' % b",".join([b"1"] * 101), 400, "instances: 101 are more than 100: split the request"),
+        (b'{"instances": [1, -1]}', "instances[1]: the model raised ValueError: unlucky"),
+        (b'{"instances": ["x"]}', "instances[0]: must be a whole number"),
+        (b'{"instances": [1], "k": 1}', "k: unknown: known are instances"),
+        (b"[]", 'the body must be a JSON object with "instances", not a list'),
+        (b'{"instances": [%s]}' % b",".join([b"1"] * 101), "instances: 101 are more than 100: split the request"),
     ],
 )
-def test_sample_that_is_not_answered_is_told_instead(loop, sample, code, message):
-    first = Reply(code, f"the model cannot answer warmup.json: {message}".encode())
+def test_sample_that_is_not_answered_is_told_instead(loop, sample, message):
+    first = Refusal("ArtifactInvalid", f"the model cannot answer warmup.json: {message}")
     with running(loop, Doubling(Sample(sample, "warmup.json")), first) as (_, ended):
         pass
     assert ended == [None]  # when the listener has closed the connection, and not before

@@ -19,6 +19,7 @@ from pierhead_server.errors import (
     ArtifactInvalidError,
     ArtifactNotFoundError,
     DeadlineExceededError,
+    DriverTooOldError,
     InternalError,
     ModelProcessDiedError,
     QueueFullError,
@@ -57,7 +58,7 @@ class FixedPool(Pool):
 
     how: BatchPolicy = ONE_BY_ONE
 
-    def policy(self, batch):
+    def policy(self, batch, **_):
         return replace(self.how, size=batch)
 
 
@@ -112,19 +113,19 @@ async def pids(futures):
     return [read(reply)["pid"] for reply in await asyncio.gather(*futures)]
 
 
-async def until(condition):
-    async with asyncio.timeout(DEADLINE_SECONDS):
+async def until(condition, seconds=DEADLINE_SECONDS):
+    async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110 - it is a process that changes it
             await asyncio.sleep(0.002)
 
 
 @contextlib.asynccontextmanager
-async def running(workers):
+async def running(workers, make_load=make_load, seconds=DEADLINE_SECONDS):
     """Workers with their model loaded and all of them warm."""
     task = asyncio.create_task(workers.run(lambda: Path("/"), make_load))
     try:
-        await until(lambda: task.done() or workers.metric("pierhead_workers") == workers._pool.workers)
-        async with asyncio.timeout(DEADLINE_SECONDS):
+        await until(lambda: task.done() or workers.metric("pierhead_workers") == workers._pool.workers, seconds)
+        async with asyncio.timeout(seconds):
             yield task
     finally:
         task.cancel()
@@ -282,6 +283,51 @@ async def test_gpu_that_computes_gets_less_than_a_batch_after_a_while(gate):
         await until(lambda: workers.batches == [[1, 2]])
         gate.touch()
         assert len(await pids([first, *second])) == 3
+
+
+async def test_device_batches_what_waits_by_what_its_worker_says(gate):
+    """The real handshake of the real worker, whose device computes nothing."""
+    async with running_on_a_device("moves", queue_size=64) as workers:
+        first = workers.submit(Call("raw", msgspec.json.encode({"instances": [str(gate)]})))
+        futures = [workers.submit(Call("raw", b'{"instances": ["/"]}')) for _ in range(64)]
+        gate.touch()
+        assert (await first).batch == 1
+        assert [reply.batch for reply in await asyncio.gather(*futures)] == [32] * 64
+        assert 'form="cuda"' in workers.metrics.expose().decode()
+
+
+async def test_model_that_a_device_does_not_take_is_computed_on_the_cpu(capfd):
+    async with running_on_a_device("fails") as workers:
+        replies = await asyncio.gather(*(workers.submit(Call("raw", b'{"instances": ["/"]}')) for _ in range(8)))
+        assert [(reply.code, reply.batch) for reply in replies] == [(200, 1)] * 8
+        assert 'form="quick"' in workers.metrics.expose().decode()
+        assert workers.metric("pierhead_model_process_restarts_total") == 0
+    assert "the CPU computes it" in capfd.readouterr().err
+
+
+async def test_driver_that_is_too_old_is_told_by_its_reason():
+    workers = Watched("on_a_device", "old", how=None)
+    with pytest.raises(DriverTooOldError, match=r"knows CUDA 12\.4"):
+        await workers.run(lambda: Path("/"), make_load_on_a_device)
+    assert "CUDA 12.4" in workers.failure
+
+
+async def test_worker_on_a_device_has_time_for_its_kernels():
+    async with running_on_a_device("moves") as workers:
+        assert workers.start_seconds == workers_module.SLOW_START_SECONDS
+    async with running(workers := Watched()):
+        assert workers.start_seconds == workers_module.START_SECONDS
+
+
+def make_load_on_a_device(folder):
+    return msgspec.structs.replace(make_load(folder), device="meta")
+
+
+@contextlib.asynccontextmanager
+async def running_on_a_device(how, **given):
+    workers = Watched("on_a_device", how, how=None, **given)
+    async with running(workers, make_load_on_a_device, seconds=180):  # each imports torch
+        yield workers
 
 
 # Deaths of workers
