@@ -14,7 +14,6 @@ from pathlib import Path
 
 import httpx
 import pytest
-from PIL import Image
 
 from tests.unit.server.calls import pictures
 from tests.unit.server.pictures import (
@@ -27,14 +26,6 @@ from tests.unit.server.pictures import (
 PREDICT = "/v1/projects/p/locations/l/endpoints/photos:predict"
 PROGRAM = (sys.executable, "-m", "pierhead_server")
 DEADLINE_SECONDS = 60
-MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS
-
-
-@pytest.fixture(autouse=True)
-def pixels_allowed():
-    """What a test, or a fixture of many, allows a picture to have is Pillow's for the whole process."""
-    yield
-    Image.MAX_IMAGE_PIXELS = MAX_IMAGE_PIXELS
 
 
 @pytest.fixture(scope="session")
