@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pierhead_server import memory
 from pierhead_server.control import Died, Failed, Fork, Formed, Kill, Load, Ready, describe_exit, receive_command, send
 from pierhead_server.errors import ArtifactInvalidError, StartupError
 from pierhead_server.logs import configure_logging
@@ -35,6 +36,8 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _MOST_MMAP_THRESHOLD = 32 << 20  # that glibc takes
 _KEPT_BYTES = 256 << 20
 _NICE = 19  # those that serve come first
+# Of a worker, where the kernel looks for memory: one is a fork away, while the listener and this process hold all else.
+_WORKER_OOM_SCORE = "500"
 
 # One worker computes on each CPU. Threads of several on the same CPU would wait for each other, spinning; and a process
 # with threads cannot be forked.
@@ -58,6 +61,7 @@ class ForkServer:
         self._loaded = loaded
         self._load = load
         self._children: dict[int, Child] = {}  # by pidfd
+        self._share: int | None = None  # of memory, for each worker
         self._selector = selectors.DefaultSelector()
         self._selector.register(control, selectors.EVENT_READ)
 
@@ -78,6 +82,11 @@ class ForkServer:
     def _announce(self) -> None:
         model = self._loaded.model
         _settle_memory()
+        self._share = self._load.worker_memory_bytes or memory.compute_share(
+            memory.read_limit(), memory.read_used(), self._load.workers
+        )
+        if self._share is not None:
+            logger.info("each worker may take %d MiB beside the model", self._share >> 20)
         send(self._control, Ready(model.form, model.batch, model.signature))
 
     def _obey(self) -> bool:
@@ -136,8 +145,14 @@ class ForkServer:
         from pierhead_server.worker import Contract, run_pipelined_worker, run_worker
 
         contract, model = Contract(self._load.served, self._load.limits), self._loaded.model
+        with contextlib.suppress(OSError):
+            Path("/proc/self/oom_score_adj").write_text(_WORKER_OOM_SCORE)
+        if self._share is not None:
+            model.limit_memory(int(memory.DECODING * self._share))
         if self._load.device == "cpu":
             settle(place, self._load.workers)
+            if self._share is not None:
+                contract = replace(contract, most_data=memory.read_data() + self._share)
             run_worker(connection, model, contract)
             return
         import torch
@@ -270,12 +285,14 @@ def main(control: socket.socket) -> None:
         signal.signal(number, signal.SIG_IGN)
     _import_torch()  # before the first message: it comes when the artifact is there
     from pierhead_server.artifact import read_artifact
+    from pierhead_server.images import bound_pillow
     from pierhead_server.model import LoadOptions, load_model
 
     command, _ = receive_command(control)
     if not isinstance(command, Load):
         return
     configure_logging(level=command.log_level, json=command.log_json)
+    bound_pillow(command.max_image_pixels)
     compiled_dir = Path(command.compiled_dir) if command.compiled_dir else None
     options = LoadOptions(command.max_image_pixels, command.allow_code, compiled_dir, command.device)
     try:

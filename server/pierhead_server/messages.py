@@ -20,9 +20,11 @@ class Call(msgspec.Struct, frozen=True, array_like=True):
     content_type: str = "application/json"
     header_length: int | None = None  # OIP's `Inference-Header-Content-Length`: how much of the body is JSON
     location: str = ""  # that the path names, as it came: it may be anything
+    # Of a piece: which of the request's instances its first one is. Only workers make pieces; the body is splitting's.
+    first: int | None = None
 
 
-class Reply(msgspec.Struct, frozen=True, array_like=True):
+class Reply(msgspec.Struct, frozen=True, array_like=True, tag=0):
     """The answer to one Call, and what it cost."""
 
     code: int
@@ -36,6 +38,16 @@ class Reply(msgspec.Struct, frozen=True, array_like=True):
     queue_seconds: float = 0.0
     batch: int = 1
     non_finite: int = 0  # numbers in the answer that are NaN or Infinity
+
+
+class Split(msgspec.Struct, frozen=True, array_like=True, tag=1):
+    """Instead of a Reply: the call is too much for one worker at a time; its answer is those to these pieces."""
+
+    pieces: list[Call]
+    pixels: list[int]  # of the pictures of each piece, by their headers
+    digest: bytes  # of the call: who sends it again is known by it
+    together: int = 1  # pieces that a worker may have at once, where nobody else asks: to hand one over takes time, too
+    parse_seconds: float = 0.0
 
 
 M = TypeVar("M")

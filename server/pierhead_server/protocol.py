@@ -8,6 +8,7 @@ import codecs
 import difflib
 import json
 import re
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -84,6 +85,7 @@ class Limits:
     """What one request may hold."""
 
     max_instances: int
+    max_pixels: int = sys.maxsize  # of all its pictures
 
 
 @dataclass(frozen=True)
