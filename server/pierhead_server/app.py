@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -9,21 +10,24 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
 from starlette.convertors import Convertor, register_url_convertor
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from pierhead_server import VERSION
+from pierhead_server.compression import COMPRESSED_BYTES, accepts_gzip, parse_content_encoding
+from pierhead_server.connection import SKIP_BYTES, Headers
 from pierhead_server.errors import (
     ApiError,
-    BodyTooLargeError,
     InternalError,
     InvalidArgumentError,
-    QueueFullError,
+    SlowUploadError,
     UnavailableError,
-    UnsupportedEncodingError,
 )
+from pierhead_server.intake import OVERHEAD_BYTES, Body, CallerGoneError, Intake, IntakePolicy
 from pierhead_server.messages import Call, Dialect, Reply
 from pierhead_server.openapi import describe_api
 from pierhead_server.protocol import ServedModel, encode_error, shape_error
@@ -37,22 +41,18 @@ DIES = "ModelProcessDies"
 _CLIENT_GONE = 499  # what nginx made customary; nobody reads it but the metrics
 
 
-class _CallerGoneError(Exception):
-    """Nobody waits for the answer any more."""
-
-
 class Listener:
     """The routes' handlers and what they share."""
 
     def __init__(self, settings: Settings, served: ServedModel, workers: Workers, telemetry: Telemetry) -> None:
-        self._max_request_bytes = settings.max_request_bytes
-        self._reading = 0  # bodies, of clients however slow; each may take the most bytes
-        self._most_reading = settings.queue_size
+        self._intake = Intake(_make_policy(settings), workers)
         self._openapi = msgspec.json.encode(describe_api(VERSION, max_instances=settings.max_instances))
         self._served = served
         self._workers = workers
         self._telemetry = telemetry
+        telemetry.metrics.watch_intake(lambda: self._intake.reading, lambda: self._intake.held_bytes)
         self.draining = False
+        self.head_seconds = settings.head_timeout_seconds
 
     @property
     def was_ready(self) -> bool:
@@ -132,23 +132,43 @@ class Listener:
 
     # Predictions
 
-    async def predict(self, asked: Asked, receive: Receive) -> Reply:
+    def refuse(self, headers: Mapping[bytes, bytes]) -> ApiError | None:
+        """Why a request is refused before anything is done for it; None: it may go on, and may still be refused."""
+        try:
+            self._workers.check_capacity()
+            self._intake.check(_parse_length(headers))
+        except ApiError as error:
+            return error
+        return None
+
+    def tell(self, asked: Asked, error: ApiError) -> Reply:
+        """The answer to a request that was refused so."""
+        with self._telemetry.request(asked) as seen:
+            return seen.refused(error)
+
+    async def predict(self, asked: Asked, body: Body) -> Reply:
         """Answer one prediction request of any dialect."""
         with self._telemetry.request(asked) as seen:
             try:
                 if asked.dialect == "probe":
                     call = self._make_probe()
                 else:
-                    call = await self._read_call(asked, receive)
+                    call = self._check(asked)
+                    seen.reads()
+                    call = msgspec.structs.replace(call, body=await self._intake.read(body))
                 seen.submitted(call)
-                reply = await _wait(self._workers.submit(call), receive)
+                reply = await _wait(self._workers.submit(call), body.receive)
                 seen.answered(reply)
             except ApiError as error:
-                reply = shape_error(asked.dialect, error)
-            except _CallerGoneError:
+                return seen.refused(error)
+            except CallerGoneError:
                 reply = Reply(_CLIENT_GONE, b"")
             seen.code = reply.code
             return reply
+
+    def set_aside(self, count: int) -> None:
+        """Connections hold so many bytes more, or less."""
+        self._intake.aside += count
 
     def _make_probe(self) -> Call:
         """The worker puts the model's own sample into it. A model that is away is not waited for."""
@@ -156,23 +176,32 @@ class Listener:
             raise UnavailableError(reason)
         return Call("probe", b"")
 
-    async def _read_call(self, asked: Asked, receive: Receive) -> Call:
-        """What can be refused without the body, is: it is not even asked for where the client waits for that."""
+    def _check(self, asked: Asked) -> Call:
+        """The call without its body. What can be refused without one, is: it is not even asked for."""
         headers = asked.headers
         self._workers.check_capacity()
-        if (encoding := headers.get(b"content-encoding", b"identity")).lower() != b"identity":
-            name = encoding.decode("latin-1")
-            raise UnsupportedEncodingError(f"Content-Encoding {name} is not supported: send the body as it is")
-        length = _parse_header_length(headers) if asked.dialect == "oip" else None
         content_type = headers.get(b"content-type", b"application/json").decode("latin-1")
-        if self._reading >= self._most_reading:
-            raise QueueFullError(f"{self._reading} requests are being read: try again later")
-        self._reading += 1
-        try:
-            body = await _read_body(headers, receive, self._max_request_bytes)
-        finally:
-            self._reading -= 1
-        return Call(asked.dialect, body, content_type, length, asked.location)
+        length = _parse_header_length(headers) if asked.dialect == "oip" else None
+        encoding = parse_content_encoding(headers[b"content-encoding"]) if b"content-encoding" in headers else ""
+        gzip = b"accept-encoding" in headers and accepts_gzip(headers[b"accept-encoding"])
+        return Call(asked.dialect, b"", content_type, length, asked.location, encoding, gzip)
+
+
+def _make_policy(settings: Settings) -> IntakePolicy:
+    return IntakePolicy(
+        queue_size=settings.queue_size,
+        # One request of the largest size must find room, or it would be told for ever to try again.
+        most_bytes=max(settings.max_requests_bytes, settings.max_request_bytes + OVERHEAD_BYTES),
+        body_bytes=settings.max_request_bytes,
+        least_pace=settings.min_upload_rate,
+        grace_seconds=settings.upload_grace_seconds,
+    )
+
+
+def _parse_length(headers: Mapping[bytes, bytes]) -> int | None:
+    """How long the body is; None where that is not said."""
+    declared = headers.get(b"content-length", b"")
+    return int(declared) if declared.isdigit() else None
 
 
 def _parse_header_length(headers: Mapping[bytes, bytes]) -> int | None:
@@ -185,38 +214,15 @@ def _parse_header_length(headers: Mapping[bytes, bytes]) -> int | None:
     return int(value)
 
 
-async def _read_body(headers: Mapping[bytes, bytes], receive: Receive, limit: int) -> bytes:
-    """The body; raises BodyTooLargeError, where its length is declared before any of it is read."""
-    declared = headers.get(b"content-length", b"")
-    if declared.isdigit() and int(declared) > limit:
-        raise _too_large(limit)
-    chunks, size, more = [], 0, True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise _CallerGoneError
-        chunk = message.get("body", b"")
-        size += len(chunk)
-        if size > limit:
-            raise _too_large(limit)
-        chunks.append(chunk)
-        more = message.get("more_body", False)
-    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
-
-
-def _too_large(limit: int) -> BodyTooLargeError:
-    return BodyTooLargeError(f"the body is over {limit} bytes: send fewer or smaller instances in a request")
-
-
 async def _wait(future: "asyncio.Future[Reply]", receive: Receive) -> Reply:
-    """The answer; or, when the caller goes first, the job is given up. Raises _CallerGoneError."""
+    """The answer; or, when the caller goes first, the job is given up. Raises CallerGoneError."""
     gone = asyncio.ensure_future(_hear_disconnect(receive))
     gone.add_done_callback(lambda _: future.cancel())
     try:
         return await future
     except asyncio.CancelledError:
         if gone.done():
-            raise _CallerGoneError from None
+            raise CallerGoneError from None
         raise
     finally:
         gone.cancel()
@@ -235,18 +241,72 @@ class Predict:
         self._dialect = dialect
         self._route = route
 
+    @property
+    def reads(self) -> bool:
+        """Whether a request here has a body."""
+        return self._dialect != "probe"
+
+    def ask(self, path: str, location: str, headers: Mapping[bytes, bytes]) -> Asked:
+        """What a request to this route asks for."""
+        return Asked(self._dialect, self._route, path, headers, location)
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Read, predict, answer."""
-        location = scope["path_params"].get("location", "")
-        asked = Asked(self._dialect, self._route, scope["path"], dict(scope["headers"]), location)
-        reply = await self._listener.predict(asked, receive)
+        asked = self.ask(scope["path"], scope["path_params"].get("location", ""), dict(scope["headers"]))
+        body = Body(_parse_length(asked.headers), receive)
+        reply = await self._listener.predict(asked, body)
         headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in reply.headers.items()]
         headers.append((b"content-length", b"%d" % len(reply.body)))
-        if self._listener.draining:
-            # The caller's next request goes to a new connection, and so to a server that stays.
+        # The next request of a draining server's caller goes to a new connection, and so to a server that stays.
+        if self._listener.draining or body.left > SKIP_BYTES or reply.code == SlowUploadError.code:
             headers.append((b"connection", b"close"))
         await send({"type": "http.response.start", "status": reply.code, "headers": headers})
         await send({"type": "http.response.body", "body": reply.body})
+
+
+class Gate:
+    """What connections ask before they make a request of what comes."""
+
+    def __init__(self, listener: Listener, app: Starlette) -> None:
+        self._listener = listener
+        self._routes = [
+            (route.path_regex, route.endpoint)
+            for route in app.routes
+            if isinstance(route, Route) and isinstance(route.endpoint, Predict) and route.endpoint.reads
+        ]
+        self._find = lru_cache(maxsize=1024)(self._match)  # clients ask the same few paths again and again
+
+    @property
+    def draining(self) -> bool:
+        """Whether a connection is closed after its answer."""
+        return self._listener.draining
+
+    @property
+    def head_seconds(self) -> float:
+        """How long a request's head may take."""
+        return self._listener.head_seconds
+
+    def refuse(self, method: bytes, url: bytes, headers: Headers) -> Reply | None:
+        """The answer to a prediction request that its headers alone refuse; None for all that go on."""
+        if method != b"POST" or (found := self._find(url)) is None:
+            return None
+        by_name = dict(headers)
+        error = self._listener.refuse(by_name)
+        if error is None:
+            return None
+        route, path, location = found
+        return self._listener.tell(route.ask(path, location, by_name), error)
+
+    def set_aside(self, count: int) -> None:
+        """Connections hold so many bytes more, or less."""
+        self._listener.set_aside(count)
+
+    def _match(self, url: bytes) -> tuple[Predict, str, str] | None:
+        path = url.partition(b"?")[0].decode("latin-1")
+        for regex, endpoint in self._routes:
+            if found := regex.match(path):
+                return endpoint, path, found.groupdict().get("location", "")
+        return None  # or it is written in a way that the router understands: it refuses as well
 
 
 def _json(body: Mapping[str, object]) -> Response:
@@ -273,7 +333,10 @@ async def _http_error(request: Request, error: Exception) -> Response:
     """404, 405 and the like, which the framework answers."""
     assert isinstance(error, HTTPException)
     status = {404: "NOT_FOUND", 405: "UNIMPLEMENTED"}.get(error.status_code, "UNKNOWN")
-    body = encode_error(_dialect_of(request.scope["path"]), error.status_code, status, error.detail)
+    dialect = _dialect_of(request.scope["path"])
+    if dialect == "aiplatform":
+        dialect = "vertex"  # AI Platform tells errors of predictions by a message; all others are Google's objects
+    body = encode_error(dialect, error.status_code, status, error.detail)
     return Response(body, error.status_code, error.headers, media_type="application/json")
 
 
@@ -330,11 +393,12 @@ def create_app(listener: Listener) -> Starlette:
         f"{_OIP}/versions/{{version:name}}": listener.oip_model,
         f"{_OIP}/versions/{{version:name}}/ready": listener.oip_model_ready,
     }
+    compressed = [Middleware(GZipMiddleware, minimum_size=COMPRESSED_BYTES, compresslevel=1)]
     routes = [
         Route(path, Predict(listener, dialect, path.replace(":name}", "}")), methods=["POST"])
         for path, dialect in predictions.items()
     ]
-    routes += [Route(path, handler, methods=["GET"]) for path, handler in descriptions.items()]
+    routes += [Route(path, answer, methods=["GET"], middleware=compressed) for path, answer in descriptions.items()]
     handlers: dict[Any, Any] = {HTTPException: _http_error, Exception: _bug}
     app = Starlette(routes=routes, exception_handlers=handlers)
     app.router.redirect_slashes = False

@@ -78,8 +78,15 @@ class BodyTooLargeError(ApiError):
     status = "INVALID_ARGUMENT"
 
 
+class SlowUploadError(ApiError):
+    """The body came too slowly. The caller tries again over a better connection, or sends less."""
+
+    code = 408
+    status = "DEADLINE_EXCEEDED"
+
+
 class UnsupportedEncodingError(ApiError):
-    """The body is compressed. The caller must send it as it is."""
+    """The body is compressed in a way that the server does not know. The caller sends gzip, or the body as it is."""
 
     code = 415
     status = "INVALID_ARGUMENT"
@@ -90,6 +97,10 @@ class QueueFullError(ApiError):
 
     code = 429
     status = "RESOURCE_EXHAUSTED"
+
+
+class RequestBytesFullError(QueueFullError):
+    """The requests that are read, wait or are computed take as many bytes as they may together."""
 
 
 class InternalError(ApiError):

@@ -34,6 +34,7 @@ class Gathering:
 
     def __init__(self, split: Split, future: "asyncio.Future[Reply]", reply: Reply) -> None:
         self.pixels = sum(split.pixels)
+        self.bytes = sum(len(piece.body) for piece in split.pieces)
         self.future = future
         self._split = split
         self._reply = reply  # what is known of the answer already
@@ -121,6 +122,7 @@ class Pieces:
 
     def __init__(self) -> None:
         self._turns: deque[Gathering] = deque()
+        self.held_bytes = 0  # in pieces' bodies
         self.pixels = 0  # of all requests that are not answered, those among them whose pieces are all with workers
 
     def __len__(self) -> int:
@@ -130,11 +132,13 @@ class Pieces:
     def add(self, gathering: Gathering) -> None:
         """Its pieces wait from now on, until it is answered or given up."""
         self.pixels += gathering.pixels
+        self.held_bytes += gathering.bytes
         self._turns.append(gathering)
         gathering.future.add_done_callback(lambda _: self._remove(gathering))
 
     def _remove(self, gathering: Gathering) -> None:
         self.pixels -= gathering.pixels
+        self.held_bytes -= gathering.bytes
         if gathering in self._turns:
             self._turns.remove(gathering)
 

@@ -20,6 +20,8 @@ class Call(msgspec.Struct, frozen=True, array_like=True):
     content_type: str = "application/json"
     header_length: int | None = None  # OIP's `Inference-Header-Content-Length`: how much of the body is JSON
     location: str = ""  # that the path names, as it came: it may be anything
+    encoding: str = ""  # how `body` is compressed: "gzip" or not at all
+    accepts_gzip: bool = False  # whether the caller asked for an answer in gzip
     # Of a piece: which of the request's instances its first one is. Only workers make pieces; the body is splitting's.
     first: int | None = None
 

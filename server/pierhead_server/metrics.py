@@ -4,7 +4,6 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 from prometheus_client import (
     CollectorRegistry,
@@ -28,14 +27,39 @@ _PART_SECONDS = (0.0001, 0.0005, *_REQUEST_SECONDS)  # of a request's parts, som
 _COUNTS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 # Refused by the server as it is, without a look at the instances.
-_REJECTIONS = {413: "too_large", 429: "queue_full", 503: "unavailable"}
+_REJECTIONS = {408: "too_slow", 413: "too_large", 429: "queue_full", 503: "unavailable"}
+_BYTES_FULL = "bytes_full"  # a 429, too
 
 
-@dataclass
 class Outcome:
     """What became of one request; `code` is set before it ends."""
 
-    code: int = 500
+    def __init__(self, in_flight: Gauge) -> None:
+        self.code = 500
+        self.rejection: str | None = None  # where the code does not tell it
+        self.start = time.perf_counter()
+        self._in_flight = in_flight
+        self._counts = False
+        self.go_on()
+
+    def wait_for_body(self) -> None:
+        """How long that takes is the client's own affair: no reason for another replica, and no latency of ours."""
+        if self._counts:
+            self._counts = False
+            self._in_flight.dec()
+
+    def go_on(self) -> None:
+        """There is nothing (more) to be waited for."""
+        if not self._counts:
+            self._counts = True
+            self.start = time.perf_counter()
+            self._in_flight.inc()
+
+    def end(self) -> float:
+        """It is answered; the seconds that it took."""
+        if self._counts:
+            self._in_flight.dec()
+        return time.perf_counter() - self.start
 
 
 class Metrics:
@@ -56,7 +80,7 @@ class Metrics:
         )
         self._latency = self._make_histogram(
             "pierhead_predict_request_duration_seconds",
-            "From a predict request's first byte in the server to its answer.",
+            "From a predict request's last byte to its answer.",
             _REQUEST_SECONDS,
             ["dialect"],
         )
@@ -66,10 +90,18 @@ class Metrics:
             ["reason"],
             registry=self.registry,
         )
-        for reason in _REJECTIONS.values():
+        for reason in (*_REJECTIONS.values(), _BYTES_FULL):
             self._rejected.labels(reason)
         self._in_flight = Gauge(
             "pierhead_predict_requests_in_flight", "Predict requests being answered.", registry=self.registry
+        )
+        self._reading = Gauge(
+            "pierhead_predict_requests_reading", "Predict requests whose body is coming.", registry=self.registry
+        )
+        self._held_bytes = Gauge(
+            "pierhead_predict_requests_bytes",
+            "Bytes that requests take: while they are read, wait and are computed.",
+            registry=self.registry,
         )
         self._instances = self._make_histogram(
             "pierhead_predict_instances", "Instances in a predict request that the model computed.", _COUNTS
@@ -128,6 +160,11 @@ class Metrics:
         """Read the queue's length from here whenever it is asked for."""
         self._queue_length.set_function(length)
 
+    def watch_intake(self, reading: Callable[[], int], held: Callable[[], int]) -> None:
+        """Read from here, whenever it is asked for, how many bodies are being read, and what all requests hold."""
+        self._reading.set_function(reading)
+        self._held_bytes.set_function(held)
+
     def watch_deaths(self, dies: Callable[[], bool]) -> None:
         """Read from here, whenever it is asked for, whether deaths of the model's processes keep the server away."""
         self._dies.set_function(dies)
@@ -141,15 +178,13 @@ class Metrics:
     @contextmanager
     def request(self, dialect: Dialect = "vertex") -> Iterator[Outcome]:
         """Measure one predict request."""
-        outcome, start = Outcome(), time.perf_counter()
-        self._in_flight.inc()
+        outcome = Outcome(self._in_flight)
         try:
             yield outcome
         finally:
-            self._in_flight.dec()
-            self._latency.labels(dialect).observe(time.perf_counter() - start)
+            self._latency.labels(dialect).observe(outcome.end())
             self._requests.labels(str(outcome.code), dialect).inc()
-            if reason := _REJECTIONS.get(outcome.code):
+            if reason := outcome.rejection or _REJECTIONS.get(outcome.code):
                 self._rejected.labels(reason).inc()
 
     def observe_reply(self, reply: Reply) -> None:

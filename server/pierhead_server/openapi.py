@@ -33,9 +33,10 @@ _VERTEX_FIELDS = ("deployedModelId", "model", "modelDisplayName", "modelVersionI
 _ERRORS = {
     400: "The request is wrong; the message names the field and the fix.",
     404: "No such path.",
+    408: "The body came too slowly.",
     413: "The body is over the limit.",
-    415: "The body is compressed.",
-    429: "The queue is full; Retry-After says when to try again.",
+    415: "The body is compressed by another algorithm than gzip.",
+    429: "The queue is full, or requests take as many bytes as they may; Retry-After says when to try again.",
     500: "The model, or its process, failed on this request.",
     503: "No model is loaded.",
     504: "The model took too long.",
@@ -281,5 +282,7 @@ def _get(path: str, summary: str, schema: Schema, error: str | None) -> Schema:
 def _post(path: str, summary: str, content: Mapping[str, object], answer: Schema, error: str) -> Schema:
     """A prediction."""
     responses = {"200": answer, **{str(code): _error(code, error) for code in _OF_A_PREDICTION}}
+    if path.startswith("/v1/projects/"):
+        responses["404"] = _error(404, "GoogleError")
     body: Schema = {"required": True, "content": dict(content)}
     return {"parameters": _path_parameters(path), "post": {**_operation(summary, responses), "requestBody": body}}

@@ -19,6 +19,7 @@ import msgspec
 import pybase64
 
 from pierhead_server.binary import decode_base64, restore_binary
+from pierhead_server.compression import GZIP, inflate
 from pierhead_server.errors import (
     ApiError,
     InternalError,
@@ -85,6 +86,7 @@ class Limits:
     """What one request may hold."""
 
     max_instances: int
+    max_body_bytes: int = 10 * 1024 * 1024  # once it is inflated
     max_pixels: int = sys.maxsize  # of all its pictures
 
 
@@ -128,6 +130,8 @@ def parse(call: Call, limits: Limits, signature: Signature | None = None) -> Req
 
     By the signature, where the model has one, OIP's inputs and outputs are checked.
     """
+    if call.encoding:
+        call = msgspec.structs.replace(call, body=inflate(call.body, limits.max_body_bytes), encoding="")
     if call.dialect == "oip":
         from pierhead_server import oip
 
@@ -481,7 +485,7 @@ def shape_error(dialect: Dialect, error: ApiError) -> Reply:
     if isinstance(error, QueueFullError):
         headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
     if isinstance(error, UnsupportedEncodingError):
-        headers["Accept-Encoding"] = "identity"
+        headers["Accept-Encoding"] = GZIP
     return Reply(error.code, encode_error(dialect, error.code, error.status, str(error)), headers)
 
 

@@ -3,7 +3,9 @@
 import asyncio
 import logging
 import os
+import resource
 import socket
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from types import FrameType
@@ -11,9 +13,10 @@ from types import FrameType
 import uvicorn
 from starlette.applications import Starlette
 
-from pierhead_server.app import Listener, create_app
+from pierhead_server.app import Gate, Listener, create_app
 from pierhead_server.artifact import read_artifact
 from pierhead_server.cache import Cache
+from pierhead_server.connection import Connection
 from pierhead_server.control import Load
 from pierhead_server.devices import count_gpus, cpu_count
 from pierhead_server.errors import SettingsInvalidError
@@ -49,6 +52,7 @@ class Server(uvicorn.Server):
                 access_log=False,
                 lifespan="off",
                 ws="none",
+                http=partial(Connection, gate=Gate(listener, app)),  # type: ignore[arg-type]  # it makes one
                 server_header=False,
                 proxy_headers=False,
                 timeout_keep_alive=_KEEP_ALIVE_SECONDS,
@@ -156,7 +160,7 @@ def make_load(settings: Settings, folder: Path) -> Load:
     return Load(
         folder=str(folder),
         served=make_served(settings),
-        limits=Limits(settings.max_instances, settings.max_request_pixels),
+        limits=Limits(settings.max_instances, settings.max_request_bytes, settings.max_request_pixels),
         max_image_pixels=settings.max_image_pixels,
         allow_code=settings.allow_code,
         compiled_dir=str(settings.compiled_dir) if settings.compile else None,
@@ -168,7 +172,14 @@ def make_load(settings: Settings, folder: Path) -> Load:
     )
 
 
+def allow_connections() -> None:
+    """As many open files as may be: a container often starts with 1,024, and each connection is one."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 def run(settings: Settings, launched: Launched) -> None:
     """`serve` in an event loop of its own."""
+    allow_connections()
     with asyncio.Runner(loop_factory=uvicorn.Config("", log_config=None).get_loop_factory()) as runner:
         runner.run(serve(settings, launched))

@@ -86,6 +86,10 @@ class Settings(BaseSettings):
     queue_size: int = Field(default=64, gt=0)
     predict_timeout_seconds: float = Field(default=60.0, gt=0, allow_inf_nan=False)
     max_request_bytes: int = Field(default=10 * 1024 * 1024, gt=0)
+    max_requests_bytes: int = Field(default=256 * 1024 * 1024, gt=0)  # of all, from the first byte read to the answer
+    head_timeout_seconds: float = Field(default=10.0, gt=0, allow_inf_nan=False)
+    min_upload_rate: float = Field(default=8 * 1024, gt=0, allow_inf_nan=False)  # bytes a second
+    upload_grace_seconds: float = Field(default=10.0, gt=0, allow_inf_nan=False)
     max_instances: int = Field(default=128, gt=0)
     max_image_pixels: int = Field(default=40_000_000, gt=0)
     max_request_pixels: int = Field(default=400_000_000, gt=0)

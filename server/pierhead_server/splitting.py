@@ -131,10 +131,11 @@ class _Piece(msgspec.Struct, array_like=True):
 def _make_pieces(call: Call, request: Request, parts: Sequence[slice]) -> Iterator[Call]:
     encode = msgspec.msgpack.Encoder(enc_hook=_to_extension).encode
     arguments = dict(request.arguments)
+    alone = call.accepts_gzip and len(parts) == 1  # others' answers are put together
     for part in parts:
         instances = list(request.instances[part])
         body = encode(_Piece(instances, arguments, request.dialect, request.location, request.wanted))
-        yield Call(call.dialect, body, location=call.location, first=part.start)
+        yield Call(call.dialect, body, location=call.location, accepts_gzip=alone, first=part.start)
 
 
 def restore(call: Call) -> Request:

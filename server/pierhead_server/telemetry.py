@@ -5,9 +5,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from pierhead_server.errors import ApiError, RequestBytesFullError
 from pierhead_server.logs import AnsweredRequest, RequestLog
 from pierhead_server.messages import Call, Dialect, Reply
-from pierhead_server.metrics import Metrics
+from pierhead_server.metrics import Metrics, Outcome
+from pierhead_server.protocol import shape_error
 from pierhead_server.tracing import RequestSpan, Tracer
 
 
@@ -25,16 +27,31 @@ class Asked:
 class Seen:
     """What is known of one request by now."""
 
-    def __init__(self, span: RequestSpan) -> None:
+    def __init__(self, asked: Asked, outcome: Outcome, span: RequestSpan) -> None:
         self.code = 500  # until an answer says otherwise
         self.bytes_in = 0
         self.instances = 0
+        self._asked = asked
+        self._outcome = outcome
         self._span = span
+
+    def reads(self) -> None:
+        """Its body is waited for."""
+        self._outcome.wait_for_body()
 
     def submitted(self, call: Call) -> None:
         """The call goes to the workers' queue now."""
         self.bytes_in = len(call.body)
+        self._outcome.go_on()
         self._span.submitted()
+
+    def refused(self, error: ApiError) -> Reply:
+        """The answer is this error."""
+        reply = shape_error(self._asked.dialect, error)
+        self.code = reply.code
+        if isinstance(error, RequestBytesFullError):
+            self._outcome.rejection = "bytes_full"
+        return reply
 
     def answered(self, reply: Reply) -> None:
         """A worker's answer is there now."""
@@ -58,7 +75,7 @@ class Telemetry:
             self.metrics.request(asked.dialect) as outcome,
             self._tracer.request(asked.headers, asked.route) as span,
         ):
-            seen = Seen(span)
+            seen = Seen(asked, outcome, span)
             try:
                 yield seen
             finally:

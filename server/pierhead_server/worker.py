@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from pierhead_server.compression import compress
 from pierhead_server.computing import Computed, describe
 from pierhead_server.devices import cpu_count
 from pierhead_server.errors import ApiError, InstanceError, InstanceFailedError, InternalError
@@ -170,6 +171,8 @@ def _shape(call: Call, attempt: Attempt, computed: Computed, contract: Contract)
             raise outcome
         assert attempt.request is not None
         reply = shape(attempt.request, outcome, contract.served)
+        if call.accepts_gzip:
+            reply = compress(reply)
     except (InstanceError, InstanceFailedError) as error:
         reply = shape_error(call.dialect, error.behind(call.first or 0))
     except ApiError as error:

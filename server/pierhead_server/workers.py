@@ -279,8 +279,28 @@ class Workers:
         """Whether one more call may come, before anything of it is read. Raises QueueFullError, UnavailableError."""
         if self.failure or not self.signature:
             raise UnavailableError(self.failure or self.not_ready or "")
-        if self._length >= self._pool.queue_size:
-            raise QueueFullError(f"{self._pool.queue_size} requests are waiting: try again later")
+        most = self._pool.queue_size
+        # Whose caller is gone takes no place, also in the moment before it leaves the queue.
+        gone = sum(job.future.done() for job in self._waiting) if self._length >= most else 0
+        if self._length - gone >= most:
+            raise QueueFullError(f"{most} requests are waiting: try again later")
+
+    @property
+    def waiting(self) -> int:
+        """How many calls wait, be it for some of their pieces."""
+        return self._length
+
+    @property
+    def held_bytes(self) -> int:
+        """The bodies of the calls that wait and of those in workers' hands."""
+        batches = (batch for worker in self._workers.values() for batch in worker.in_hand)
+        whole = sum(
+            len(job.call.body)
+            for jobs in (self._waiting, *(one.jobs for one in batches))
+            for job in jobs
+            if job.piece is None
+        )
+        return whole + self._pieces.held_bytes
 
     @property
     def _length(self) -> int:
@@ -300,9 +320,15 @@ class Workers:
         self.check_capacity()
         loop = asyncio.get_running_loop()
         job = Job(call, loop.create_future(), loop.time(), alone)
+        job.future.add_done_callback(lambda future: self._leave_queue(job) if future.cancelled() else None)
         self._waiting.append(job)
         self._dispatch()
         return job.future
+
+    def _leave_queue(self, job: Job) -> None:
+        """Its caller is gone: its place is another's, and its body nobody's."""
+        with contextlib.suppress(ValueError):  # a worker has it already
+            self._waiting.remove(job)
 
     def _dispatch(self) -> None:
         """Give waiting calls and pieces to workers until none can take more."""

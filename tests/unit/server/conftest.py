@@ -1,5 +1,6 @@
 """Tiny real artifacts, and the real server in a process of its own."""
 
+import asyncio
 import contextlib
 import os
 import re
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import uvloop
 
 from tests.unit.server.calls import pictures
 from tests.unit.server.pictures import (
@@ -26,6 +28,13 @@ from tests.unit.server.pictures import (
 PREDICT = "/v1/projects/p/locations/l/endpoints/photos:predict"
 PROGRAM = (sys.executable, "-m", "pierhead_server")
 DEADLINE_SECONDS = 60
+
+
+def pytest_asyncio_loop_factories(config, item):
+    """Where sockets count, the loop that serves."""
+    if item.path.name == "test_connection.py":
+        return {"uvloop": uvloop.new_event_loop}
+    return {"asyncio": asyncio.new_event_loop}
 
 
 @pytest.fixture(scope="session")

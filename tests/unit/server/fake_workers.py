@@ -53,6 +53,8 @@ class FakeWorkers:
         self.dying: str | None = None
         self.refusal: ApiError | None = None  # of check_capacity
         self.held = False  # whether answers are withheld
+        self.waiting = 0
+        self.held_bytes = 0
         self.calls: list[Call] = []
         self.called = asyncio.Event()
         self.futures: list[asyncio.Future[Reply]] = []

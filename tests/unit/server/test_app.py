@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import contextlib
+import gzip
 import json
 import re
 import subprocess
@@ -199,7 +200,8 @@ async def test_without_capacity_nothing_is_read(served, path, refusal, code, sta
     [
         ({"Content-Length": "1001"}, 413, "the body is over 1000 bytes: send fewer or smaller instances in a request"),
         ({"Content-Length": "9" * 30}, 413, "the body is over 1000 bytes"),
-        ({"Content-Encoding": "gzip"}, 415, "Content-Encoding gzip is not supported: send the body as it is"),
+        ({"Content-Encoding": "br"}, 415, "Content-Encoding br is not supported: send gzip, or the body as it is"),
+        ({"Content-Encoding": "gzip, gzip"}, 415, "Content-Encoding gzip, gzip is not supported: send gzip, or the"),
     ],
 )
 async def test_what_the_headers_tell_is_refused_unread(served, path, headers, code, message):
@@ -209,9 +211,50 @@ async def test_what_the_headers_tell_is_refused_unread(served, path, headers, co
     assert served.workers.calls == []
 
 
+@pytest.mark.parametrize("path", [VERTEX, RAW, AI_PLATFORM, KSERVE])
+async def test_gzip_is_inflated_where_instances_are_read(served, path):
+    packed = gzip.compress(json.dumps(BODY).encode())
+    headers = {"Content-Encoding": "gzip"}
+    answer = await served.client.post(path, content=packed, headers=headers)
+    assert answer.json()["predictions"] == [PREDICTION]
+    (call,) = served.workers.calls
+    assert (call.body, call.encoding) == (packed, "gzip")  # the listener does not look into it
+    answer = await served.client.post(path, content=b"none", headers=headers)
+    assert (answer.status_code, get_message(answer)[:48]) == (400, "the body is not gzip, as Content-Encoding says: ")
+
+
+async def test_gzip_of_the_open_inference_protocol(served):
+    packed = gzip.compress(json.dumps(INFER).encode())
+    headers = {"Content-Encoding": "gzip", "Inference-Header-Content-Length": str(len(json.dumps(INFER)))}
+    assert (await served.client.post(OIP, content=packed, headers=headers)).status_code == 200
+
+
+async def test_gzip_bomb_is_too_large():
+    served = Served(max_bytes=100_000)
+    bomb = gzip.compress(b" " * 12_000_000, 1)
+    answer = await served.client.post(VERTEX, content=bomb, headers={"Content-Encoding": "gzip"})
+    assert answer.status_code == 413
+    assert get_message(answer).startswith("the body is over 10485760 bytes once it is inflated: send fewer instances")
+
+
+@pytest.mark.parametrize(("asked", "accepts"), [("gzip, deflate", True), ("br", False), (None, False)])
+async def test_worker_is_told_whether_the_caller_takes_gzip(served, asked, accepts):
+    del served.client.headers["Accept-Encoding"]
+    await served.client.post(VERTEX, json=BODY, headers={"Accept-Encoding": asked} if asked else {})
+    assert served.workers.calls[0].accepts_gzip == accepts
+
+
+async def test_descriptions_are_compressed_where_asked_for(served):
+    answer = await served.client.get("/openapi.json")
+    assert answer.headers["Content-Encoding"] == "gzip"
+    plain = await served.client.get("/openapi.json", headers={"Accept-Encoding": "identity"})
+    assert "Content-Encoding" not in plain.headers
+    assert plain.json() == answer.json()
+
+
 async def test_compressed_body_learns_what_is_accepted(served):
     answer = await request_unread(served.app, VERTEX, {"Content-Encoding": "deflate"})
-    assert answer.headers["Accept-Encoding"] == "identity"
+    assert answer.headers["Accept-Encoding"] == "gzip"
     assert (await served.client.post(VERTEX, json=BODY, headers={"Content-Encoding": "identity"})).status_code == 200
 
 
@@ -472,17 +515,23 @@ async def test_metrics_are_prometheus(served):
         ("DELETE", "/v2/models/m/ready", 405),
         ("POST", "/healthz", 405),
         ("GET", "/v1/probe", 405),
+        ("GET", AI_PLATFORM, 405),
+        ("DELETE", "/v1/projects/p/models/m/versions/v:predict", 405),
+        ("OPTIONS", RAW, 405),
+        ("PATCH", "/metrics", 405),
     ],
 )
 async def test_no_such_route(served, method, path, code):
     answer = await served.client.request(method, path)
     message = {404: "Not Found", 405: "Method Not Allowed"}[code]
     status = {404: "NOT_FOUND", 405: "UNIMPLEMENTED"}[code]
-    plain = path.startswith(("/v1/models", "/v1/projects/p/models", "/v2"))
+    plain = path.startswith(("/v1/models", "/v2"))
     error = message if plain else {"code": code, "message": message, "status": status}
     assert (answer.status_code, answer.json()) == (code, {"error": error})
     assert answer.headers["Content-Type"] == "application/json"
     assert ("Allow" in answer.headers) == (code == 405)
+    if code == 405:
+        assert method not in answer.headers["Allow"].split(", ")
 
 
 def test_listener_is_light():

@@ -182,8 +182,16 @@ def test_triton_client_is_told_the_error(triton):
         "instances[0]: empty: put the picture's bytes here",
     )
     with pytest.raises(InferenceServerException) as caught:
-        triton.infer("photos", [make_input(ENCODED, "BYTES", binary=True)], request_compression_algorithm="gzip")
+        triton.infer("photos", [make_input(ENCODED, "BYTES", binary=True)], request_compression_algorithm="deflate")
     assert caught.value.status() == "415"
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_triton_client_compresses(triton, binary):
+    made = make_input(ENCODED, "BYTES", binary=binary)
+    gzip = {"request_compression_algorithm": "gzip", "response_compression_algorithm": "gzip"}
+    plain, packed = triton.infer("photos", [made]), triton.infer("photos", [made], **gzip)
+    assert packed.as_numpy("confidences").tolist() == plain.as_numpy("confidences").tolist()
 
 
 # Every format of a model, by Triton's client and KServe's

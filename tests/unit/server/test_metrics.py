@@ -42,7 +42,24 @@ def test_request_that_raises_is_an_internal_error(metrics):
     assert read(metrics, "pierhead_predict_requests_in_flight") == 0
 
 
-@pytest.mark.parametrize(("code", "reason"), [(429, "queue_full"), (503, "unavailable"), (413, "too_large")])
+def test_request_whose_body_comes_is_not_in_flight(metrics):
+    with metrics.request("vertex") as outcome:
+        outcome.wait_for_body()
+        assert read(metrics, "pierhead_predict_requests_in_flight") == 0
+        outcome.start -= 1000  # it takes its time
+        outcome.go_on()
+        assert read(metrics, "pierhead_predict_requests_in_flight") == 1
+    assert read(metrics, "pierhead_predict_requests_in_flight") == 0
+    assert read(metrics, "pierhead_predict_request_duration_seconds_sum", dialect="vertex") < 1000
+    with metrics.request("vertex") as outcome:
+        outcome.wait_for_body()
+    assert read(metrics, "pierhead_predict_requests_in_flight") == 0
+
+
+CODES = [(429, "queue_full"), (503, "unavailable"), (413, "too_large"), (408, "too_slow")]
+
+
+@pytest.mark.parametrize(("code", "reason"), CODES)
 def test_rejections_are_counted_by_reason(metrics, code, reason):
     assert read(metrics, "pierhead_predict_requests_rejected_total", reason=reason) == 0
     with metrics.request("vertex") as outcome:

@@ -1,6 +1,8 @@
 """The real server over real HTTP, with tiny real models in its processes."""
 
 import asyncio
+import contextlib
+import gzip
 import json
 import math
 import os
@@ -254,6 +256,67 @@ def test_caller_that_hangs_up_is_forgotten(server):
         wait_until(lambda: server.metric("pierhead_predict_requests_total", code="499") == gone + 1)
         assert server.client.get("/readyz").status_code == 200  # the listener answers whatever the model does
     assert server.client.post(PREDICT, json=pictures(picture())).status_code == 200
+
+
+def begin_upload(server, length, sent=b"{"):
+    """A connection whose request's body comes as the caller sends it."""
+    address = server.client.base_url
+    connection = socket.create_connection((address.host, address.port), timeout=60)
+    connection.sendall(f"POST {PREDICT} HTTP/1.1\r\nHost: h\r\nContent-Length: {length}\r\n\r\n".encode() + sent)
+    return connection
+
+
+def test_slow_uploads_lock_nobody_out(server):
+    with contextlib.ExitStack() as opened:
+        slow = [opened.enter_context(begin_upload(server, 80_000)) for _ in range(80)]
+        wait_until(lambda: server.metric("pierhead_predict_requests_reading") == len(slow))
+        codes = [server.client.post(PREDICT, json=pictures(picture())).status_code for _ in range(10)]
+        assert codes == [200] * 10
+        assert server.client.get("/readyz").status_code == 200
+        assert server.client.post(PROBE).status_code == 200
+        assert server.metric("pierhead_predict_requests_in_flight") == 0
+    wait_until(lambda: server.metric("pierhead_predict_requests_reading") == 0)
+    assert server.metric("pierhead_predict_requests_bytes") == 0
+
+
+def test_gzip_both_ways(server):
+    bodies = json.dumps(pictures(*(picture(seed=seed) for seed in range(30)))).encode()
+    answer = server.client.post(PREDICT, content=gzip.compress(bodies), headers={"Content-Encoding": "gzip"})
+    assert (answer.status_code, answer.headers["Content-Encoding"]) == (200, "gzip")
+    assert len(answer.json()["predictions"]) == 30
+
+
+def read_rss(pid):
+    """Bytes."""
+    line = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmRSS"))
+    return int(line.split()[1]) * 1000
+
+
+def test_one_figure_bounds_the_memory_of_the_listener(obedient_folder, tmp_path):
+    """Of what is read, waits and is in workers' hands: whatever comes, with and without a declared length."""
+    most, length = 30_000_000, 5_000_000
+    settings = {"ALLOW_CODE": "true", "WORKERS": 1, "MAX_REQUESTS_BYTES": most}
+    with running_server(obedient_folder, tmp_path / "log", **settings) as server, contextlib.ExitStack() as opened:
+        server.wait_ready(1)
+        opened.enter_context(server.held())
+        before, codes = read_rss(server.process.pid), []
+        body = json.dumps(instances("pid")).encode().ljust(length)
+
+        def send(chunked):
+            content = (body[start : start + 100_000] for start in range(0, length, 100_000)) if chunked else body
+            with contextlib.suppress(httpx.ReadTimeout, httpx.TransportError):
+                codes.append(httpx.post(f"{server.address}{PREDICT}", content=content, timeout=2).status_code)
+
+        seen, held = [], []
+        with ThreadPoolExecutor(40) as callers:
+            calls = [callers.submit(send, chunked=number % 2) for number in range(40)]
+            while not all(call.done() for call in calls):
+                seen.append(read_rss(server.process.pid))
+                held.append(server.metric("pierhead_predict_requests_bytes"))
+    assert 0 < codes.count(429) == len(codes)
+    assert length < max(held) <= most
+    # What a worker is sent exists twice, and so does a body in the moment in which its parts become one.
+    assert max(seen) - before < 2 * most + 20_000_000
 
 
 def measure_memory(server):

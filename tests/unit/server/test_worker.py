@@ -1,9 +1,11 @@
 """A worker's two loops over a real connection, with a small model in this process."""
 
 import contextlib
+import gzip
 import json
 import socket
 import threading
+from dataclasses import replace
 
 import msgspec
 import numpy as np
@@ -12,7 +14,7 @@ from pierhead_server.artifact import Sample
 from pierhead_server.computing import compute, prepare_rows
 from pierhead_server.errors import InvalidArgumentError
 from pierhead_server.messages import Call, Reply, pack, read
-from pierhead_server.protocol import refuse_arguments
+from pierhead_server.protocol import Limits, refuse_arguments
 from pierhead_server.signature import Signature
 from pierhead_server.tensors import ValueTensorError
 from pierhead_server.worker import HELLO, run_pipelined_worker, run_worker
@@ -107,7 +109,7 @@ class Listener:
 
 
 @contextlib.contextmanager
-def running(loop, model, first=HELLO):
+def running(loop, model, first=HELLO, contract=CONTRACT):
     """A listener beside a worker in a thread of its own, which says this first; and what that ended with."""
     ours, theirs = socket.socketpair()
     ended = []
@@ -115,7 +117,7 @@ def running(loop, model, first=HELLO):
     def work():
         with theirs:
             try:
-                loop(theirs, model, CONTRACT)
+                loop(theirs, model, contract)
             except BaseException as error:
                 ended.append(error)
             else:
@@ -178,6 +180,29 @@ def test_reply_says_what_it_cost(loop):
     assert (good.instances, bad.instances) == (2, 0)
     assert min(good.parse_seconds, good.prepare_seconds, good.forward_seconds) > 0
     assert bad.forward_seconds == 0
+
+
+@LOOPS
+def test_gzip_is_inflated_and_answered_in_gzip_where_asked(loop):
+    numbers = list(range(1000))
+    packed = gzip.compress(json.dumps(instances(*numbers)).encode())
+    few = json.dumps(instances(1)).encode()
+    contract = replace(CONTRACT, limits=Limits(1000))
+    with running(loop, Doubling(), contract=contract) as (listener, _):
+        listener.connection.sendall(
+            pack(
+                [
+                    Call("raw", packed, encoding="gzip", accepts_gzip=True),
+                    Call("raw", packed, encoding="gzip"),
+                    Call("raw", few, accepts_gzip=True),
+                ]
+            )
+        )
+        large, plain, small = (listener.receive() for _ in range(3))
+    assert large.headers["Content-Encoding"] == "gzip"
+    assert gzip.decompress(large.body) == plain.body
+    assert json.loads(plain.body)["predictions"] == [2 * number for number in numbers]
+    assert "Content-Encoding" not in plain.headers | small.headers
 
 
 @LOOPS

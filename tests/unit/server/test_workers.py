@@ -220,6 +220,23 @@ async def test_call_whose_caller_has_gone_is_dropped(gate):
         assert len(set(await pids([computing, after]))) == 1
 
 
+async def test_caller_that_goes_frees_its_place_at_once(gate):
+    async with running(workers := Watched(queue_size=2)):
+        computing = workers.block(gate)
+        gone = [workers.ask(b"x" * 1000) for _ in range(2)]
+        in_hand = workers.held_bytes - 2000
+        assert in_hand == len(WAIT_FOR + os.fsencode(gate))
+        for future in gone:
+            future.cancel()
+        third = workers.ask(b"answer")  # in the same breath
+        await asyncio.sleep(0)
+        assert (workers.waiting, workers.held_bytes) == (1, in_hand + len(b"answer"))
+        assert workers.metric("pierhead_queue_length") == 1
+        gate.touch()
+        await asyncio.gather(computing, third)
+        assert workers.held_bytes == 0
+
+
 async def test_callers_that_are_all_gone_leave_an_idle_worker(gate):
     async with running(workers := Watched()):
         computing = workers.block(gate)
