@@ -18,7 +18,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from pierhead_server import VERSION
-from pierhead_server.compression import COMPRESSED_BYTES, accepts_gzip, parse_content_encoding
+from pierhead_server.compression import COMPRESSED_BYTES, accepts_gzip, compress, parse_content_encoding
 from pierhead_server.connection import SKIP_BYTES, Headers
 from pierhead_server.errors import (
     ApiError,
@@ -159,6 +159,8 @@ class Listener:
                 seen.submitted(call)
                 reply = await _wait(self._workers.submit(call), body.receive)
                 seen.answered(reply)
+                if reply.joined and call.accepts_gzip:
+                    reply = await asyncio.to_thread(compress, reply)
             except ApiError as error:
                 return seen.refused(error)
             except CallerGoneError:

@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 
 from pierhead_server.artifact import Sample
-from pierhead_server.computing import Computed, Prepared, compute, prepare_rows
+from pierhead_server.computing import Computed, Prepared, compute, measure_rows, prepare_rows
 from pierhead_server.config import Preprocessing
 from pierhead_server.errors import ApiError, ArtifactInvalidError, InternalError
-from pierhead_server.images import BadPictureError, Pixels, fit, read_image
+from pierhead_server.images import BadPictureError, PixelBudget, Pixels, fit, measure, read_image
 from pierhead_server.messages import Call, Form
 from pierhead_server.modules import first_line
 from pierhead_server.protocol import (
@@ -31,6 +31,7 @@ from pierhead_server.protocol import (
     read_picture,
     shape_ranking,
 )
+from pierhead_server.splitting import Measured
 from pierhead_server.tensors import Signature, TensorSpec, ValueTensorError
 
 Confidences = npt.NDArray[np.float32]  # [pictures, classes]
@@ -143,7 +144,7 @@ class ImageClassifier:
         self._own_sample = sample
         self._labels = tuple(labels)
         self._preprocessing = preprocessing
-        self._max_image_pixels = max_image_pixels
+        self._pixels = PixelBudget(max_image_pixels)
 
     @cached_property
     def signature(self) -> Signature:
@@ -158,7 +159,7 @@ class ImageClassifier:
         """The artifact's own, else a picture as a client sends it: a JPEG that has to be scaled."""
         if self._own_sample:
             return self._own_sample
-        side = min(2 * self._preprocessing.resize, math.isqrt(self._max_image_pixels))
+        side = min(2 * self._preprocessing.resize, math.isqrt(self._pixels.most))
         encoded = BytesIO()
         Image.fromarray(synthetic_pictures(1, side)[0]).save(encoded, format="JPEG")
         return Sample(encode_json({"instances": [encoded.getvalue()]}), "a synthetic picture")
@@ -173,6 +174,15 @@ class ImageClassifier:
         """What computes."""
         return self.runner.form
 
+    def limit_memory(self, most: int) -> None:
+        """Refuse pictures that take more bytes to decode."""
+        self._pixels.limit_memory(most)
+
+    def measure(self, request: Request) -> Measured:
+        """The pixels of each picture; its bytes are taken out of what is around them. Raises InstanceError."""
+        found = list(measure_rows(request.instances, self._measure_row))
+        return Measured([instance for instance, _ in found], [pixels for _, pixels in found])
+
     def prepare(self, request: Request) -> Prepared[Pixels, RankingParameters]:
         """Decode and preprocess. Raises InvalidArgumentError."""
         return prepare_rows(request, self._read_row, parse_ranking_parameters)
@@ -181,12 +191,24 @@ class ImageClassifier:
         """One outcome for each request, whatever the others are."""
         return compute(prepared, self._forward, self._shape)
 
+    def _measure_row(self, instance: object) -> tuple[object, int]:
+        if isinstance(instance, list):
+            return instance, 0  # there is nothing to unpack
+        picture = read_picture(instance)
+        read = {**instance, _picture_field(instance)[1:]: picture} if isinstance(instance, dict) else picture
+        if not isinstance(picture, bytes):
+            return read, 0
+        try:
+            return read, measure(picture, max_pixels=self._pixels.most)
+        except BadPictureError as error:
+            raise ValueTensorError(_picture_field(instance), str(error)) from None
+
     def _read_row(self, instance: object) -> Pixels:
         picture = read_picture(instance)
         try:
             if isinstance(picture, bytes):
-                return read_image(picture, self._preprocessing, max_pixels=self._max_image_pixels)
-            return fit(picture, self._preprocessing, max_pixels=self._max_image_pixels)
+                return read_image(picture, self._preprocessing, max_pixels=self._pixels.most, budget=self._pixels)
+            return fit(picture, self._preprocessing, max_pixels=self._pixels.most)
         except BadPictureError as error:
             raise ValueTensorError(_picture_field(instance), str(error)) from None
 

@@ -1,6 +1,7 @@
 """gzip of bodies and answers: what headers ask for, and both directions with a bound. Pure.
 
-The listener reads the headers alone. Workers inflate and deflate, so that nobody else waits for it.
+The listener reads the headers alone. Workers inflate and deflate, so that nobody else waits for it; what is joined of
+several workers' answers, a thread of the listener's.
 """
 
 import zlib
@@ -82,4 +83,5 @@ def compress(reply: Reply) -> Reply:
 
 def _is_worth_it(headers: Mapping[str, str], size: int) -> bool:
     """Tensors in binary form are noise to gzip, and would only take its time."""
-    return size >= COMPRESSED_BYTES and headers.get("Content-Type") == "application/json"
+    plain = "Content-Encoding" not in headers and headers.get("Content-Type") == "application/json"
+    return plain and size >= COMPRESSED_BYTES

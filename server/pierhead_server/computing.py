@@ -3,18 +3,19 @@
 import logging
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 from torch import AcceleratorError, OutOfMemoryError
 
-from pierhead_server.errors import ApiError, InstanceError, InternalError
+from pierhead_server.errors import ApiError, InstanceError, InstanceFailedError, InternalError
 from pierhead_server.protocol import Request, Result
 from pierhead_server.tensors import ValueTensorError
 
 logger = logging.getLogger(__name__)
 
+M = TypeVar("M")
 R = TypeVar("R")  # a row: what the model takes of one instance
 P = TypeVar("P")  # a request's parameters
 
@@ -49,18 +50,22 @@ class Computed:
     forward_seconds: float = 0.0  # its share of the batch
 
 
+def measure_rows(instances: Sequence[object], measure: Callable[[object], M]) -> Iterator[M]:
+    """What `measure` says of each instance. Raises InstanceError for the first that is wrong."""
+    for index, instance in enumerate(instances):
+        try:
+            yield measure(instance)
+        except ValueTensorError as error:
+            raise InstanceError(index, error.field, error.cause) from None
+
+
 def prepare_rows(
     request: Request, read_row: Callable[[object], R], read_parameters: Callable[[Mapping[str, object]], P]
 ) -> Prepared[R, P]:
     """Make rows of a request's instances. Raises InvalidArgumentError, which names the first instance that is wrong."""
     start = time.perf_counter()
     parameters = read_parameters(request.arguments)
-    rows = []
-    for index, instance in enumerate(request.instances):
-        try:
-            rows.append(read_row(instance))
-        except ValueTensorError as error:
-            raise InstanceError(index, error.field, error.cause) from None
+    rows = list(measure_rows(request.instances, read_row))
     return Prepared(rows, parameters, time.perf_counter() - start)
 
 
@@ -143,7 +148,7 @@ class _Alone(Generic[R]):
             cause = f"the model raised {describe(error)}{when}"
             if index is not None and isinstance(error, self.faults) and not _is_of_the_machine(error):
                 raise InstanceError(index, "", cause) from error
-            raise InternalError(cause if index is None else f"instances[{index}]: {cause}") from error
+            raise (InternalError(cause) if index is None else InstanceFailedError(index, cause)) from error
 
 
 # torch tells most of these by their words alone.

@@ -26,6 +26,7 @@ class Load(msgspec.Struct, frozen=True, tag=True):
     compiled_dir: str | None = None  # None: nothing is compiled
     device: str = "cpu"
     workers: int = 1  # that will be forked
+    worker_memory_bytes: int | None = None  # what each may take beside the model; None: its share of the container's
     log_level: str = "info"
     log_json: bool = True
 

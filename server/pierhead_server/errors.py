@@ -69,6 +69,12 @@ class InstanceError(InvalidArgumentError):
     def __init__(self, index: int, field: str, cause: str) -> None:
         super().__init__(f"instances[{index}]{field}: {cause}")
         self.index = index
+        self.field = field
+        self.cause = cause
+
+    def behind(self, count: int) -> "InstanceError":
+        """The same error, where so many instances come before those it was counted in."""
+        return InstanceError(count + self.index, self.field, self.cause)
 
 
 class BodyTooLargeError(ApiError):
@@ -108,6 +114,19 @@ class InternalError(ApiError):
 
     code = 500
     status = "INTERNAL"
+
+
+class InstanceFailedError(InternalError):
+    """The model failed at one instance, which is not wrong, and with it the whole request."""
+
+    def __init__(self, index: int, cause: str) -> None:
+        super().__init__(f"instances[{index}]: {cause}")
+        self.index = index
+        self.cause = cause
+
+    def behind(self, count: int) -> "InstanceFailedError":
+        """The same error, where so many instances come before those it was counted in."""
+        return InstanceFailedError(count + self.index, self.cause)
 
 
 class UnavailableError(ApiError):

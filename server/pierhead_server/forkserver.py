@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pierhead_server import memory
 from pierhead_server.control import Died, Failed, Fork, Formed, Kill, Load, Ready, describe_exit, receive_command, send
 from pierhead_server.devices import cpu_count
 from pierhead_server.errors import ArtifactInvalidError, StartupError
@@ -39,6 +40,8 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _MOST_MMAP_THRESHOLD = 32 << 20  # that glibc takes
 _KEPT_BYTES = 256 << 20
 _NICE = 19  # those that serve come first
+# Of a worker, where the kernel looks for memory: one is a fork away, while the listener and this process hold all else.
+_WORKER_OOM_SCORE = "500"
 
 # One worker computes on each CPU. Threads of several on the same CPU would wait for each other, spinning; and a process
 # with threads cannot be forked.
@@ -62,6 +65,7 @@ class ForkServer:
         self._loaded = loaded
         self._load = load
         self._children: dict[int, Child] = {}  # by pidfd
+        self._share: int | None = None  # of memory, for each worker
         self._selector = selectors.DefaultSelector()
         self._selector.register(control, selectors.EVENT_READ)
 
@@ -82,6 +86,11 @@ class ForkServer:
     def _announce(self) -> None:
         model = self._loaded.model
         _settle_memory()
+        self._share = self._load.worker_memory_bytes or memory.compute_share(
+            memory.read_limit(), memory.read_used(), self._load.workers
+        )
+        if self._share is not None:
+            logger.info("each worker may take %d MiB beside the model", self._share >> 20)
         slow_start = self._load.device != "cpu" or self._loaded.load is not None
         send(self._control, Ready(model.form, model.batch, model.signature, slow_start))
 
@@ -142,17 +151,23 @@ class ForkServer:
         from pierhead_server.worker import Contract, refuse, run_pipelined_worker, run_worker
 
         contract = Contract(self._load.served, self._load.limits)
+        with contextlib.suppress(OSError):
+            Path("/proc/self/oom_score_adj").write_text(_WORKER_OOM_SCORE)
         try:
             device = self._take_device(place)
             model = self._loaded.load() if self._loaded.load else self._loaded.model
         except StartupError as error:
             refuse(connection, error)
             return
+        if self._share is not None:
+            model.limit_memory(int(memory.DECODING * self._share))
         if device is not None and _move(model, device):
             run_pipelined_worker(connection, model, contract, partial(enter_device, device))
             return
         if self._load.device == "cpu":
             settle(place, self._load.workers)
+            if self._share is not None:
+                contract = replace(contract, most_data=memory.read_data() + self._share)
         else:
             _use_cpus(self._load.workers)
         run_worker(connection, model, contract)
@@ -310,12 +325,14 @@ def main(control: socket.socket) -> None:
         signal.signal(number, signal.SIG_IGN)
     _import_torch()  # before the first message: it comes when the artifact is there
     from pierhead_server.artifact import read_artifact
+    from pierhead_server.images import bound_pillow
     from pierhead_server.model import LoadOptions, load_model
 
     command, _ = receive_command(control)
     if not isinstance(command, Load):
         return
     configure_logging(level=command.log_level, json=command.log_json)
+    bound_pillow(command.max_image_pixels)
     compiled_dir = Path(command.compiled_dir) if command.compiled_dir else None
     options = LoadOptions(command.max_image_pixels, command.allow_code, compiled_dir, command.device)
     try:

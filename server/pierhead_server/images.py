@@ -7,9 +7,11 @@ pixels, by one in some, and by two in a few that lie between two levels.
 
 import re
 import struct
+import threading
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from io import BytesIO
 
 import numpy as np
@@ -80,24 +82,95 @@ class BadPictureError(ValueError):
     """These bytes are no picture that can be classified; the message says why."""
 
 
-def decode_image(data: bytes, *, max_pixels: int, smallest_side: int = 0) -> Pixels:
+def bound_pillow(max_pixels: int) -> None:
+    """Once a process, before its threads: both are the whole process's, and no picture's."""
+    # Pillow refuses what is over twice this, also inside a file (an icon's pictures, an animation's frames).
+    Image.MAX_IMAGE_PIXELS = max_pixels // 2
+    # It warns of oddities in a stranger's file; there is nobody here to tell.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+# What decoding takes at its peak, seen for each format and mode: the decoder's own pixels, RGB beside them, an array.
+_JPEG_BYTES = 7  # of libjpeg-turbo, turned upright
+_WEBP_BYTES = 24
+_MOST_BYTES = 16  # of all others
+
+
+class PixelBudget:
+    """What may be unpacked at a time in this process, by all of its threads; one picture may take all of it."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most  # pixels of a picture
+        self._bytes = most * _WEBP_BYTES
+        self._taken = 0
+        self._changed = threading.Condition()
+
+    def limit_memory(self, most: int) -> None:
+        """Have it fit into so many bytes."""
+        self._bytes = min(self._bytes, most)
+        self.most = min(self.most, self._bytes // _JPEG_BYTES)
+
+    @contextmanager
+    def take(self, pixels: int, bytes_per_pixel: int) -> Iterator[None]:
+        """Wait until there is room, and hold it. Raises BadPictureError for more than there is."""
+        need = pixels * bytes_per_pixel
+        if need > self._bytes:
+            raise BadPictureError(
+                f"its {pixels} pixels take {need >> 20} MiB to decode, and a worker has {self._bytes >> 20} MiB for it"
+                ": send a smaller picture"
+            )
+        with self._changed:
+            self._changed.wait_for(lambda: self._taken + need <= self._bytes)
+            self._taken += need
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._taken -= need
+                self._changed.notify_all()
+
+
+def measure(data: bytes, *, max_pixels: int) -> int:
+    """A picture's pixels, by its header; 0 of what is no picture. Raises BadPictureError for more than `max_pixels`."""
+    pixels = _measure(data)
+    if pixels > max_pixels:
+        raise _too_large(max_pixels)
+    return pixels
+
+
+_PNG_HEADER = struct.Struct("!16xII")  # signature, length and type of the first chunk, width, height
+
+
+def _measure(data: bytes) -> int:
+    # These two are most of all pictures; Pillow takes ten times as long to open one.
+    if data.startswith(b"\x89PNG\r\n\x1a\n") and data[12:16] == b"IHDR" and len(data) >= _PNG_HEADER.size:
+        width, height = _PNG_HEADER.unpack_from(data)
+        return int(width * height)
+    try:
+        if data.startswith(b"\xff\xd8"):
+            height, width, *_ = simplejpeg.decode_jpeg_header(data)
+            return int(width * height)
+        with Image.open(BytesIO(data), formats=FORMATS) as image:
+            return image.width * image.height
+    except (Image.DecompressionBombError, *_DECODE_ERRORS):
+        return 0  # whoever decodes it, says why
+
+
+def decode_image(data: bytes, *, max_pixels: int, smallest_side: int = 0, budget: PixelBudget | None = None) -> Pixels:
     """Decode a picture (of an animated one the first frame), turn it upright, and make it RGB.
 
-    `max_pixels` is checked against the header, before anything is unpacked. With a `smallest_side` a JPEG may come
-    scaled down by the decoder, its sides not below that. Raises BadPictureError.
+    `max_pixels` is checked against the header, before anything is unpacked; of a `budget` it waits for its part. With
+    a `smallest_side` a JPEG may come scaled down by the decoder, its sides not below that. Raises BadPictureError.
     """
     try:
-        with warnings.catch_warnings():
-            # Pillow warns of oddities in a stranger's file; there is nobody here to tell.
-            warnings.simplefilter("ignore")
-            # Pillow refuses what is over twice this, also inside a file (an icon's pictures, an animation's frames).
-            Image.MAX_IMAGE_PIXELS = max_pixels // 2
-            with Image.open(BytesIO(data), formats=FORMATS) as image:
-                if image.width * image.height > max_pixels:
-                    raise _too_large(max_pixels)
-                if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
-                    return _decode_jpeg(data, image, smallest_side)
-                return _load(image)
+        with Image.open(BytesIO(data), formats=FORMATS) as image:
+            pixels = image.width * image.height
+            if pixels > max_pixels:
+                raise _too_large(max_pixels)
+            jpeg = image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L")
+            each = _JPEG_BYTES if jpeg else _WEBP_BYTES if image.format == "WEBP" else _MOST_BYTES
+            with budget.take(pixels, each) if budget else nullcontext():
+                return _decode_jpeg(data, image, smallest_side) if jpeg else _load(image)
     except Image.DecompressionBombError:
         raise _too_large(max_pixels) from None
     except UnidentifiedImageError:
@@ -180,7 +253,8 @@ def _scale_floats(levels: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
     white = next((white for white in (1.0, 255.0, 65535.0) if highest <= 2 * white), None)
     if white is None:
         raise BadPictureError("grey in floats beyond 65535: send 8 or 16 bits")
-    levels *= 255 / white
+    with np.errstate(over="ignore"):  # far below zero is black, whatever comes of it
+        levels *= 255 / white
     np.rint(levels, out=levels)
     return np.clip(levels, 0, 255, out=levels).astype(np.uint8)
 
@@ -196,10 +270,11 @@ def _scale_integers(levels: npt.NDArray[np.int32], *, signed: bool, bits: int) -
     return (levels >> (width - 8)).astype(np.uint8)
 
 
-def read_image(data: bytes, how: Preprocessing, *, max_pixels: int) -> Pixels:
+def read_image(data: bytes, how: Preprocessing, *, max_pixels: int, budget: PixelBudget | None = None) -> Pixels:
     """An encoded picture, decoded, scaled and cropped. Raises BadPictureError."""
     smallest_side = how.resize if how.scaled_decoding else 0
-    return fit(decode_image(data, max_pixels=max_pixels, smallest_side=smallest_side), how, max_pixels=max_pixels)
+    pixels = decode_image(data, max_pixels=max_pixels, smallest_side=smallest_side, budget=budget)
+    return fit(pixels, how, max_pixels=max_pixels)
 
 
 def fit(pixels: Pixels, how: Preprocessing, *, max_pixels: int) -> Pixels:

@@ -25,9 +25,11 @@ class Call(msgspec.Struct, frozen=True, array_like=True):
     location: str = ""  # that the path names, as it came: it may be anything
     encoding: str = ""  # how `body` is compressed: "gzip" or not at all
     accepts_gzip: bool = False  # whether the caller asked for an answer in gzip
+    # Of a piece: which of the request's instances its first one is. Only workers make pieces; the body is splitting's.
+    first: int | None = None
 
 
-class Reply(msgspec.Struct, frozen=True, array_like=True):
+class Reply(msgspec.Struct, frozen=True, array_like=True, tag=0):
     """The answer to one Call, and what it cost."""
 
     code: int
@@ -41,6 +43,7 @@ class Reply(msgspec.Struct, frozen=True, array_like=True):
     queue_seconds: float = 0.0
     batch: int = 1
     non_finite: int = 0  # numbers in the answer that are NaN or Infinity
+    joined: bool = False  # of pieces, by the listener
 
 
 class Hello(msgspec.Struct, frozen=True, array_like=True, tag="hello"):
@@ -59,6 +62,17 @@ class Refusal(msgspec.Struct, frozen=True, array_like=True, tag="refusal"):
 
 
 FirstMessage = Hello | Refusal
+
+
+class Split(msgspec.Struct, frozen=True, array_like=True, tag=1):
+    """Instead of a Reply: the call is too much for one worker at a time; its answer is those to these pieces."""
+
+    pieces: list[Call]
+    pixels: list[int]  # of the pictures of each piece, by their headers
+    digest: bytes  # of the call: who sends it again is known by it
+    together: int = 1  # pieces that a worker may have at once, where nobody else asks: to hand one over takes time, too
+    parse_seconds: float = 0.0
+
 
 M = TypeVar("M")
 

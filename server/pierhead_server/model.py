@@ -28,6 +28,7 @@ from pierhead_server.errors import ArtifactInvalidError
 from pierhead_server.modules import load_program, load_torchvision, read_metadata
 from pierhead_server.program import TensorProgram
 from pierhead_server.protocol import Request
+from pierhead_server.splitting import Measured
 from pierhead_server.tensors import Signature
 
 logger = logging.getLogger(__name__)
@@ -56,6 +57,17 @@ class Model(Protocol):
     @property
     def sample(self) -> Sample | None:
         """A request that it must be able to answer; None where nobody knows one."""
+        ...
+
+    def measure(self, request: Request) -> Measured | None:
+        """What is known of a request before anything is unpacked; None where its instances are not to be parted.
+
+        Raises InstanceError.
+        """
+        ...
+
+    def limit_memory(self, most: int) -> None:
+        """Refuse pictures that take more bytes to decode."""
         ...
 
     def prepare(self, request: Request) -> Any:

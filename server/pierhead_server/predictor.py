@@ -186,6 +186,12 @@ class PredictorModel:
         self._arguments = _Arguments(routine.predict)
         self.sample = sample
 
+    def measure(self, _: Request) -> None:
+        """Its instances stay together: only the routine knows what they are to each other."""
+
+    def limit_memory(self, most: int) -> None:
+        """Nothing: the routine decodes."""
+
     def prepare(self, request: Request) -> Request:
         """Nothing: instances are the routine's business."""
         return request

@@ -15,13 +15,14 @@ from PIL import Image
 
 from pierhead_server.accelerator import copy_to
 from pierhead_server.artifact import Sample
-from pierhead_server.computing import Computed, Prepared, compute, prepare_rows
+from pierhead_server.computing import Computed, Prepared, compute, measure_rows, prepare_rows
 from pierhead_server.config import ImageInput, Input, TensorInput
 from pierhead_server.errors import ApiError, ArtifactInvalidError, InternalError
-from pierhead_server.images import BadPictureError, fit, read_image
+from pierhead_server.images import BadPictureError, PixelBudget, fit, measure, read_image
 from pierhead_server.messages import Form
 from pierhead_server.modules import first_line
 from pierhead_server.protocol import Request, encode_json, read_picture, refuse_arguments
+from pierhead_server.splitting import Measured
 from pierhead_server.tensors import Signature, TensorSpec, ValueTensorError, to_tensor
 
 _GPU_BATCH = 32  # requests; each by itself it would launch all its kernels for one row
@@ -74,9 +75,11 @@ class TensorProgram:
         self._device = torch.device("cpu")
         self._inputs = inputs
         self._outputs = outputs
+        self._pixels = PixelBudget(max_image_pixels)
         self._readers: dict[str, Callable[[object], Array]] = {
-            entry.name: _make_reader(entry, max_image_pixels) for entry in inputs
+            entry.name: _make_reader(entry, self._pixels) for entry in inputs
         }
+        self._pictures = [entry.name for entry in inputs if isinstance(entry, ImageInput)]
         self.signature = Signature(tuple(_describe_input(entry) for entry in inputs), self._probe())
 
     @cached_property
@@ -88,6 +91,16 @@ class TensorProgram:
         # One input by itself: a client may give it without its name, which may be any.
         instance = values if len(values) > 1 else next(iter(values.values()))
         return Sample(encode_json({"instances": [instance]}), "a synthetic instance of zeros")
+
+    def limit_memory(self, most: int) -> None:
+        """Refuse pictures that take more bytes to decode."""
+        self._pixels.limit_memory(most)
+
+    def measure(self, request: Request) -> Measured:
+        """The pixels of each instance's pictures. Raises InstanceError."""
+        if not self._pictures:
+            return Measured(request.instances, [0] * len(request.instances))
+        return Measured(request.instances, list(measure_rows(request.instances, self._measure_row)))
 
     def prepare(self, request: Request) -> Prepared[Row, None]:
         """Make the inputs' arrays. Raises InvalidArgumentError."""
@@ -126,6 +139,11 @@ class TensorProgram:
             except ValueTensorError as error:
                 raise ValueTensorError(f".{name}{error.field}", error.cause) from None
         return tuple(row)
+
+    def _measure_row(self, instance: object) -> int:
+        if isinstance(instance, dict) and (len(self._readers) > 1 or self._pictures[0] in instance):
+            return sum(_measure_picture(instance.get(name), f".{name}", self._pixels) for name in self._pictures)
+        return _measure_picture(instance, "", self._pixels) if len(self._readers) == 1 else 0
 
     def _forward(self, rows: Sequence[Row]) -> Sequence[Named]:
         """Rows of one shape as one batch; an input of any size may bring several shapes."""
@@ -202,7 +220,21 @@ def _describe_input(entry: Input) -> TensorSpec:
     return TensorSpec(entry.name, entry.dtype, entry.shape)
 
 
-def _make_reader(entry: Input, max_image_pixels: int) -> Callable[[object], Array]:
+def _measure_picture(value: object, field: str, budget: PixelBudget) -> int:
+    """Its pixels; 0 of what needs no unpacking, and of what is no picture. Raises ValueTensorError."""
+    if not isinstance(value, bytes | dict):
+        return 0
+    try:
+        picture = read_picture(value)
+    except ValueTensorError:
+        return 0  # whoever reads it, says why
+    try:
+        return measure(picture, max_pixels=budget.most) if isinstance(picture, bytes) else 0
+    except BadPictureError as error:
+        raise ValueTensorError(field, str(error)) from None
+
+
+def _make_reader(entry: Input, budget: PixelBudget) -> Callable[[object], Array]:
     if isinstance(entry, TensorInput):
         return partial(to_tensor, spec=_describe_input(entry))
     how = entry.preprocessing
@@ -212,9 +244,9 @@ def _make_reader(entry: Input, max_image_pixels: int) -> Callable[[object], Arra
         picture = read_picture(value)
         try:
             if isinstance(picture, bytes):
-                pixels = read_image(picture, how, max_pixels=max_image_pixels)
+                pixels = read_image(picture, how, max_pixels=budget.most, budget=budget)
             else:
-                pixels = fit(picture, how, max_pixels=max_image_pixels)
+                pixels = fit(picture, how, max_pixels=budget.most)
         except BadPictureError as error:
             raise ValueTensorError("", str(error)) from None
         return np.ascontiguousarray((pixels.transpose(2, 0, 1).astype(np.float32) / 255 - mean) / std)

@@ -8,6 +8,7 @@ import codecs
 import difflib
 import json
 import re
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -86,6 +87,7 @@ class Limits:
 
     max_instances: int
     max_body_bytes: int = 10 * 1024 * 1024  # once it is inflated
+    max_pixels: int = sys.maxsize  # of all its pictures
 
 
 @dataclass(frozen=True)

@@ -137,6 +137,7 @@ def make_pool(settings: Settings) -> Pool:
         answer_seconds=settings.predict_timeout_seconds,
         device="cuda" if gpus else "cpu",
         delay=settings.max_batch_delay_seconds,
+        pixels_in_flight=settings.max_pixels_in_flight,
     )
 
 
@@ -160,12 +161,13 @@ def make_load(settings: Settings, folder: Path) -> Load:
     return Load(
         folder=str(folder),
         served=make_served(settings),
-        limits=Limits(settings.max_instances, settings.max_request_bytes),
+        limits=Limits(settings.max_instances, settings.max_request_bytes, settings.max_request_pixels),
         max_image_pixels=settings.max_image_pixels,
         allow_code=settings.allow_code,
         compiled_dir=str(settings.compiled_dir) if settings.compile else None,
         device=pool.device,
         workers=pool.workers,
+        worker_memory_bytes=settings.worker_memory_bytes,
         log_level=settings.log_level,
         log_json=settings.log_format == "json",
     )

@@ -92,7 +92,10 @@ class Settings(BaseSettings):
     min_upload_rate: float = Field(default=8 * 1024, gt=0, allow_inf_nan=False)  # bytes a second
     upload_grace_seconds: float = Field(default=10.0, gt=0, allow_inf_nan=False)
     max_instances: int = Field(default=128, gt=0)
-    max_image_pixels: int = Field(default=89_478_485, gt=0)  # Pillow's own limit: a quarter GiB as RGB
+    max_image_pixels: int = Field(default=40_000_000, gt=0)
+    max_request_pixels: int = Field(default=400_000_000, gt=0)
+    max_pixels_in_flight: int = Field(default=1_600_000_000, gt=0)
+    worker_memory_bytes: int | None = Field(default=None, gt=0)
 
 
 def load_settings(**given: object) -> Settings:

@@ -10,9 +10,10 @@ import contextlib
 import logging
 import socket
 import subprocess
+import sys
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -20,7 +21,15 @@ from typing import TYPE_CHECKING, cast
 import msgspec
 
 from pierhead_server import control
-from pierhead_server.batching import Backlog, BatchPolicy, decide_batch
+from pierhead_server.batching import (
+    HEAVY_PIXELS,
+    Backlog,
+    BatchPolicy,
+    Lanes,
+    decide_batch,
+    decide_lane,
+    has_room_for_heavy,
+)
 from pierhead_server.control import Died, Failed, Fork, Formed, Kill, Load, Ready
 from pierhead_server.deaths import Deaths
 from pierhead_server.errors import (
@@ -33,6 +42,7 @@ from pierhead_server.errors import (
     UnavailableError,
     make_startup_error,
 )
+from pierhead_server.gathering import Gathering, Piece, Pieces
 from pierhead_server.launch import Launched, launch
 from pierhead_server.messages import (
     LENGTH_BYTES,
@@ -41,6 +51,7 @@ from pierhead_server.messages import (
     Hello,
     Refusal,
     Reply,
+    Split,
     frame_length,
     unpack_length,
 )
@@ -61,7 +72,11 @@ SLOW_START_SECONDS = 900.0
 # which the last tenth comes from 8 instead of 4, and a large one no longer than one by one.
 OFFLINE_CALLS = 8
 _EXIT_SECONDS = 5.0  # for processes whose connection was closed
-_REPLY = msgspec.msgpack.Decoder(Reply)
+_OK = 200
+PIECES_TOGETHER = 4  # on a GPU, whose threads prepare them beside each other; each has several instances
+OTHERS_SECONDS = 10.0  # after an ordinary request another one is expected
+SOON_SECONDS = 1.0  # and very likely
+_ANSWER: msgspec.msgpack.Decoder[Reply | Split] = msgspec.msgpack.Decoder(Reply | Split)
 _FIRST: msgspec.msgpack.Decoder[FirstMessage] = msgspec.msgpack.Decoder(FirstMessage)
 
 
@@ -73,6 +88,17 @@ class Job:
     future: "asyncio.Future[Reply]"
     arrived: float
     alone: bool = False  # after a batch that killed its worker
+    piece: Piece | None = None  # that the call is, of a larger one
+
+    @property
+    def blamed(self) -> Hashable:
+        """What a death is blamed on: of a piece all of its request, whichever way that was split."""
+        return self.piece.whole if self.piece else self.call
+
+    @property
+    def is_heavy(self) -> bool:
+        """Whether it is known to keep a worker for long."""
+        return self.piece is not None and self.piece.pixels > HEAVY_PIXELS
 
 
 @dataclass(eq=False)
@@ -95,6 +121,7 @@ class Pool:
     offline: bool = False  # whether nobody waits for an answer: then throughput is all
     batch: int | None = None  # calls in a batch, whatever suits the model
     delay: float = 0.005  # seconds that a call waits for others while a GPU is busy anyway
+    pixels_in_flight: int = sys.maxsize  # of requests in pieces; one alone may have more
 
     def policy(self, batch: int, *, pipelined: bool = False) -> BatchPolicy:
         """How calls are batched for a worker that computes `batch` of them best."""
@@ -145,7 +172,7 @@ class Worker(asyncio.Protocol):
             message = self._received[LENGTH_BYTES:end]
             del self._received[:end]
             if self._greeted:
-                self._take(_REPLY.decode(message))
+                self._take(_ANSWER.decode(message))
             else:
                 self._greet(_FIRST.decode(message))
 
@@ -159,7 +186,7 @@ class Worker(asyncio.Protocol):
         self._watch()
         self._pool.on_ready(self, first)
 
-    def _take(self, reply: Reply) -> None:
+    def _take(self, reply: Reply | Split) -> None:
         batch = self.in_hand[0]
         job = batch.jobs.popleft()
         if not batch.jobs:
@@ -204,6 +231,16 @@ class Worker(asyncio.Protocol):
         """It is dead, or was closed; how it died, the fork server tells."""
         self.ready = False
 
+    @property
+    def welcomes(self) -> bool:
+        """Whether it may get calls: not one that will be killed, even if it comes back in this very moment."""
+        return self.ready and not self.leaving and self.late is None
+
+    @property
+    def is_heavy(self) -> bool:
+        """Whether something that it holds keeps it for long."""
+        return any(job.is_heavy for batch in self.in_hand for job in batch.jobs)
+
     def take_back(self) -> list[Job]:
         """What it held when it died."""
         self.close()
@@ -226,6 +263,9 @@ class Workers:
         self._metrics = metrics
         self._start = start
         self._waiting: deque[Job] = deque()
+        self._pieces = Pieces()  # of calls that waited, and were found to be too much for one worker at a time
+        self._passes = 0  # batches of calls that went past pieces
+        self._last_light = float("-inf")  # when a call was given to a worker that answered it as it was
         self._workers: dict[int, Worker] = {}
         self._leaving: dict[int, Worker] = {}  # who goes when the worker of this number is there
         self._policy = pool.policy(1)  # what suits those that were asked last
@@ -238,7 +278,7 @@ class Workers:
         self._answered = 0
         self._was_ready = False  # whether a worker ever was
         self._timer: asyncio.TimerHandle | None = None
-        metrics.watch_queue(self._waiting.__len__)
+        metrics.watch_queue(lambda: self._length)
         metrics.watch_deaths(lambda: self.dying is not None)
         self.signature: Signature | None = None
         self.loaded = asyncio.Event()  # a model was, at least once
@@ -261,19 +301,31 @@ class Workers:
             raise UnavailableError(self.failure or self.not_ready or "")
         most = self._pool.queue_size
         # Whose caller is gone takes no place, also in the moment before it leaves the queue.
-        if len(self._waiting) >= most and sum(not job.future.done() for job in self._waiting) >= most:
+        gone = sum(job.future.done() for job in self._waiting) if self._length >= most else 0
+        if self._length - gone >= most:
             raise QueueFullError(f"{most} requests are waiting: try again later")
 
     @property
     def waiting(self) -> int:
-        """How many calls wait."""
-        return len(self._waiting)
+        """How many calls wait, be it for some of their pieces."""
+        return self._length
 
     @property
     def held_bytes(self) -> int:
         """The bodies of the calls that wait and of those in workers' hands."""
         batches = (batch for worker in self._workers.values() for batch in worker.in_hand)
-        return sum(len(job.call.body) for jobs in (self._waiting, *(one.jobs for one in batches)) for job in jobs)
+        whole = sum(
+            len(job.call.body)
+            for jobs in (self._waiting, *(one.jobs for one in batches))
+            for job in jobs
+            if job.piece is None
+        )
+        return whole + self._pieces.held_bytes
+
+    @property
+    def _length(self) -> int:
+        """How many requests wait for a worker, be it for some of their pieces."""
+        return len(self._waiting) + len(self._pieces)
 
     @property
     def appetite(self) -> int:
@@ -299,25 +351,50 @@ class Workers:
             self._waiting.remove(job)
 
     def _dispatch(self) -> None:
-        """Give waiting calls to workers until none can take more."""
+        """Give waiting calls and pieces to workers until none can take more."""
         now = asyncio.get_running_loop().time()
-        while self._waiting:
-            if self._waiting[0].future.done():  # its caller went while it waited
+        while self._waiting or self._pieces:
+            if self._waiting and self._waiting[0].future.done():  # its caller went while it waited
                 self._waiting.popleft()
                 continue
-            ready = [worker for worker in self._workers.values() if worker.ready and not worker.leaving]
-            able = (worker for worker in ready if len(worker.in_hand) < worker.policy.depth)
+            ready = [worker for worker in self._workers.values() if worker.welcomes]
+            able = [worker for worker in ready if len(worker.in_hand) < worker.policy.depth]
             worker = min(able, key=lambda worker: len(worker.in_hand), default=None)
             if worker is None:
                 return
-            idle = sum(not worker.in_hand for worker in ready)
-            backlog = Backlog(len(self._waiting), now - self._waiting[0].arrived, idle)
-            count = decide_batch(worker.policy, backlog, in_hand=len(worker.in_hand))
-            jobs = self._pop(count, worker)
+            jobs = (self._pieces and self._choose_pieces(worker, ready, now)) or self._choose_calls(worker, ready, now)
             if not jobs:
-                self._look_again()
                 return
             worker.send(jobs)
+
+    def _choose_pieces(self, worker: Worker, ready: Sequence[Worker], now: float) -> list[Job]:
+        """Pieces for a worker, if it is their turn."""
+        others_ask = now - self._last_light < OTHERS_SECONDS
+        heavy = sum(worker.is_heavy for worker in ready)
+        room = has_room_for_heavy(workers=len(ready), heavy=heavy, others_ask=others_ask)
+        can_go = self._pieces.can_go(heavy=room)
+        if decide_lane(Lanes(bool(self._waiting), can_go, self._passes)) != "pieces":
+            self._passes += can_go
+            return []
+        self._passes = 0
+        if worker.policy.partial:
+            count = PIECES_TOGETHER
+        else:
+            others_ask = bool(self._waiting) or now - self._last_light < SOON_SECONDS
+            count = 1 if others_ask else self._pieces.count_together(len(ready))
+        pieces = self._pieces.take(count, heavy=room)
+        return [Job(piece.call, piece.future, now, piece=piece) for piece in pieces]
+
+    def _choose_calls(self, worker: Worker, ready: Sequence[Worker], now: float) -> list[Job]:
+        """Calls for a worker, if there are any and it is time."""
+        if not self._waiting:
+            return []
+        idle = sum(not worker.in_hand for worker in ready)
+        backlog = Backlog(len(self._waiting), now - self._waiting[0].arrived, idle)
+        jobs = self._pop(decide_batch(worker.policy, backlog, in_hand=len(worker.in_hand)), worker)
+        if not jobs:
+            self._look_again()
+        return jobs
 
     def _pop(self, count: int, worker: Worker) -> list[Job]:
         """Up to `count` calls whose callers still wait; one that may kill its worker goes alone."""
@@ -357,19 +434,44 @@ class Workers:
     def _count_workers(self) -> None:
         self._metrics.workers.set(sum(worker.ready for worker in self._workers.values()))
 
-    def on_reply(self, worker: Worker, batch: Batch, job: Job, reply: Reply) -> None:
-        """A worker has answered one call."""
+    def on_reply(self, worker: Worker, batch: Batch, job: Job, reply: Reply | Split) -> None:
+        """A worker has answered one call, or found that it has to be split."""
         self._answered += 1
         self._in_a_row = 0
-        self._deaths.acquit(job.call)
-        self._take_out_if_dying()
-        reply = msgspec.structs.replace(reply, queue_seconds=batch.sent - job.arrived, batch=batch.size)
-        if not job.future.done():
-            job.future.set_result(reply)
+        known = Reply(_OK, b"", queue_seconds=batch.sent - job.arrived, batch=batch.size)
+        if isinstance(reply, Split):
+            self._gather(job, reply, known)
+        else:
+            reply = msgspec.structs.replace(reply, queue_seconds=known.queue_seconds, batch=known.batch)
+            if not job.future.done():
+                job.future.set_result(reply)
+            if job.piece is None:
+                self._observe(job.call, reply)
+                if job.call.dialect != "probe":
+                    self._last_light = batch.sent
         if worker.leaving and not worker.in_hand:
             worker.close()
-        self._metrics.observe_reply(reply)
         self._dispatch()
+
+    def _observe(self, answered: Hashable, reply: Reply) -> None:
+        self._deaths.acquit(answered)
+        self._take_out_if_dying()
+        self._metrics.observe_reply(reply)
+
+    def _gather(self, job: Job, split: Split, known: Reply) -> None:
+        """From now on the call's pieces wait, or there is no room for it."""
+        if job.future.done():
+            return
+        if self._pieces.pixels and self._pieces.pixels + sum(split.pixels) > self._pool.pixels_in_flight:
+            _fail(job, QueueFullError(f"pictures of {self._pieces.pixels} pixels are being predicted: try again later"))
+            return
+
+        def observe(future: "asyncio.Future[Reply]") -> None:
+            if not future.cancelled() and not future.exception():
+                self._observe(split.digest, future.result())
+
+        job.future.add_done_callback(observe)
+        self._pieces.add(Gathering(split, job.future, known))
 
     def on_deadline(self, worker: Worker, seconds: float) -> None:
         """A worker does not come back: it is killed, and with it whatever keeps it."""
@@ -511,14 +613,15 @@ class Workers:
         """
         if worker.late:
             return False
-        calls = [job.call for batch in worker.in_hand for job in batch.jobs]
+        jobs = [job for batch in worker.in_hand for job in batch.jobs]
         if self._pool.offline:
-            return not calls
+            return not jobs
         # What nobody but the server asks for is nobody's fault.
-        news = spare or self._remember(how, [call for call in calls if call.dialect != "probe"])
-        return news and len(calls) <= 1
+        suspects = [job.blamed for job in jobs if job.call.dialect != "probe"]
+        news = spare or self._remember(how, suspects)
+        return news and not suspects
 
-    def _remember(self, how: str, calls: Iterable[Call]) -> bool:
+    def _remember(self, how: str, calls: Iterable[Hashable]) -> bool:
         """A death after which clients may have to stay away; whether it tells of the model."""
         if self._pool.offline or not self._was_ready:
             return True  # nobody was sent here
@@ -558,9 +661,11 @@ class Workers:
     def _fail_waiting(self) -> None:
         while self._waiting:
             _fail(self._waiting.popleft(), UnavailableError(self.failure or "the server is shutting down"))
+        for gathering in self._pieces.clear():
+            _fail(gathering, UnavailableError(self.failure or "the server is shutting down"))
 
 
-def _fail(job: Job, error: Exception) -> None:
+def _fail(job: Job | Gathering, error: Exception) -> None:
     if not job.future.done():
         job.future.set_exception(error)
 

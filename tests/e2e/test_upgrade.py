@@ -114,7 +114,11 @@ def paused(values):
         helm("upgrade", RELEASE[0], CHART, *RELEASE[1:], "--values", "-", stdin=json.dumps(new))
         yield server_image
     finally:
-        SYSTEM("rollout", "resume", f"deployment/{OPERATOR}")
+        _resume()
+
+
+def _resume():
+    SYSTEM.patch("deployment", OPERATOR, {"spec": {"paused": False}})  # kubectl refuses what is not paused any more
 
 
 def test_what_is_created_meanwhile_serves_with_the_new_settings(kubectl, values, paused):
@@ -123,7 +127,7 @@ def test_what_is_created_meanwhile_serves_with_the_new_settings(kubectl, values,
     kubectl.apply(model, make_endpoint(), make_deployed_model("meanwhile", "slow-to-load"))
     wait_until("the old operator has made its pods", lambda: kubectl.pods("meanwhile"))
     assert _find_image(kubectl, "meanwhile") == values["server"]["image"]
-    SYSTEM("rollout", "resume", f"deployment/{OPERATOR}")
+    _resume()
     wait_operator()
     assert kubectl.condition("deployedmodel", "meanwhile", "Available")["status"] == "False", "it has served nobody"
     kubectl.wait_ready("deployedmodel", "meanwhile")

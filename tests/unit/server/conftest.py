@@ -16,7 +16,6 @@ from pathlib import Path
 import httpx
 import pytest
 import uvloop
-from PIL import Image
 
 from tests.unit.server.calls import pictures
 from tests.unit.server.pictures import (
@@ -29,7 +28,6 @@ from tests.unit.server.pictures import (
 PREDICT = "/v1/projects/p/locations/l/endpoints/photos:predict"
 PROGRAM = (sys.executable, "-m", "pierhead_server")
 DEADLINE_SECONDS = 60
-MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS
 
 
 def pytest_asyncio_loop_factories(config, item):
@@ -37,13 +35,6 @@ def pytest_asyncio_loop_factories(config, item):
     if item.path.name == "test_connection.py":
         return {"uvloop": uvloop.new_event_loop}
     return {"asyncio": asyncio.new_event_loop}
-
-
-@pytest.fixture(autouse=True)
-def pixels_allowed():
-    """What a test, or a fixture of many, allows a picture to have is Pillow's for the whole process."""
-    yield
-    Image.MAX_IMAGE_PIXELS = MAX_IMAGE_PIXELS
 
 
 @pytest.fixture(scope="session")

@@ -16,10 +16,11 @@ import msgspec
 from pierhead_server.control import Failed, Formed, Load, Ready, receive_command, send
 from pierhead_server.errors import DriverTooOldError
 from pierhead_server.forkserver import ForkServer
-from pierhead_server.messages import Call, Hello, Refusal, Reply, pack, read
+from pierhead_server.messages import Call, Hello, Refusal, Reply, Split, pack, read
 from pierhead_server.signature import Signature
 
 DIE, REFUSE, WAIT_FOR, LEAVE, SAY = b"die", b"refuse", b"wait for ", b"leave", b"say "
+SPLIT = b"split "  # and the pieces, as `make_parts` writes them
 SIGNATURE = Signature((), ())
 
 
@@ -63,10 +64,27 @@ class Obedient(ForkServer):
             os._exit(3)
         if told == REFUSE:
             return Reply(400, b"refused")
+        if told.startswith(SPLIT):
+            return make_split(call)
         if told.startswith(WAIT_FOR):
             wait_for(Path(os.fsdecode(told.removeprefix(WAIT_FOR))))
         answer = {"pid": os.getpid(), "form": self._loaded.model.form, "beside": beside}
+        if call.first is not None:
+            answer = {"predictions": [answer | {"first": call.first}]}
         return Reply(200, msgspec.json.encode(answer))
+
+
+def make_parts(*parts, together=1):
+    """A call's body that is split into these: bodies, or (body, pixels)."""
+    pairs = [part if isinstance(part, tuple) else (part, 0) for part in parts]
+    return SPLIT + msgspec.msgpack.encode((together, pairs))
+
+
+def make_split(call):
+    body = call.body.removeprefix(SPLIT)
+    together, pairs = msgspec.msgpack.decode(body, type=tuple[int, list[tuple[bytes, int]]])
+    pieces = [Call(call.dialect, body, first=place) for place, (body, _) in enumerate(pairs)]
+    return Split(pieces, [pixels for _, pixels in pairs], b"%d" % len(call.body), together)
 
 
 def wait_for(path):
@@ -155,6 +173,12 @@ def on_a_device(control, load, how="moves"):
                 raise RuntimeError("CUDA error: no kernel image is available for execution on the device")
             assert str(device).startswith(load.device)
             self.form, self.batch = "cuda", 32
+
+        def limit_memory(self, most):
+            pass
+
+        def measure(self, request):
+            return None
 
         def prepare(self, request):
             return request

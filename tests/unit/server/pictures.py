@@ -56,6 +56,8 @@ class Predictor:
         if isinstance(told, str) and told.startswith("say "):
             print(told, file=sys.stderr)
             os._exit(3)
+        if told == "eat":
+            return len(bytearray(10**9))
         while told == "hang":
             time.sleep(60)
         if isinstance(told, dict):

@@ -3,7 +3,15 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pierhead_server.batching import Backlog, BatchPolicy, decide_batch
+from pierhead_server.batching import (
+    MOST_PASSES,
+    Backlog,
+    BatchPolicy,
+    Lanes,
+    decide_batch,
+    decide_lane,
+    has_room_for_heavy,
+)
 from pierhead_server.workers import Pool
 
 ALONE = BatchPolicy()
@@ -88,3 +96,36 @@ def test_policy_of_a_batch_job_keeps_the_next_batch_in_each_worker_s_hands(pipel
     assert (policy.size, policy.depth) == (3, 2)
     for in_hand in (0, 1):
         assert decide_batch(policy, Backlog(waiting=9, oldest=0.0, idle_workers=0), in_hand=in_hand) == 3
+
+
+@pytest.mark.parametrize(
+    ("lanes", "turn"),
+    [
+        (Lanes(calls=False, pieces=False, passes=0), None),
+        (Lanes(calls=False, pieces=False, passes=9), None),
+        (Lanes(calls=True, pieces=False, passes=9), "calls"),
+        (Lanes(calls=False, pieces=True, passes=0), "pieces"),
+        (Lanes(calls=True, pieces=True, passes=0), "calls"),
+        (Lanes(calls=True, pieces=True, passes=MOST_PASSES - 1), "calls"),
+        (Lanes(calls=True, pieces=True, passes=MOST_PASSES), "pieces"),
+    ],
+)
+def test_calls_go_first_and_pieces_do_not_starve(lanes, turn):
+    assert decide_lane(lanes) == turn
+
+
+@pytest.mark.parametrize(
+    ("workers", "heavy", "others_ask", "room"),
+    [
+        (1, 0, True, True),  # or they would never go
+        (1, 1, False, False),
+        (2, 0, True, True),
+        (2, 1, True, False),
+        (2, 1, False, True),
+        (16, 14, True, True),
+        (16, 15, True, False),
+        (16, 15, False, True),
+    ],
+)
+def test_heavy_pieces_leave_a_worker_where_others_ask(workers, heavy, others_ask, room):
+    assert has_room_for_heavy(workers=workers, heavy=heavy, others_ask=others_ask) is room

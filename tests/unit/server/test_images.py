@@ -2,14 +2,26 @@
 
 import io
 import sys
+import threading
+import time
+import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import tifffile
 from pierhead_server import images
 from pierhead_server.config import Preprocessing
-from pierhead_server.images import BadPictureError, decode_image, fit, read_image
+from pierhead_server.images import (
+    BadPictureError,
+    PixelBudget,
+    bound_pillow,
+    decode_image,
+    fit,
+    measure,
+    read_image,
+)
 from PIL import Image, ImageOps
 
 from tests.unit.server.pictures import encode, picture
@@ -382,6 +394,93 @@ def test_picture_without_pixels_is_none(encoding, size):
 def test_bomb_is_refused_before_it_is_unpacked(encoding):
     with pytest.raises(BadPictureError, match="more than 10000000 pixels"):
         decode(resize_header(encoding, 50_000, 50_000))  # 2.5 gigapixels are promised
+
+
+def make_icon(side):
+    """An icon whose directory says 16 x 16 of a picture that is larger."""
+    data = bytearray(encode(picture(16, 16), "ICO", sizes=[(16, 16)]))
+    content = encode(Image.new("L", (side, side)))
+    offset = int.from_bytes(data[18:22], "little")
+    data[14:18] = len(content).to_bytes(4, "little")
+    return bytes(data[:offset]) + content
+
+
+def test_bomb_inside_of_a_file_is_refused(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # is put back
+    with warnings.catch_warnings():
+        bound_pillow(10**6)
+        with pytest.raises(BadPictureError, match="more than 1000000 pixels"):
+            decode(make_icon(1100), max_pixels=10**6)
+        assert decode(make_icon(900), max_pixels=10**6).shape == (900, 900, 3)
+        for mode in ("L", "RGBA"):  # over what Pillow warns of
+            assert decode(encode(Image.new(mode, (900, 900))), max_pixels=10**6).shape == (900, 900, 3)
+
+
+def test_decoding_leaves_what_is_the_whole_processs_alone(monkeypatch):
+    """Threads of a GPU's worker decode beside each other."""
+
+    def refuse(*_, **__):
+        raise AssertionError("it is for all threads")
+
+    monkeypatch.setattr(warnings, "catch_warnings", refuse)
+    monkeypatch.setattr(warnings, "simplefilter", refuse)
+    before = Image.MAX_IMAGE_PIXELS
+    with ThreadPoolExecutor(8) as threads:
+        limits = [10**4, 10**6] * 50
+        outcomes = list(threads.map(lambda most: outcome_of(encode(picture(120, 90)), most), limits))
+    assert outcomes == ["refused", (90, 120, 3)] * 50
+    assert before == Image.MAX_IMAGE_PIXELS
+
+
+def outcome_of(data, max_pixels):
+    try:
+        return decode(data, max_pixels=max_pixels).shape
+    except BadPictureError:
+        return "refused"
+
+
+@pytest.mark.parametrize("encoding", ["JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "ICO"])
+def test_pixels_are_known_by_the_header(encoding):
+    data = encode(picture(40, 30), encoding, **({"sizes": [(40, 30)]} if encoding == "ICO" else {}))
+    assert measure(data, max_pixels=MANY) == 1200
+    with pytest.raises(BadPictureError, match="more than 1199 pixels: send a smaller picture"):
+        measure(data, max_pixels=1199)
+
+
+@pytest.mark.parametrize("data", [b"", b"no picture", JPEG[:4], PNG[:20], b"\xff\xd8" * 9, resize_header("PNG", 0, 9)])
+def test_what_is_no_picture_has_no_pixels(data):
+    assert measure(data, max_pixels=MANY) == 0
+
+
+# The budget
+
+
+def test_threads_unpack_no_more_at_a_time_than_the_budget_has():
+    budget, most, now, lock = PixelBudget(100), [], [], threading.Lock()
+    budget.limit_memory(1000)
+
+    def unpack(pixels):
+        with budget.take(pixels, 10):
+            with lock:
+                now.append(pixels)
+                most.append(sum(now))
+            time.sleep(0.001)
+            with lock:
+                now.remove(pixels)
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(unpack, [60, 30, 100, 10, 50, 40] * 10))
+    assert max(most) <= 100
+    assert max(most) > 60  # and yet they are beside each other where they fit
+
+
+def test_budget_says_what_a_picture_would_take():
+    budget = PixelBudget(10**8)
+    budget.limit_memory(64 << 20)
+    assert budget.most == (64 << 20) // 7
+    message = "its 5242880 pixels take 80 MiB to decode, and a worker has 64 MiB for it: send a smaller picture"
+    with pytest.raises(BadPictureError, match=message), budget.take(5 << 20, 16):
+        pass
 
 
 def test_strip_that_scaling_would_blow_up_is_refused():

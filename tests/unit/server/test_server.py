@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import gzip
 import json
+import math
 import os
 import shutil
 import signal
@@ -33,6 +34,7 @@ from pierhead_server.signature import Signature
 from pierhead_server.telemetry import Telemetry
 from pierhead_server.tracing import make_tracer
 from pierhead_server.workers import RESTARTS, Workers
+from PIL import Image
 
 from tests.unit.server.calls import in_base64, instances, pictures, predict
 from tests.unit.server.conftest import (
@@ -43,7 +45,7 @@ from tests.unit.server.conftest import (
     running_server,
     wait_until,
 )
-from tests.unit.server.pictures import LABELS, encode, picture
+from tests.unit.server.pictures import LABELS, encode, picture, write_obedient_artifact
 
 PROBE = "/v1/probe"
 QUEUE_SIZE = 3
@@ -93,6 +95,24 @@ def test_answer_is_what_torch_computes(server, torchvision_folder):
         assert given["displayNames"] == [LABELS[int(index)] for index in given["ids"]]
         assert given["confidences"] == pytest.approx(wanted["confidences"], abs=1e-4)
         assert given["confidences"] == sorted(given["confidences"], reverse=True)
+
+
+def test_many_pictures_are_answered_in_their_order_by_all_workers(server):
+    before = {pid: cpu_ticks(pid) for pid in server.workers()}
+    seen = [picture(60, 45, seed=seed) for seed in range(5)]
+    alone = [server.client.post(PREDICT, json=pictures(image)).json()["predictions"][0] for image in seen]
+    order = [place * 3 % 5 for place in range(120)]
+    answer = server.client.post(PREDICT, json=pictures(*(seen[place] for place in order)))
+    assert answer.status_code == 200
+    for place, given in zip(order, answer.json()["predictions"], strict=True):
+        assert given["ids"] == alone[place]["ids"]
+        assert given["confidences"] == pytest.approx(alone[place]["confidences"], abs=1e-4)
+    assert all(cpu_ticks(pid) > ticks for pid, ticks in before.items())
+
+
+def cpu_ticks(pid):
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
 
 
 def test_all_dialects_answer_the_same(server):
@@ -435,18 +455,60 @@ def test_model_that_does_not_come_back_is_504_and_replaced(obedient):
     assert tell(obedient, "pid").status_code == 200
 
 
-def test_model_that_kills_its_worker_at_every_request_ends_the_server(obedient_folder, tmp_path):
+def test_model_that_kills_each_worker_at_its_sample_ends_the_server(tmp_path):
     termination_log = tmp_path / "termination-log"
     termination_log.touch()
+    (tmp_path / "warmup.json").write_text('{"instances": ["die"]}')
     settings = {"ALLOW_CODE": "true", "WORKERS": 1, "TERMINATION_LOG": termination_log}
-    with running_server(obedient_folder, tmp_path / "log", **settings) as server:
-        server.wait_ready()
-        codes = [tell(server, "die").status_code for _ in range(RESTARTS + 1)]
-        assert codes == [500] * (RESTARTS + 1)
-        assert server.process.wait(timeout=30) == 1
+    with running_server(write_obedient_artifact(tmp_path), tmp_path / "log", **settings) as server:
+        assert server.process.wait(timeout=60) == 1
     line = "ModelProcessDied: SIGKILL: most likely out of memory, 4 times in a row\n"
     assert termination_log.read_text() == line
     assert line in (tmp_path / "log").read_text()
+
+
+def test_requests_that_kill_their_workers_do_not_end_the_server(mortal):
+    """In Kubernetes four of them would put the pod into CrashLoopBackOff."""
+    parent = mortal.fork_server()
+    for told in ("die", *[f"say {number}" for number in range(2 * RESTARTS)], "die"):
+        assert tell(mortal, told).status_code == 500
+    assert tell(mortal, "pid").status_code == 200
+    assert mortal.client.get("/healthz").status_code == 200
+    assert mortal.fork_server() == parent
+
+
+def test_request_that_takes_too_much_memory_kills_nobody(obedient_folder, tmp_path):
+    settings = {"ALLOW_CODE": "true", "WORKERS": 2, "WORKER_MEMORY_BYTES": 256 << 20}
+    with running_server(obedient_folder, tmp_path / "log", **settings) as server:
+        server.wait_ready(2)
+        workers = server.workers()
+        for _ in range(2 * RESTARTS):
+            answer = tell(server, "eat")
+            assert answer.status_code >= 400
+            assert "MemoryError" in answer.text
+        assert tell(server, "pid").status_code == 200
+        assert server.workers() == workers
+        assert server.metric("pierhead_model_process_restarts_total") == 0
+
+
+def test_picture_is_decoded_or_refused_by_what_a_worker_may_take(torchvision_folder, tmp_path):
+    """Where the estimate says that there is room, there is."""
+    share = 160 << 20
+    side = math.isqrt(int(0.75 * share) // 16)
+    settings = {"WORKERS": 1, "WORKER_MEMORY_BYTES": share}
+    with running_server(torchvision_folder, tmp_path / "log", **settings) as server:
+        server.wait_ready(1)
+        workers = server.workers()
+        for mode in ("L", "RGBA", "P"):
+            fits, larger = (
+                instances({"content": in_base64(encode(Image.new(mode, (size, size))))}) for size in (side, side + 99)
+            )
+            for _ in range(2):
+                assert server.client.post(PREDICT, json=fits).status_code == 200
+                answer = server.client.post(PREDICT, json=larger)
+                assert answer.status_code == 400
+                assert "MiB to decode, and a worker has 120 MiB for it" in answer.json()["error"]["message"]
+        assert server.workers() == workers
 
 
 def test_killed_listener_leaves_no_process_behind(exported_folder, tmp_path):
@@ -692,17 +754,18 @@ def test_gpu_that_is_not_there_is_told(make_settings, monkeypatch):
 def test_fork_server_is_told_what_the_settings_say(make_settings):
     settings = make_settings(
         deployed_model_id="photos-1", model="m", model_display_name="Photos", model_version_id="2", max_instances=3,
-        max_image_pixels=4, allow_code=True, compiled_dir="/cache", device="cpu", log_level="debug", log_format="text",
+        max_image_pixels=4, max_request_pixels=5, worker_memory_bytes=6, allow_code=True, compiled_dir="/cache", device="cpu", log_level="debug", log_format="text",
     )  # fmt: skip
     assert make_load(settings, Path("/folder")) == Load(
         "/folder",
         ServedModel("photos-1", "m", "Photos", "2"),
-        Limits(3),
+        Limits(3, max_pixels=5),
         max_image_pixels=4,
         allow_code=True,
         compiled_dir="/cache",
         device="cpu",
         workers=make_pool(settings).workers,
+        worker_memory_bytes=6,
         log_level="debug",
         log_json=False,
     )

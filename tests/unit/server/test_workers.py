@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from pierhead_server import workers as workers_module
-from pierhead_server.batching import BatchPolicy
+from pierhead_server.batching import HEAVY_PIXELS, MOST_PASSES, BatchPolicy
 from pierhead_server.control import Load
 from pierhead_server.deaths import FIRST_QUIET_SECONDS
 from pierhead_server.errors import (
@@ -32,7 +32,16 @@ from pierhead_server.protocol import Limits, ServedModel
 from pierhead_server.workers import RESTARTS, Pool, Workers
 
 from tests.unit.server.conftest import is_alive
-from tests.unit.server.model_processes import DIE, LEAVE, REFUSE, SAY, SIGNATURE, WAIT_FOR, Obedient
+from tests.unit.server.model_processes import (
+    DIE,
+    LEAVE,
+    REFUSE,
+    SAY,
+    SIGNATURE,
+    WAIT_FOR,
+    Obedient,
+    make_parts,
+)
 
 DEADLINE_SECONDS = 30
 SERVED = ServedModel("photos-1", "photos", "Photos", "1")
@@ -65,11 +74,20 @@ class FixedPool(Pool):
 class Watched(Workers):
     """Workers, and what their metrics say. Without `how` their calls are batched as on a CPU."""
 
-    def __init__(self, *command, workers=1, queue_size=16, answer_seconds=DEADLINE_SECONDS, how=ONE_BY_ONE):
+    def __init__(
+        self,
+        *command,
+        workers=1,
+        queue_size=16,
+        answer_seconds=DEADLINE_SECONDS,
+        how=ONE_BY_ONE,
+        pixels=10**9,
+    ):
         self.metrics = Metrics(SERVED)
         self.now = 0.0  # by the clock that deaths are judged by
         given = (workers, queue_size, answer_seconds)
         pool = FixedPool(*given, how=how) if how else Pool(*given)
+        pool = replace(pool, pixels_in_flight=pixels)
         process = (sys.executable, "-m", "tests.unit.server.model_processes", *map(str, command or ("obedient",)))
         super().__init__(pool, self.metrics, partial(launch, process), lambda: self.now)
 
@@ -85,12 +103,16 @@ class Watched(Workers):
     @property
     def length(self):
         """How many calls wait."""
-        return len(self._waiting)
+        return self._length
 
     @property
     def batches(self):
         """How many calls are in each batch in each worker's hands."""
         return [[len(batch.jobs) for batch in worker.in_hand] for worker in self._workers.values()]
+
+    def be_patient(self):
+        """Workers get all the time that a busy machine takes."""
+        self._pool = replace(self._pool, answer_seconds=DEADLINE_SECONDS)
 
     def ask(self, told=b"answer"):
         return self.submit(Call("raw", told))
@@ -446,9 +468,14 @@ async def test_idle_death_is_noticed(monkeypatch):
         assert workers.not_ready is None
 
 
+def ask_in_vain(workers):
+    """What nobody but the server asks for, and is to blame for nothing."""
+    return [workers.submit(Call("probe", DIE)) for _ in range(RESTARTS + 1)]
+
+
 async def test_deaths_in_a_row_end_it():
     async with running(workers := Watched()) as task:
-        fatal = [workers.ask(DIE) for _ in range(RESTARTS + 1)]
+        fatal = ask_in_vain(workers)
         waiting = workers.ask()
         with pytest.raises(ModelProcessDiedError, match="SIGKILL: most likely out of memory, 4 times in a row"):
             await task
@@ -458,6 +485,18 @@ async def test_deaths_in_a_row_end_it():
         with pytest.raises(UnavailableError, match="4 times in a row"):
             workers.ask()
         assert workers.failure
+
+
+@pytest.mark.parametrize("how", [ONE_BY_ONE, GPU])
+async def test_requests_that_kill_do_not_end_it(how):
+    """Each new process has answered the model's sample: it is not the model that is to blame."""
+    async with running(workers := Watched(how=how)) as task:
+        fatal = [workers.ask(SAY + b"%d" % (number // 2)) for number in range(4 * RESTARTS)]
+        results = await asyncio.gather(*fatal, return_exceptions=True)
+        assert all(isinstance(result, InternalError) for result in results)
+        assert await workers.ask()
+        assert not task.done()
+        assert workers.failure is None
 
 
 async def test_an_answer_between_deaths_starts_the_count_anew():
@@ -505,9 +544,9 @@ async def test_each_death_in_a_row_is_followed_by_a_longer_wait(monkeypatch):
     monkeypatch.setattr(workers_module, "FIRST_BACKOFF_SECONDS", 1.0)
     async with running(workers := Watched()) as task:
         monkeypatch.setattr(workers_module.asyncio, "sleep", remember)
-        fatal = [workers.ask(DIE) for _ in range(RESTARTS + 1)]
+        fatal = ask_in_vain(workers)
         await asyncio.wait({task})
-        assert waits == [1.0, 2.0]  # none after the first, which may be a request's fault
+        assert waits == [1.0, 2.0]  # none after the first
         assert all(future.done() for future in fatal)
     assert isinstance(task.exception(), ModelProcessDiedError)
 
@@ -647,6 +686,7 @@ async def test_worker_that_does_not_come_back_is_killed_and_replaced(gate):
         stuck, waiting = workers.block(gate), workers.ask()
         with pytest.raises(DeadlineExceededError, match=r"the model took more than 0\.3 s"):
             await stuck
+        workers.be_patient()
         (another,) = await pids([waiting])
         assert another != pid
         await until(lambda: not is_alive(pid))
@@ -666,6 +706,7 @@ async def test_requests_that_take_too_long_never_end_the_server(gate, caplog):
         results = await asyncio.gather(*stuck, return_exceptions=True)
         assert all(isinstance(result, DeadlineExceededError) for result in results)
         gate.touch()
+        workers.be_patient()
         assert await workers.ask()
         assert not task.done()
         assert workers.dying is None
@@ -679,19 +720,20 @@ async def test_deadline_of_one_batch_is_not_the_next_one_s(gate):
         assert workers.batches == [[1, 1]]
         with pytest.raises(DeadlineExceededError):
             await stuck
+        workers.be_patient()
         assert await innocent
 
 
 async def test_time_in_the_queue_does_not_count(tmp_path):
-    gates = [tmp_path / str(number) for number in range(4)]
-    async with running(workers := Watched(answer_seconds=1.0)):
+    gates = [tmp_path / str(number) for number in range(8)]
+    async with running(workers := Watched(answer_seconds=3.0)):
         futures = [workers.block(path) for path in gates]
         begun = asyncio.get_running_loop().time()
         for path, future in zip(gates, futures, strict=True):
             await asyncio.sleep(0.4)
             path.touch()
             await future
-        assert asyncio.get_running_loop().time() - begun > 1.0
+        assert asyncio.get_running_loop().time() - begun > 3.0
         assert workers.metric("pierhead_model_process_restarts_total") == 0
 
 
@@ -891,3 +933,186 @@ async def test_fork_server_that_does_not_go_is_killed(monkeypatch):
     task.cancel()
     await asyncio.wait({task})
     assert not is_alive(parent)
+
+
+# Requests in pieces
+
+HEAVY = HEAVY_PIXELS + 1
+
+
+def firsts(reply):
+    return [prediction["first"] for prediction in read(reply)["predictions"]]
+
+
+async def test_pieces_are_answered_in_their_order_by_all_workers(tmp_path):
+    gates = [tmp_path / str(number) for number in range(6)]
+    async with running(workers := Watched(workers=3)):
+        split = workers.ask(make_parts(*(WAIT_FOR + os.fsencode(gate) for gate in gates)))
+        await until(lambda: workers.batches == [[1], [1], [1]])
+        for gate in reversed(gates):
+            gate.touch()
+        reply = await split
+        assert firsts(reply) == list(range(6))
+        assert len({prediction["pid"] for prediction in read(reply)["predictions"]}) == 3
+        assert (reply.batch, workers.length, workers._pieces.pixels) == (1, 0, 0)
+        # One request, however many pieces it has.
+        assert workers.metric("pierhead_batch_size_count") == 1
+
+
+async def test_the_deadline_is_a_pieces(gate):
+    async with running(workers := Watched(answer_seconds=2.0)):
+        parts = [WAIT_FOR + os.fsencode(gate.with_name(str(number))) for number in range(12)]
+        split = workers.ask(make_parts(*parts))
+        begun = asyncio.get_running_loop().time()
+        for number in range(12):
+            await asyncio.sleep(0.2)
+            gate.with_name(str(number)).touch()
+        assert firsts(await split) == list(range(12))
+        assert asyncio.get_running_loop().time() - begun > 2.0
+        late = workers.ask(make_parts(b"1", WAIT_FOR + os.fsencode(gate), b"3"))
+        with pytest.raises(DeadlineExceededError, match="the model took more than 2 s"):
+            await late
+        workers.be_patient()
+        assert await workers.ask()
+
+
+async def test_first_piece_that_fails_answers_for_all(tmp_path):
+    gates = [tmp_path / str(number) for number in range(2)]
+    first, second = (WAIT_FOR + os.fsencode(gate) for gate in gates)
+    async with running(workers := Watched(workers=2)):
+        # A later one fails first, and yet it is the earlier one that one worker would have told of.
+        split = workers.ask(make_parts(first, REFUSE, DIE))
+        await until(lambda: workers.batches == [[1], []])
+        assert not split.done()
+        gates[0].touch()
+        assert (await split).body == b"refused"
+        assert workers.metric("pierhead_model_process_restarts_total") == 0  # what comes after it is never begun
+        split = workers.ask(make_parts(second, DIE, REFUSE, b"4"))
+        await until_restarts(workers, 1)
+        gates[1].touch()
+        with pytest.raises(InternalError, match="died of this request"):
+            await split
+        assert len(await pids([workers.ask() for _ in range(3)])) == 3
+
+
+async def test_caller_who_goes_takes_the_pieces_back(gate):
+    async with running(workers := Watched(queue_size=1)):
+        split = workers.ask(make_parts(WAIT_FOR + os.fsencode(gate), DIE, DIE))
+        await until(lambda: workers._pieces.pixels == 0 and workers.length == 1)
+        with pytest.raises(QueueFullError):
+            workers.ask()
+        split.cancel()
+        await until(lambda: workers.length == 0)
+        after = workers.ask()
+        gate.touch()
+        assert await after
+        assert workers.metric("pierhead_model_process_restarts_total") == 0
+
+
+async def test_small_calls_go_past_pieces_which_do_not_starve(gate):
+    async with running(workers := Watched(queue_size=100)):
+        split = workers.ask(make_parts(WAIT_FOR + os.fsencode(gate), *[b"piece"] * 3))
+        await until(lambda: workers.length == 1)
+        order = []
+        calls = [workers.ask() for _ in range(30)]
+        for number, future in enumerate((split, *calls)):
+            future.add_done_callback(lambda _, number=number: order.append(number))
+        gate.touch()
+        await asyncio.gather(split, *calls)
+        assert MOST_PASSES * 3 <= order.index(0) < len(calls)
+        order.remove(0)
+        assert order == sorted(order)
+
+
+async def test_small_request_in_pieces_goes_past_a_large_one(gate):
+    async with running(workers := Watched()):
+        blocked = workers.block(gate)
+        large, small = workers.ask(make_parts(*[b"1"] * 50)), workers.ask(make_parts(*[b"1"] * 3))
+        order = []
+        for name, future in (("large", large), ("small", small)):
+            future.add_done_callback(lambda _, name=name: order.append(name))
+        gate.touch()
+        await asyncio.gather(blocked, large, small)
+        assert order == ["small", "large"]
+
+
+async def test_heavy_pieces_leave_a_worker_to_who_else_asks(gate):
+    async with running(workers := Watched(workers=3)):
+        assert await workers.ask()
+        heavy = [(WAIT_FOR + os.fsencode(gate), HEAVY)] * 4
+        split = workers.ask(make_parts(*heavy))
+        await until(lambda: sorted(workers.batches) == [[], [1], [1]])
+        # For light ones, too, there is no need to wait.
+        assert firsts(await workers.ask(make_parts(b"1", b"2"))) == [0, 1]
+        assert await workers.ask()
+        gate.touch()
+        assert firsts(await split) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_heavy_pieces_take_all_workers_where_nobody_else_asks(gate, workers):
+    async with running(workers := Watched(workers=workers)):
+        split = workers.ask(make_parts(*[(WAIT_FOR + os.fsencode(gate), HEAVY)] * 3))
+        await until(lambda: all(batches == [1] for batches in workers.batches) and workers.batches)
+        gate.touch()
+        assert firsts(await split) == [0, 1, 2]
+
+
+async def test_pixels_in_flight_are_bounded(gate):
+    async with running(workers := Watched(workers=2, pixels=10)):
+        first = workers.ask(make_parts((WAIT_FOR + os.fsencode(gate), 11)))  # alone it may be more
+        await until(lambda: workers._pieces.pixels == 11)
+        with pytest.raises(QueueFullError, match="pictures of 11 pixels are being predicted: try again later"):
+            await workers.ask(make_parts((b"1", 1)))
+        assert await workers.ask()
+        gate.touch()
+        assert await first
+        assert firsts(await workers.ask(make_parts((b"1", 5), (b"2", 5)))) == [0, 1]
+
+
+async def test_request_whose_pieces_kill_is_known_however_it_is_split():
+    async with running(workers := Watched()) as task:
+        assert await workers.ask()
+        for number in range(2 * RESTARTS):
+            with pytest.raises(InternalError):
+                await workers.ask(make_parts(*[b"1"] * (number % 2), DIE, *[b"1"] * (1 - number % 2)))
+        assert workers.dying is None
+        assert not task.done()
+
+
+async def test_pieces_of_a_fork_server_that_dies_are_computed_anew(gate):
+    async with running(workers := Watched(workers=2)):
+        split = workers.ask(make_parts(*[WAIT_FOR + os.fsencode(gate)] * 4))
+        await until(lambda: workers.batches == [[1], [1]])
+        os.kill(workers.fork_server, signal.SIGKILL)
+        gate.touch()
+        assert firsts(await split) == [0, 1, 2, 3]
+
+
+async def test_short_pieces_go_together_where_nobody_else_asks():
+    """For a worker that waits for the next piece computes nothing."""
+    async with running(workers := Watched(workers=2)):
+        parts = make_parts(*[b"1"] * 14, together=3)
+        alone = read(await workers.ask(parts))["predictions"]
+        assert [each["beside"] for each in alone][:6] == [3] * 6
+        assert [each["beside"] for each in alone][-1] == 1  # and the last ones are shared
+        assert await workers.ask()
+        beside = read(await workers.ask(parts))["predictions"]
+        assert [each["beside"] for each in beside] == [1] * 14
+
+
+async def test_gpu_gets_several_pieces_at_a_time_and_a_heavy_one_alone():
+    async with running(workers := Watched("obedient", 8, how=GPU)):
+        light = read(await workers.ask(make_parts(*[b"1"] * 6)))["predictions"]
+        assert [each["beside"] for each in light] == [4, 4, 4, 4, 2, 2]
+        heavy = read(await workers.ask(make_parts((b"1", HEAVY), (b"2", HEAVY))))["predictions"]
+        assert [each["beside"] for each in heavy] == [1, 1]
+
+
+async def test_the_end_fails_pieces_that_wait(gate):
+    async with running(workers := Watched()) as task:
+        split = workers.ask(make_parts(*[WAIT_FOR + os.fsencode(gate)] * 3))
+        await until(lambda: workers.length == 1)
+        task.cancel()
+        with pytest.raises(UnavailableError, match="shutting down"):
+            await split

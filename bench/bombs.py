@@ -1,0 +1,175 @@
+"""What small requests feel of large ones: `python -m bench.bombs` serves a small model here, and prints a table.
+
+Eight clients at a time send requests of large blank pictures, one after another, while one client sends photographs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import io
+import multiprocessing
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+from PIL import Image
+
+PATH = "/v1/projects/p/locations/l/endpoints/e:predict"
+CLIENTS = 8
+# What the requests hold: (pictures, side of each). The first is refused by the headers of its pictures, the others are
+# the largest that are taken; the last one is work as any other.
+LOADS = {
+    "100 blank PNGs of 9400 x 9400": (100, 9400),
+    "10 blank PNGs of 6300 x 6300": (10, 6300),
+    "1 blank PNG of 6300 x 6300": (1, 6300),
+    "128 PNGs of 500 x 500": (128, 500),
+}
+
+
+def make_body(pictures: int, side: int) -> bytes:
+    """A request's body."""
+    file = io.BytesIO()
+    Image.new("1", (side, side)).save(file, "PNG")
+    instance = b'{"b64":"%s"}' % base64.b64encode(file.getvalue())
+    return b'{"instances":[' + b",".join([instance] * pictures) + b"]}"
+
+
+def make_artifact(folder: Path) -> Path:
+    """mobilenet_v3_small with random weights, in its full size."""
+    import torch
+    import torchvision
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    save_file(torchvision.models.mobilenet_v3_small(num_classes=10).state_dict(), folder / "model.safetensors")
+    labels = ", ".join(f"class{number}" for number in range(10))
+    (folder / "model.yaml").write_text(
+        f"format: torchvision\narchitecture: mobilenet_v3_small\nweights: model.safetensors\nlabels: [{labels}]\n"
+    )
+    return folder
+
+
+@contextmanager
+def serving(folder: Path, workers: int) -> Iterator[str]:
+    """A server's address."""
+    given = {"PIERHEAD_HOST": "127.0.0.1", "PIERHEAD_PORT": "0", "PIERHEAD_COMPILE": "false"}
+    environment = os.environ | given | {"PIERHEAD_WORKERS": str(workers), "PIERHEAD_DEVICE": "cpu"}
+    log = folder / "log"
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pierhead_server", "--model", folder], env=environment, stderr=file
+        )
+    try:
+        while not (found := re.search(r"listening on 127\.0\.0\.1:(\d+)", log.read_text())):
+            time.sleep(0.05)
+        address = f"http://127.0.0.1:{found[1]}"
+        while f"pierhead_workers {workers}.0" not in httpx.get(f"{address}/metrics").text:
+            time.sleep(0.05)
+        yield address
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def send_for_ever(address: str, body: bytes | None, codes: multiprocessing.Queue[int]) -> None:
+    """In a process of its own: what CLIENTS clients do."""
+
+    def send() -> None:
+        with httpx.Client(timeout=600) as client:
+            while True:
+                code = client.post(f"{address.rstrip('/')}{PATH}", content=body).status_code
+                codes.put(code)
+                if code != httpx.codes.OK:
+                    time.sleep(1)  # as Retry-After says
+
+    threads = [threading.Thread(target=send) for _ in range(CLIENTS)]
+    for thread in threads:
+        thread.start()
+
+
+def ask(client: httpx.Client, body: bytes, seconds: float) -> list[float]:
+    """How long each answer took, of one request after another."""
+    took, until = [], time.perf_counter() + seconds
+    while time.perf_counter() < until:
+        begun = time.perf_counter()
+        client.post(PATH, content=body).raise_for_status()
+        took.append(time.perf_counter() - begun)
+        time.sleep(0.01)
+    return took
+
+
+def describe(took: list[float]) -> tuple[float, float]:
+    """The median and the 99th percentile, in milliseconds."""
+    return 1000 * statistics.median(took), 1000 * statistics.quantiles(took, n=100)[98]
+
+
+class Loads:
+    """Asks a server for small requests under each load."""
+
+    def __init__(self, client: httpx.Client, small: bytes, seconds: float) -> None:
+        self._client = client
+        self._small = small
+        self._seconds = seconds
+        ask(client, small, 3)
+        self._quiet = 0.0
+
+    def row(self, load: str, body: bytes | None) -> str:
+        """A row of the table."""
+        codes: multiprocessing.Queue[int] = multiprocessing.Queue()
+        address = str(self._client.base_url)
+        others = multiprocessing.Process(target=send_for_ever, args=(address, body, codes))
+        if body is not None:
+            others.start()
+            time.sleep(2)
+        took = ask(self._client, self._small, self._seconds)
+        if body is not None:
+            others.kill()
+            others.join()
+        median, worst = describe(took)
+        self._quiet = self._quiet or worst
+        counts = Counter(codes.get() for _ in range(codes.qsize()))
+        said = ", ".join(f"{count} x {code}" for code, count in sorted(counts.items())) or "none yet"
+        cells = (load, len(took), f"{median:.1f}", f"{worst:.1f}", f"{worst / self._quiet:.1f}", said, self._restarts())
+        return f"| {' | '.join(map(str, cells))} |"
+
+    def _restarts(self) -> str:
+        found = re.search(r"pierhead_model_process_restarts_total (\d+)", self._client.get("/metrics").text)
+        assert found
+        return found[1]
+
+
+def main() -> None:
+    """Print a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=15.0, help="of each load")
+    parser.add_argument("--workers", type=int, default=2)
+    arguments = parser.parse_args()
+    file = io.BytesIO()
+    Image.effect_noise((640, 480), 50).convert("RGB").save(file, "JPEG")
+    small = b'{"instances":[{"b64":"%s"}]}' % base64.b64encode(file.getvalue())
+    print("| while | small requests | p50 ms | p99 ms | p99 / quiet | the large ones' answers | restarts |")
+    print("|---|---|---|---|---|---|---|")
+    with (
+        tempfile.TemporaryDirectory() as name,
+        serving(make_artifact(Path(name)), arguments.workers) as address,
+        httpx.Client(base_url=address, timeout=600) as client,
+    ):
+        loads = Loads(client, small, arguments.seconds)
+        print(loads.row("nothing else", None), flush=True)
+        for load, (pictures, side) in LOADS.items():
+            print(loads.row(load, make_body(pictures, side)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
