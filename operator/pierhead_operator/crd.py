@@ -14,6 +14,7 @@ Schema = dict[str, Any]
 
 # What of JSON schema Kubernetes' structural schemas have no use for.
 _DROPPED = ("title", "$defs")
+_RULES = "x-kubernetes-validations"
 # Until the operator has looked: kstatus, and so Flux, takes a resource that has no status at all for done.
 _UNSEEN = {"observedGeneration": -1}
 # A resource's name becomes part of label values and of the names of Services.
@@ -27,14 +28,11 @@ _NAME_RULE = rule(
 
 def make_structural_schema(schema: Schema, definitions: dict[str, Schema]) -> Schema:
     """A JSON schema of pydantic's as a structural schema of Kubernetes: references inlined, no unions with null."""
-    if "$ref" in schema:
-        target = definitions[schema["$ref"].rsplit("/", 1)[1]]
-        # What stands beside the reference (a field's description) is more telling than the type's own.
-        schema = {**target, **{key: value for key, value in schema.items() if key != "$ref"}}
+    schema = _resolve(schema, definitions)
     if "anyOf" in schema:
         [wanted] = [branch for branch in schema["anyOf"] if branch.get("type") != "null"]
         rest = {key: value for key, value in schema.items() if key != "anyOf"}
-        return make_structural_schema({**wanted, **rest}, definitions)
+        return make_structural_schema(_overlay(_resolve(wanted, definitions), rest), definitions)
     result = {key: value for key, value in schema.items() if key not in _DROPPED}
     # An empty default says what leaving the field out says, and would only fill every manifest that is read back.
     if not result.get("default") or isinstance(result["default"], dict):
@@ -53,6 +51,20 @@ def make_structural_schema(schema: Schema, definitions: dict[str, Schema]) -> Sc
     if "const" in result:
         result["enum"] = [result.pop("const")]
     return result
+
+
+def _resolve(schema: Schema, definitions: dict[str, Schema]) -> Schema:
+    """The schema itself, where there is a reference to it."""
+    if "$ref" not in schema:
+        return schema
+    target = definitions[schema["$ref"].rsplit("/", 1)[1]]
+    return _overlay(target, {key: value for key, value in schema.items() if key != "$ref"})
+
+
+def _overlay(target: Schema, beside: Schema) -> Schema:
+    """A type's schema with what is said of a field: its description is more telling, and the rules of both hold."""
+    rules = [*target.get(_RULES, []), *beside.get(_RULES, [])]
+    return {**target, **beside, **({_RULES: rules} if rules else {})}
 
 
 def _part(kind: type[Resource], field: str) -> Schema:

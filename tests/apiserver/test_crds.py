@@ -277,6 +277,9 @@ REFUSED_AT_UPDATE = {
     "output of a job": (
         BATCH_PREDICTION_JOB,
         changed(BATCH_PREDICTION_JOB, "spec.outputConfig.predictionsFormat", "csv"), "outputConfig is immutable"),
+    "fields of a job": (
+        changed(BATCH_PREDICTION_JOB, "spec.instanceConfig", {"keyField": "id"}),
+        changed(BATCH_PREDICTION_JOB, "spec.instanceConfig", {"keyField": "name"}), "instanceConfig is immutable"),
     "cancelled job that is to go on": (
         changed(BATCH_PREDICTION_JOB, "spec.cancel", True), BATCH_PREDICTION_JOB, "a job that was cancelled stays so"),
 }  # fmt: skip
