@@ -1,6 +1,7 @@
 """What small requests feel of large ones: `python -m bench.bombs` serves a small model here, and prints a table.
 
 Eight clients at a time send requests of large blank pictures, one after another, while one client sends photographs.
+A second table compares how long one request of many photographs takes with one worker and with all.
 """
 
 from __future__ import annotations
@@ -35,12 +36,23 @@ LOADS = {
     "1 blank PNG of 6300 x 6300": (1, 6300),
     "128 PNGs of 500 x 500": (128, 500),
 }
+PHOTOGRAPHS = (128, 16, 1)  # in one request
+TIMES = 5  # of which the fastest counts
 
 
 def make_body(pictures: int, side: int) -> bytes:
     """A request's body."""
+    return _make_body(pictures, Image.new("1", (side, side)), "PNG")
+
+
+def make_photographs(count: int, width: int, height: int) -> bytes:
+    """A request's body."""
+    return _make_body(count, Image.effect_noise((width, height), 50).convert("RGB"), "JPEG")
+
+
+def _make_body(pictures: int, picture: Image.Image, format: str) -> bytes:
     file = io.BytesIO()
-    Image.new("1", (side, side)).save(file, "PNG")
+    picture.save(file, format)
     instance = b'{"b64":"%s"}' % base64.b64encode(file.getvalue())
     return b'{"instances":[' + b",".join([instance] * pictures) + b"]}"
 
@@ -149,26 +161,51 @@ class Loads:
         return found[1]
 
 
+def measure_alone(client: httpx.Client, body: bytes) -> float:
+    """The seconds that the answer takes, while nobody else asks."""
+    took = []
+    for _ in range(TIMES):
+        begun = time.perf_counter()
+        client.post(PATH, content=body).raise_for_status()
+        took.append(time.perf_counter() - begun)
+    return min(took)
+
+
+def print_speedup(folder: Path, workers: int) -> None:
+    """Print the table of one request of many photographs."""
+    print(f"| photographs in one request | one worker, ms | {workers} workers, ms | speedup |")
+    print("|---|---|---|---|")
+    (folder / "one").mkdir()
+    with (
+        serving(make_artifact(folder / "one"), 1) as one,
+        serving(folder, workers) as several,
+        httpx.Client(base_url=one, timeout=600) as asks_one,
+        httpx.Client(base_url=several, timeout=600) as asks_several,
+    ):
+        for count in PHOTOGRAPHS:
+            body = make_photographs(count, 500, 400)
+            alone, together = measure_alone(asks_one, body), measure_alone(asks_several, body)
+            print(f"| {count} | {1000 * alone:.0f} | {1000 * together:.0f} | {alone / together:.2f} |", flush=True)
+
+
 def main() -> None:
-    """Print a table."""
+    """Print both tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=15.0, help="of each load")
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()
-    file = io.BytesIO()
-    Image.effect_noise((640, 480), 50).convert("RGB").save(file, "JPEG")
-    small = b'{"instances":[{"b64":"%s"}]}' % base64.b64encode(file.getvalue())
+    small = make_photographs(1, 640, 480)
     print("| while | small requests | p50 ms | p99 ms | p99 / quiet | the large ones' answers | restarts |")
     print("|---|---|---|---|---|---|---|")
-    with (
-        tempfile.TemporaryDirectory() as name,
-        serving(make_artifact(Path(name)), arguments.workers) as address,
-        httpx.Client(base_url=address, timeout=600) as client,
-    ):
-        loads = Loads(client, small, arguments.seconds)
-        print(loads.row("nothing else", None), flush=True)
-        for load, (pictures, side) in LOADS.items():
-            print(loads.row(load, make_body(pictures, side)), flush=True)
+    with tempfile.TemporaryDirectory() as name:
+        folder = make_artifact(Path(name))
+        with serving(folder, arguments.workers) as address, httpx.Client(base_url=address, timeout=600) as client:
+            loads = Loads(client, small, arguments.seconds)
+            print(loads.row("nothing else", None), flush=True)
+            for load, (pictures, side) in LOADS.items():
+                print(loads.row(load, make_body(pictures, side)), flush=True)
+        print()
+        print_speedup(folder, arguments.workers)
 
 
 if __name__ == "__main__":
