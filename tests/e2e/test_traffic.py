@@ -120,6 +120,10 @@ def test_weight_comes_with_the_replicas_that_answer(kubectl):
     assert not load.failures
 
 
+def _find_reasons(kubectl):
+    return [event["reason"] for event in kubectl.items("events.events.k8s.io")]
+
+
 def test_missing_artifact_is_told_in_time_and_gets_no_traffic(kubectl, coffee):
     """Half of the traffic is meant for a DeployedModel that never comes up: all of it stays with the one that serves."""
     kubectl.apply(
@@ -145,7 +149,9 @@ def test_missing_artifact_is_told_in_time_and_gets_no_traffic(kubectl, coffee):
     )
     assert found["status"] == "False"
     assert "gs://models/photos/nowhere" in found["message"]
-    assert "ArtifactNotFound" in [event["reason"] for event in kubectl.items("events.events.k8s.io")]
+    wait_until(
+        "an Event tells it too, after the status", lambda: "ArtifactNotFound" in _find_reasons(kubectl), seconds=10
+    )
     kubectl.wait_ready("deployedmodel", "good")
     wait_until(
         "the endpoint sends all to the one that serves",
