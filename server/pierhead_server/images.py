@@ -13,12 +13,14 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
 import torch
 from PIL import Image, UnidentifiedImageError
+from PIL.IcoImagePlugin import IcoImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from torch.nn import functional
 
@@ -94,6 +96,7 @@ def bound_pillow(max_pixels: int) -> None:
 _JPEG_BYTES = 7  # of libjpeg-turbo, turned upright
 _WEBP_BYTES = 24
 _MOST_BYTES = 16  # of all others
+_SCALED_BYTES = 7  # of what scaling makes
 
 
 class PixelBudget:
@@ -130,30 +133,112 @@ class PixelBudget:
                 self._changed.notify_all()
 
 
-def measure(data: bytes, *, max_pixels: int) -> int:
-    """A picture's pixels, by its header; 0 of what is no picture. Raises BadPictureError for more than `max_pixels`."""
-    pixels = _measure(data)
+def measure(picture: bytes | Pixels | list[Any], how: Preprocessing, *, max_pixels: int) -> int:
+    """What a picture costs in pixels: its own, or those that scaling makes of them where these are more.
+
+    A file is measured by its header, 0 is what is no picture. Raises BadPictureError for more than `max_pixels`.
+    """
+    if isinstance(picture, bytes):
+        width, height = _read_size(picture)
+    else:
+        height, width = _outline(picture)
+        if min(width, height) == how.resize:
+            return 0  # nothing is unpacked, and nothing scaled
+    pixels = max(width * height, _count_scaled(width, height, how.resize))
     if pixels > max_pixels:
         raise _too_large(max_pixels)
+    if isinstance(picture, bytes) and picture.startswith(_JPEG):
+        # A scan visits all pixels, but the first few cost no more than decoding does anyway.
+        pixels *= max(1, _check_scans(picture) // _USUAL_SCANS)
     return pixels
 
 
+def _outline(picture: Pixels | list[Any]) -> tuple[int, int]:
+    """Height and width; a list is not looked through: whoever reads it, says what is wrong with it."""
+    if isinstance(picture, list):
+        return len(picture), len(picture[0]) if picture and isinstance(picture[0], list) else 0
+    return picture.shape[0], picture.shape[1]
+
+
+def _count_scaled(width: int, height: int, resize: int) -> int:
+    """A strip of 1 x 7600 is small, and has millions of pixels once its shorter side is 256."""
+    shorter, longer = sorted((width, height))
+    return resize * int(resize * longer / shorter) if shorter else 0
+
+
 _PNG_HEADER = struct.Struct("!16xII")  # signature, length and type of the first chunk, width, height
+_JPEG = b"\xff\xd8"
 
 
-def _measure(data: bytes) -> int:
-    # These two are most of all pictures; Pillow takes ten times as long to open one.
-    if data.startswith(b"\x89PNG\r\n\x1a\n") and data[12:16] == b"IHDR" and len(data) >= _PNG_HEADER.size:
-        width, height = _PNG_HEADER.unpack_from(data)
-        return int(width * height)
+def _read_size(data: bytes) -> tuple[int, int]:
+    """Width and height by the header; (0, 0) of what is no picture: whoever decodes it, says why."""
     try:
-        if data.startswith(b"\xff\xd8"):
-            height, width, *_ = simplejpeg.decode_jpeg_header(data)
-            return int(width * height)
+        quick = _read_quickly(data)
+        if quick:
+            return quick
         with Image.open(BytesIO(data), formats=FORMATS) as image:
-            return image.width * image.height
+            return _size_of(image, data)
     except (Image.DecompressionBombError, *_DECODE_ERRORS):
-        return 0  # whoever decodes it, says why
+        return 0, 0
+
+
+def _read_quickly(data: bytes) -> tuple[int, int] | None:
+    """Of a PNG and a JPEG, which are most of all pictures: Pillow takes ten times as long to open one."""
+    if data.startswith(b"\x89PNG\r\n\x1a\n") and data[12:16] == b"IHDR" and len(data) >= _PNG_HEADER.size:
+        return _PNG_HEADER.unpack_from(data)
+    if data.startswith(_JPEG):
+        try:
+            height, width, *_ = simplejpeg.decode_jpeg_header(data)
+        except ValueError:
+            return None  # Pillow may know more
+        return width, height
+    return None
+
+
+def _size_of(image: Image.Image, data: bytes) -> tuple[int, int]:
+    """What an opened picture will have once it is loaded: an icon's directory may say less than the picture in it."""
+    if not isinstance(image, IcoImageFile):
+        return image.size
+    with Image.open(BytesIO(data[image.ico.entry[0].offset :]), formats=("PNG", "DIB")) as inner:
+        # A bitmap's mask counts as the lower half of it.
+        return inner.width, inner.height if inner.format == "PNG" else inner.height // 2
+
+
+# As many as libtiff takes, too; encoders write about ten.
+_MOST_SCANS = 100
+_USUAL_SCANS = 10
+_MOST_SEGMENTS = 10_000  # a file of nothing else would keep Python busy; a large profile has 255
+_MARKER = re.compile(rb"\xff([\x02-\xcf\xd8-\xfe])")  # but those that stand within a scan
+_SOI, _EOI, _SOS = 0xD8, 0xD9, 0xDA
+_ONE_PASS = (0xC0, 0xC1)  # frames whose only scan may have all channels; libjpeg then refuses another
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+
+
+def _check_scans(data: bytes) -> int:
+    """A JPEG's scans, found as libjpeg finds them. Raises BadPictureError for more than any encoder writes.
+
+    Each may be a few bytes, and decoding it visits all of the picture.
+    """
+    scans, position, one_pass = 0, 2, 0
+    for _ in range(_MOST_SEGMENTS):
+        match = _MARKER.search(data, position)
+        if match is None:
+            return scans
+        kind, position = match[1][0], match.end()
+        if kind == _EOI:
+            return scans
+        if kind == _SOI:
+            continue
+        if kind in _FRAMES:
+            one_pass = data[position + 7] if kind in _ONE_PASS and position + 7 < len(data) else 0
+        elif kind == _SOS:
+            scans += 1
+            if scans == 1 and one_pass and data[position + 2 : position + 3] == bytes([one_pass]):
+                return 1
+            if scans > _MOST_SCANS:
+                break
+        position += max(2, int.from_bytes(data[position : position + 2]))
+    raise BadPictureError(f"more than {_MOST_SCANS} scans: save it anew")
 
 
 def decode_image(data: bytes, *, max_pixels: int, smallest_side: int = 0, budget: PixelBudget | None = None) -> Pixels:
@@ -164,13 +249,22 @@ def decode_image(data: bytes, *, max_pixels: int, smallest_side: int = 0, budget
     """
     try:
         with Image.open(BytesIO(data), formats=FORMATS) as image:
-            pixels = image.width * image.height
+            width, height = _size_of(image, data)
+            pixels = width * height
             if pixels > max_pixels:
                 raise _too_large(max_pixels)
+            quick = _read_quickly(data)
+            if quick and quick[0] * quick[1] != pixels:
+                raise _lying()  # such as a PNG of two headers
+            if image.format in ("JPEG", "MPO"):
+                _check_scans(data)
             jpeg = image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L")
             each = _JPEG_BYTES if jpeg else _WEBP_BYTES if image.format == "WEBP" else _MOST_BYTES
             with budget.take(pixels, each) if budget else nullcontext():
-                return _decode_jpeg(data, image, smallest_side) if jpeg else _load(image)
+                decoded = _decode_jpeg(data, image, smallest_side) if jpeg else _load(image)
+            if decoded.shape[0] * decoded.shape[1] > pixels:
+                raise _lying()
+            return decoded
     except Image.DecompressionBombError:
         raise _too_large(max_pixels) from None
     except UnidentifiedImageError:
@@ -186,6 +280,11 @@ def decode_image(data: bytes, *, max_pixels: int, smallest_side: int = 0, budget
         raise
     except _DECODE_ERRORS as error:
         raise BadPictureError(f"the picture is broken ({error}): send it whole") from None
+
+
+def _lying() -> BadPictureError:
+    """What a request costs is planned by the headers of its pictures."""
+    return BadPictureError("it has other pixels than its header says: save it anew")
 
 
 def _too_large(max_pixels: int) -> BadPictureError:
@@ -274,10 +373,10 @@ def read_image(data: bytes, how: Preprocessing, *, max_pixels: int, budget: Pixe
     """An encoded picture, decoded, scaled and cropped. Raises BadPictureError."""
     smallest_side = how.resize if how.scaled_decoding else 0
     pixels = decode_image(data, max_pixels=max_pixels, smallest_side=smallest_side, budget=budget)
-    return fit(pixels, how, max_pixels=max_pixels)
+    return fit(pixels, how, max_pixels=max_pixels, budget=budget)
 
 
-def fit(pixels: Pixels, how: Preprocessing, *, max_pixels: int) -> Pixels:
+def fit(pixels: Pixels, how: Preprocessing, *, max_pixels: int, budget: PixelBudget | None = None) -> Pixels:
     """An RGB picture, its shorter side scaled and its middle cropped: [crop, crop, 3]. Raises BadPictureError.
 
     Normalising is the model's first step: bytes are a quarter of what floats would be to move.
@@ -290,7 +389,8 @@ def fit(pixels: Pixels, how: Preprocessing, *, max_pixels: int) -> Pixels:
         pixels = pixels.copy()  # of a request's body; torch warns of what it may not write
     batch = torch.from_numpy(pixels).permute(2, 0, 1).unsqueeze(0)  # channels last in memory, as it lies
     if (height, width) != pixels.shape[:2]:
-        batch = _scale(batch, (height, width), how.interpolation)
+        with budget.take(height * width, _SCALED_BYTES) if budget else nullcontext():
+            batch = _scale(batch, (height, width), how.interpolation)
     top, left = round((height - how.crop) / 2), round((width - how.crop) / 2)
     cropped = batch[0, :, top : top + how.crop, left : left + how.crop].permute(1, 2, 0)
     # By torch: scaling leaves the channels apart, and numpy takes twice as long to put them beside each other.

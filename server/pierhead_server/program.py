@@ -16,7 +16,7 @@ from PIL import Image
 from pierhead_server.accelerator import copy_to
 from pierhead_server.artifact import Sample
 from pierhead_server.computing import Computed, Prepared, compute, measure_rows, prepare_rows
-from pierhead_server.config import ImageInput, Input, TensorInput
+from pierhead_server.config import ImageInput, Input, Preprocessing, TensorInput
 from pierhead_server.errors import ApiError, ArtifactInvalidError, InternalError
 from pierhead_server.images import BadPictureError, PixelBudget, fit, measure, read_image
 from pierhead_server.messages import Form
@@ -79,7 +79,7 @@ class TensorProgram:
         self._readers: dict[str, Callable[[object], Array]] = {
             entry.name: _make_reader(entry, self._pixels) for entry in inputs
         }
-        self._pictures = [entry.name for entry in inputs if isinstance(entry, ImageInput)]
+        self._pictures = {entry.name: entry.preprocessing for entry in inputs if isinstance(entry, ImageInput)}
         self.signature = Signature(tuple(_describe_input(entry) for entry in inputs), self._probe())
 
     @cached_property
@@ -141,9 +141,14 @@ class TensorProgram:
         return tuple(row)
 
     def _measure_row(self, instance: object) -> int:
-        if isinstance(instance, dict) and (len(self._readers) > 1 or self._pictures[0] in instance):
-            return sum(_measure_picture(instance.get(name), f".{name}", self._pixels) for name in self._pictures)
-        return _measure_picture(instance, "", self._pixels) if len(self._readers) == 1 else 0
+        if isinstance(instance, dict) and (len(self._readers) > 1 or next(iter(self._pictures)) in instance):
+            return sum(
+                _measure_picture(instance.get(name), how, f".{name}", self._pixels)
+                for name, how in self._pictures.items()
+            )
+        if len(self._readers) > 1:
+            return 0
+        return _measure_picture(instance, next(iter(self._pictures.values())), "", self._pixels)
 
     def _forward(self, rows: Sequence[Row]) -> Sequence[Named]:
         """Rows of one shape as one batch; an input of any size may bring several shapes."""
@@ -220,16 +225,14 @@ def _describe_input(entry: Input) -> TensorSpec:
     return TensorSpec(entry.name, entry.dtype, entry.shape)
 
 
-def _measure_picture(value: object, field: str, budget: PixelBudget) -> int:
-    """Its pixels; 0 of what needs no unpacking, and of what is no picture. Raises ValueTensorError."""
-    if not isinstance(value, bytes | dict):
-        return 0
+def _measure_picture(value: object, how: Preprocessing, field: str, budget: PixelBudget) -> int:
+    """What it costs in pixels; 0 of what is no picture. Raises ValueTensorError."""
     try:
-        picture = read_picture(value)
+        picture = value if isinstance(value, list) else read_picture(value)
     except ValueTensorError:
         return 0  # whoever reads it, says why
     try:
-        return measure(picture, max_pixels=budget.most) if isinstance(picture, bytes) else 0
+        return measure(picture, how, max_pixels=budget.most)
     except BadPictureError as error:
         raise ValueTensorError(field, str(error)) from None
 
@@ -246,7 +249,7 @@ def _make_reader(entry: Input, budget: PixelBudget) -> Callable[[object], Array]
             if isinstance(picture, bytes):
                 pixels = read_image(picture, how, max_pixels=budget.most, budget=budget)
             else:
-                pixels = fit(picture, how, max_pixels=budget.most)
+                pixels = fit(picture, how, max_pixels=budget.most, budget=budget)
         except BadPictureError as error:
             raise ValueTensorError("", str(error)) from None
         return np.ascontiguousarray((pixels.transpose(2, 0, 1).astype(np.float32) / 255 - mean) / std)

@@ -1,12 +1,14 @@
 """Pictures to what a model takes: every kind that decodes, every kind that does not, and torchvision's own numbers."""
 
 import io
+import re
 import sys
 import threading
 import time
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import pytest
@@ -27,6 +29,7 @@ from PIL import Image, ImageOps
 from tests.unit.server.pictures import encode, picture
 
 MANY = 10**7
+SMALL = Preprocessing(resize=8, crop=8)
 ORIENTATION = 0x0112
 
 # What turns an upright picture into what the sensor saw, by EXIF's value; Pillow's own table is the inverse of it.
@@ -442,14 +445,106 @@ def outcome_of(data, max_pixels):
 @pytest.mark.parametrize("encoding", ["JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "ICO"])
 def test_pixels_are_known_by_the_header(encoding):
     data = encode(picture(40, 30), encoding, **({"sizes": [(40, 30)]} if encoding == "ICO" else {}))
-    assert measure(data, max_pixels=MANY) == 1200
+    assert measure(data, SMALL, max_pixels=MANY) == 1200
     with pytest.raises(BadPictureError, match="more than 1199 pixels: send a smaller picture"):
-        measure(data, max_pixels=1199)
+        measure(data, SMALL, max_pixels=1199)
 
 
 @pytest.mark.parametrize("data", [b"", b"no picture", JPEG[:4], PNG[:20], b"\xff\xd8" * 9, resize_header("PNG", 0, 9)])
 def test_what_is_no_picture_has_no_pixels(data):
-    assert measure(data, max_pixels=MANY) == 0
+    assert measure(data, SMALL, max_pixels=MANY) == 0
+
+
+def put_second_header(data):
+    """A PNG whose first header says one pixel; Pillow believes the last."""
+    chunk = b"IHDR" + (1).to_bytes(4) + (1).to_bytes(4) + data[24:29]
+    return data[:8] + data[8:12] + chunk + zlib.crc32(chunk).to_bytes(4) + data[8:]
+
+
+def test_png_of_two_headers_is_refused_before_it_is_unpacked(monkeypatch):
+    data = put_second_header(encode(picture(90, 80)))
+    assert Image.open(io.BytesIO(data)).size == (90, 80)
+    assert measure(data, SMALL, max_pixels=MANY) < 90 * 80
+    monkeypatch.setattr(images, "_load", None)
+    with pytest.raises(BadPictureError, match="it has other pixels than its header says: save it anew"):
+        decode(data)
+
+
+def test_icon_is_measured_by_the_picture_in_it():
+    assert measure(make_icon(900), SMALL, max_pixels=MANY) == 900**2
+    assert decode(make_icon(900)).shape == (900, 900, 3)
+    bitmap = encode(picture(40, 30), "ICO", sizes=[(40, 30)], bitmap_format="bmp")
+    assert measure(bitmap, SMALL, max_pixels=MANY) == 1200
+    assert decode(bitmap).shape == (30, 40, 3)
+    with pytest.raises(BadPictureError, match="more than 1000000 pixels"):
+        decode(make_icon(1100), max_pixels=10**6)
+
+
+def test_what_unpacks_to_more_than_was_measured_is_refused(monkeypatch):
+    monkeypatch.setattr(images, "_load", lambda image: np.zeros((image.height + 1, image.width, 3), dtype=np.uint8))
+    with pytest.raises(BadPictureError, match="it has other pixels than its header says"):
+        decode(encode(picture(40, 30), "BMP"))
+
+
+@pytest.mark.parametrize("size", [(1, 7600), (7600, 1)])
+def test_strip_is_measured_by_what_scaling_makes_of_it(size):
+    width, height = size
+    strip, how = Image.new("RGB", size), Preprocessing(resize=256)
+    pixels = np.array(strip)
+    for given in (encode(strip), pixels, pixels.tolist()):
+        assert measure(given, how, max_pixels=10**9) == 256 * 256 * 7600
+        with pytest.raises(BadPictureError, match="more than 10000000 pixels: send a smaller picture"):
+            measure(given, how, max_pixels=MANY)
+    assert measure(np.zeros((height * 256, width * 256, 0), dtype=np.uint8), how, max_pixels=1) == 0  # is not scaled
+
+
+@pytest.mark.parametrize("given", [[], [[]], [1], [[[1, 2, 3]], 5]])
+def test_lists_that_are_no_pictures_are_left_to_whoever_reads_them(given):
+    assert measure(given, Preprocessing(resize=1, crop=1), max_pixels=MANY) == 0
+
+
+def test_scaling_takes_its_part_of_the_budget():
+    budget = PixelBudget(10**7)
+    budget.limit_memory(10**6)
+    with pytest.raises(BadPictureError, match="its 655360 pixels take 4 MiB"):
+        fit(np.zeros((1, 10, 3), dtype=np.uint8), Preprocessing(resize=256), max_pixels=MANY, budget=budget)
+
+
+def add_scans(data, count):
+    """A JPEG's first scan of more than brightness, so many times more: it tells nothing new."""
+    start = data.index(b"\xff\xda", data.index(b"\xff\xda") + 2)
+    end = re.compile(rb"\xff[^\0\xd0-\xd7]").search(data, start + 2).start()
+    return data[:end] + data[start:end] * count + data[end:]
+
+
+def test_jpeg_of_many_scans_is_refused():
+    data = encode(picture(40, 30).convert("L"), "JPEG", progressive=True)
+    usual = images._check_scans(data)
+    assert 2 <= usual <= 10
+    assert measure(data, SMALL, max_pixels=MANY) == 1200
+    most = add_scans(data, 100 - usual)
+    assert decode(most).shape == (30, 40, 3)
+    assert measure(most, SMALL, max_pixels=1200) == 10 * 1200  # as long as ten of them
+    for refuse in (decode, partial(measure, how=SMALL, max_pixels=MANY)):
+        with pytest.raises(BadPictureError, match="more than 100 scans: save it anew"):
+            refuse(add_scans(data, 101 - usual))
+
+
+def test_scans_are_none_where_they_only_look_like_it():
+    """As in the film that a phone puts behind its photograph, and in what stands before it."""
+    looks = b"\xff\xda\0\x08" * 999
+    before = b"\xff\xe5" + (2 + len(looks)).to_bytes(2) + looks
+    for options in ({}, {"progressive": True}):
+        data = encode(picture(40, 30), "JPEG", **options)
+        data = data[:2] + before + data[2:] + looks
+        assert measure(data, SMALL, max_pixels=MANY) == 1200
+        assert decode(data).shape == (30, 40, 3)
+
+
+def test_jpeg_of_nothing_but_segments_keeps_nobody_busy():
+    data = encode(picture(40, 30), "JPEG")
+    with pytest.raises(BadPictureError, match="more than 100 scans"):
+        measure(data[:2] + b"\xff\xe5\0\x02" * 10_000 + data[2:], SMALL, max_pixels=MANY)
 
 
 # The budget

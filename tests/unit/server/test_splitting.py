@@ -218,6 +218,26 @@ def test_one_large_picture_is_a_heavy_piece(classifier):
     assert ask(classifier, split.pieces[0], 10).body == ask(classifier, Call("raw", data, "image/png")).body
 
 
+def test_strips_are_heavy_pieces_however_they_come():
+    """By what scaling makes of them: millions of 100 pixels."""
+    how, pixels = Preprocessing(resize=256, crop=8), np.zeros((100, 1, 3), dtype=np.uint8)
+    cost = 256 * 256 * 100
+    assert cost > HEAVY_PIXELS
+    classifier = ImageClassifier(Mean(), ("red", "green", "blue"), how, max_image_pixels=10**7)
+    inputs = [ImageInput(name="image", type="image", preprocessing=how), TensorInput(name="age", shape=(2,))]
+    named = TensorProgram(
+        Function(lambda image, age: {"sum": image.sum(dim=(1, 2, 3)), "age": age}), inputs, None, max_image_pixels=10**7
+    )
+    single = TensorProgram(Function(lambda image: image.sum(dim=(1, 2, 3))), inputs[:1], None, max_image_pixels=10**7)
+    tensor = json_call("oip", make_oip([2, *pixels.shape], "UINT8", data=pixels.ravel().tolist() * 2))
+    for model in (classifier, single):
+        assert ask(model, tensor, 10).pixels == [cost, cost]
+    for form in ({"b64": in_base64(encode(Image.fromarray(pixels)))}, pixels.tolist()):
+        for model in (classifier, single):
+            assert ask(model, json_call("vertex", instances(form, form)), 10).pixels == [cost, cost]
+        assert ask(named, json_call("vertex", instances({"image": form, "age": [1, 2]})), 10).pixels == [cost]
+
+
 def test_small_requests_are_not_split(classifier):
     for call in (Call("raw", DATA[0], "image/png"), CALLS["vertex"]):
         assert isinstance(ask(classifier, call, 10), Reply)
