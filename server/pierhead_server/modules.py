@@ -184,7 +184,10 @@ def _load_torchscript(path: Path) -> torch.nn.Module:
 
 
 # `torch.save`, `torch.from_file` and torchvision's operators, however they are called.
-_FILE_CALL = re.compile(r"\b(from_file|read_file|write_file)\b|getattr\s*\([^)]*(\\|\bsave\b)")
+_FILE_CALL = re.compile(r"\b(from_file|read_file|write_file)\b")
+# An attribute may be named by a string, whose escapes would hide what it is called. torch writes nothing but this.
+_PLAIN_GETATTR = r'getattr\(\s*[\w.]+\s*,\s*"(?!save")\w+"\s*\)'
+_OTHER_GETATTR = re.compile(rf"\b(?!{_PLAIN_GETATTR})getattr\b", re.ASCII)
 _SAVE_CALL = re.compile(r"\bsave\b")
 # Operators beside torch's own: of extensions, and of torch's compiler, some of which reach beyond a tensor's memory.
 _OTHER_CALL = re.compile(
@@ -211,7 +214,12 @@ def find_foreign_call(code: str) -> str | None:
     # In a message the word is harmless. torch writes strings in double quotes; where there is anything else that could
     # hide code from this, they are looked through, too.
     spoken = code if "'" in code or "#" in code or '"""' in code else _STRING.sub('""', code)
-    found = _FILE_CALL.search(code) or _SAVE_CALL.search(spoken) or _OTHER_CALL.search(spoken)
+    found = (
+        _FILE_CALL.search(code)
+        or _OTHER_GETATTR.search(code)
+        or _SAVE_CALL.search(spoken)
+        or _OTHER_CALL.search(spoken)
+    )
     return found[0] if found else None
 
 

@@ -32,6 +32,7 @@ HEADER_LENGTH = "Inference-Header-Content-Length"
 
 _DTYPES = {datatype: dtype for dtype, datatype in DATATYPES.items()}
 _LENGTH = struct.Struct("<I")  # before each element of BYTES
+_MOST_SIZE = 2**63 - 1  # int64, as the protocol has it: thousands of digits cannot even be written into a message
 _MOST_DIMENSIONS = 32
 MODEL_NAMES = ("model_name", "model_version")  # as KServe's client sends them; the path has chosen the model already
 # Request parameters that mean nothing here: there are no sequences, and the queue has one order and one deadline.
@@ -246,6 +247,8 @@ def _parse_shape(where: str, shape: object) -> tuple[int, ...]:
         raise InvalidArgumentError(f"{where}: must have 1 to {_MOST_DIMENSIONS} sizes, the batch first")
     if 0 in shape:
         raise InvalidArgumentError(f"{where}: empty: each size must be at least 1")
+    if max(shape) > _MOST_SIZE:
+        raise InvalidArgumentError(f"{where}: each size must be at most {_MOST_SIZE}")
     return tuple(shape)
 
 

@@ -148,6 +148,9 @@ def prepare(call: Call, model: Model, contract: Contract, pace: Pace | None = No
     except MemoryError:
         logger.warning("a request takes more memory than a worker may have")
         prepared = InternalError("this takes more memory than a worker may have: send fewer or smaller instances")
+    except Exception as error:  # a bug: but whoever knows of it could end one worker after the other
+        logger.exception("a request cannot be prepared")
+        prepared = InternalError(f"the request cannot be prepared: {describe(error)}")
     return Attempt(request, prepared, time.perf_counter() - start)
 
 

@@ -15,6 +15,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Protocol, TypeVar
 from urllib.parse import quote, unquote
 
@@ -141,10 +142,21 @@ class Storage:
             return _Place(self._open("file:///"), unquote(rest), "file:///", encoded=True)
         if scheme == "pvc":
             inside = f"{self._volumes}/".lstrip("/")
+            self._check_links(uri, rest)
             return _Place(self._open("file:///"), inside + rest, "pvc://", inside)
         bucket, _, path = rest.partition("/")
         root = f"{scheme}://{bucket}"
         return _Place(self._open(root), path, f"{root}/")
+
+    def _check_links(self, uri: str, path: str) -> None:
+        """A link in a claim may lead anywhere: to the worker's own files, too. Raises RefusedError."""
+        claim = Path(self._volumes, path.partition("/")[0]).resolve()
+        try:
+            found = Path(self._volumes, path).resolve()
+        except (OSError, RuntimeError, ValueError) as error:  # a name with a zero byte; links in a circle
+            raise MalformedError(f"{uri}: {error}") from None
+        if not found.is_relative_to(claim):
+            raise RefusedError(f"{uri}: a link leads out of the claim")
 
     def _open(self, root: str) -> "ObjectStore":
         if root not in self._stores:

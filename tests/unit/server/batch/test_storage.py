@@ -55,6 +55,27 @@ def place(request, bucket, tmp_path):
     return make_storage(bucket.address)[0], "gs://models/in ner"
 
 
+async def test_links_in_a_claim_are_followed_inside_of_it_alone(tmp_path):
+    claim, elsewhere = tmp_path / "volumes" / "claim", tmp_path / "elsewhere"
+    for folder in (claim / "photos", elsewhere, tmp_path / "volumes" / "claim-2"):
+        folder.mkdir(parents=True)
+        (folder / "a.jsonl").write_text("here")
+    (claim / "inside").symlink_to(claim / "photos")
+    (claim / "out").symlink_to(elsewhere)
+    (claim / "file.jsonl").symlink_to(elsewhere / "a.jsonl")
+    (claim / "neighbour").symlink_to("../claim-2")
+    storage = Storage(None, Pulse(CollectorRegistry()), ANYWHERE, volumes=str(tmp_path / "volumes"))
+    assert (await storage.read("pvc://claim/inside/a.jsonl", 0, 4)).data == b"here"
+    for uri in ("out/a.jsonl", "file.jsonl", "neighbour/a.jsonl"):
+        with pytest.raises(RefusedError, match="a link leads out of the claim"):
+            await storage.read(f"pvc://claim/{uri}", 0, 4)
+    with pytest.raises(RefusedError, match="a link leads out of the claim"):
+        await storage.list_folder("pvc://claim/out")
+    with pytest.raises((RefusedError, OutputNotWritableError), match="a link leads out of the claim"):
+        await storage.create("pvc://claim/out/b.json", b"x")
+    assert not (elsewhere / "b.json").exists()
+
+
 async def test_object_is_created_once(place):
     storage, folder = place
     uri = f"{folder}/a/b.json"
