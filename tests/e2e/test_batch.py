@@ -178,7 +178,8 @@ def test_more_workers_follow_once_the_first_one_runs(slow, storage):
 
 
 def test_another_try_takes_what_the_one_before_had_committed(slow, storage):
-    lines = [{"number": number} for number in range(1_000)]
+    # Of which most are left when the deadline is set, however slow the machine is.
+    lines = [{"number": number} for number in range(2_000)]
     slow.apply(make_batch("again", [_put_lines(storage, "again.jsonl", lines)], modelParameters={}))
     _wait_committed(slow, "again")
     slow.patch("batchpredictionjob", "again", {"spec": {"activeDeadlineSeconds": 1}})
