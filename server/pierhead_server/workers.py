@@ -278,7 +278,7 @@ class Workers:
         self._answered = 0
         self._was_ready = False  # whether a worker ever was
         self._timer: asyncio.TimerHandle | None = None
-        metrics.watch_queue(lambda: self._length)
+        metrics.watch_queue(lambda: self.waiting)
         metrics.watch_deaths(lambda: self.dying is not None)
         self.signature: Signature | None = None
         self.loaded = asyncio.Event()  # a model was, at least once
@@ -301,14 +301,14 @@ class Workers:
             raise UnavailableError(self.failure or self.not_ready or "")
         most = self._pool.queue_size
         # Whose caller is gone takes no place, also in the moment before it leaves the queue.
-        gone = sum(job.future.done() for job in self._waiting) if self._length >= most else 0
-        if self._length - gone >= most:
+        gone = sum(job.future.done() for job in self._waiting) if self.waiting >= most else 0
+        if self.waiting - gone >= most:
             raise QueueFullError(f"{most} requests are waiting: try again later")
 
     @property
     def waiting(self) -> int:
-        """How many calls wait, be it for some of their pieces."""
-        return self._length
+        """How many requests wait for a worker, be it for some of their pieces."""
+        return len(self._waiting) + len(self._pieces)
 
     @property
     def held_bytes(self) -> int:
@@ -321,11 +321,6 @@ class Workers:
             if job.piece is None
         )
         return whole + self._pieces.held_bytes
-
-    @property
-    def _length(self) -> int:
-        """How many requests wait for a worker, be it for some of their pieces."""
-        return len(self._waiting) + len(self._pieces)
 
     @property
     def appetite(self) -> int:

@@ -99,6 +99,18 @@ async def test_nobody_there_is_told():
 KEY = Key("DeployedModel", "team", "photos-1")
 
 
+async def open_site(stack, handle):
+    """The port where every path and every method is answered by a handler, until the stack is closed."""
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", handle)
+    runner = web.AppRunner(app, shutdown_timeout=0)
+    stack.push_async_callback(runner.cleanup)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    return site._server.sockets[0].getsockname()[1]
+
+
 @pytest.fixture
 async def ask_readiness(monkeypatch):
     """Asks a pod that answers as it is told, or not at all."""
@@ -110,14 +122,7 @@ async def ask_readiness(monkeypatch):
                 assert (request.method, request.path) == ("GET", "/readyz")
                 return await (answer() if answer else released.wait())
 
-            app = web.Application()
-            app.router.add_route("*", "/{path:.*}", handle)
-            runner = web.AppRunner(app, shutdown_timeout=0)
-            stack.push_async_callback(runner.cleanup)
-            await runner.setup()
-            site = web.TCPSite(runner, "127.0.0.1", 0)
-            await site.start()
-            monkeypatch.setattr(prober, "_SERVER_PORT", site._server.sockets[0].getsockname()[1])
+            monkeypatch.setattr(prober, "_SERVER_PORT", await open_site(stack, handle))
             async with aiohttp.ClientSession() as session:
                 return (await Prober(session).ask_readiness(KEY, {"p": "127.0.0.1"})).get("p")
 
@@ -209,14 +214,7 @@ async def serve(monkeypatch):
     async with contextlib.AsyncExitStack() as stack:
 
         async def run(handle):
-            app = web.Application()
-            app.router.add_route("*", "/{path:.*}", handle)
-            runner = web.AppRunner(app, shutdown_timeout=0)
-            stack.push_async_callback(runner.cleanup)
-            await runner.setup()
-            site = web.TCPSite(runner, "127.0.0.1", 0)
-            await site.start()
-            port = site._server.sockets[0].getsockname()[1]
+            port = await open_site(stack, handle)
             monkeypatch.setattr(prober, "_SERVER_PORT", port)
             monkeypatch.setattr(prober, "_WORKER_PORT", port)
             return ToPort(port)

@@ -56,17 +56,23 @@ def address():
 # google-api-python-client, whose discovery document of AI Platform is inside the package
 
 
-@pytest.fixture
-def ml(address):
+@contextlib.contextmanager
+def running_service(name, address):
     service = discovery.build(
-        "ml",
+        name,
         "v1",
         credentials=AnonymousCredentials(),
         client_options={"api_endpoint": f"http://{address}"},
         static_discovery=True,
     )
-    yield service.projects()
-    service.close()
+    with contextlib.closing(service):
+        yield service
+
+
+@pytest.fixture
+def ml(address):
+    with running_service("ml", address) as service:
+        yield service.projects()
 
 
 @pytest.mark.parametrize("name", ["projects/p/models/m", "projects/p/models/m/versions/v1"])
@@ -95,18 +101,11 @@ def test_ai_platforms_client_gets_its_keys_back(ml):
     ],
 )
 def test_vertex_ais_generated_client_predicts_raw(address, content_type, data):
-    service = discovery.build(
-        "aiplatform",
-        "v1",
-        credentials=AnonymousCredentials(),
-        client_options={"api_endpoint": f"http://{address}"},
-        static_discovery=True,
-    )
     body = {"httpBody": {"contentType": content_type, "data": data}}
-    endpoints = service.projects().locations().endpoints()
-    said = endpoints.rawPredict(endpoint="projects/p/locations/l/endpoints/1", body=body).execute()
+    with running_service("aiplatform", address) as service:
+        endpoints = service.projects().locations().endpoints()
+        said = endpoints.rawPredict(endpoint="projects/p/locations/l/endpoints/1", body=body).execute()
     assert said == {"predictions": [PREDICTION]}
-    service.close()
 
 
 # tritonclient, which speaks the Open Inference Protocol with the binary extension

@@ -101,11 +101,6 @@ class Watched(Workers):
         return self._server._process.pid
 
     @property
-    def length(self):
-        """How many calls wait."""
-        return self._length
-
-    @property
     def batches(self):
         """How many calls are in each batch in each worker's hands."""
         return [[len(batch.jobs) for batch in worker.in_hand] for worker in self._workers.values()]
@@ -171,7 +166,7 @@ async def test_idle_workers_share_what_comes(gate):
     async with running(workers := Watched(workers=3)):
         futures = [workers.block(gate) for _ in range(3)]
         assert workers.batches == [[1], [1], [1]]
-        assert workers.length == 0
+        assert workers.waiting == 0
         gate.touch()
         assert len(set(await pids(futures))) == 3
 
@@ -250,7 +245,7 @@ async def test_callers_that_are_all_gone_leave_an_idle_worker(gate):
             future.cancel()
         gate.touch()
         await computing
-        assert workers.length == 0
+        assert workers.waiting == 0
         assert await workers.ask()
 
 
@@ -954,7 +949,7 @@ async def test_pieces_are_answered_in_their_order_by_all_workers(tmp_path):
         reply = await split
         assert firsts(reply) == list(range(6))
         assert len({prediction["pid"] for prediction in read(reply)["predictions"]}) == 3
-        assert (reply.batch, workers.length, workers._pieces.pixels) == (1, 0, 0)
+        assert (reply.batch, workers.waiting, workers._pieces.pixels) == (1, 0, 0)
         # One request, however many pieces it has.
         assert workers.metric("pierhead_batch_size_count") == 1
 
@@ -998,11 +993,11 @@ async def test_first_piece_that_fails_answers_for_all(tmp_path):
 async def test_caller_who_goes_takes_the_pieces_back(gate):
     async with running(workers := Watched(queue_size=1)):
         split = workers.ask(make_parts(WAIT_FOR + os.fsencode(gate), DIE, DIE))
-        await until(lambda: workers._pieces.pixels == 0 and workers.length == 1)
+        await until(lambda: workers._pieces.pixels == 0 and workers.waiting == 1)
         with pytest.raises(QueueFullError):
             workers.ask()
         split.cancel()
-        await until(lambda: workers.length == 0)
+        await until(lambda: workers.waiting == 0)
         after = workers.ask()
         gate.touch()
         assert await after
@@ -1012,7 +1007,7 @@ async def test_caller_who_goes_takes_the_pieces_back(gate):
 async def test_small_calls_go_past_pieces_which_do_not_starve(gate):
     async with running(workers := Watched(queue_size=100)):
         split = workers.ask(make_parts(WAIT_FOR + os.fsencode(gate), *[b"piece"] * 3))
-        await until(lambda: workers.length == 1)
+        await until(lambda: workers.waiting == 1)
         order = []
         calls = [workers.ask() for _ in range(30)]
         for number, future in enumerate((split, *calls)):
@@ -1112,7 +1107,7 @@ async def test_gpu_gets_several_pieces_at_a_time_and_a_heavy_one_alone():
 async def test_the_end_fails_pieces_that_wait(gate):
     async with running(workers := Watched()) as task:
         split = workers.ask(make_parts(*[WAIT_FOR + os.fsencode(gate)] * 3))
-        await until(lambda: workers.length == 1)
+        await until(lambda: workers.waiting == 1)
         task.cancel()
         with pytest.raises(UnavailableError, match="shutting down"):
             await split

@@ -68,18 +68,24 @@ async def test_hostile_files_of_other_formats_are_predictions_or_errors(artifact
     assert predicted > 0
 
 
+async def end_by_outages(runner):
+    """As many workers as storage that is away may end, each before it leaves."""
+    for _ in range(cautions.MOST_OUTAGES):
+        worker = runner.make()
+        with pytest.raises(StorageUnreachableError):
+            await worker.run()
+        yield worker
+        await worker.leave()
+
+
 async def test_bucket_that_never_answers_ends_five_workers_and_then_its_lines(artifact, tmp_path, monkeypatch):
     monkeypatch.setattr(sharding, "CHUNK_LINES", 1)
     (tmp_path / "in.jsonl").write_text('1\n{"content": "gs://models/a.jpg"}\n2\n')
     document = make_document(tmp_path / "out", [(tmp_path / "in.jsonl").as_uri()])
     with running_bucket({}, failing=503) as bucket:
         runner = Runner(artifact, document, bucket.address)
-        for _ in range(cautions.MOST_OUTAGES):
-            worker = runner.make()
-            with pytest.raises(StorageUnreachableError):
-                await worker.run()
+        async for worker in end_by_outages(runner):
             assert not worker._caution.active, "nothing is to blame"
-            await worker.leave()
         assert await runner.make().run()
     (line,) = read_outputs(tmp_path / "out", "errors")
     assert line["error"]["code"] == 14
@@ -91,11 +97,8 @@ async def test_storage_that_never_answers_ends_no_more_workers_for_more_buckets(
     document = make_document(tmp_path / "out", [(tmp_path / "list").as_uri()], inputFormat="file-list")
     with running_bucket({}, failing=503) as bucket:
         runner = Runner(artifact, document, bucket.address)
-        for _ in range(cautions.MOST_OUTAGES):
-            worker = runner.make()
-            with pytest.raises(StorageUnreachableError):
-                await worker.run()
-            await worker.leave()
+        async for _ in end_by_outages(runner):
+            pass
         assert await runner.make().run()
     assert {line["error"]["code"] for line in read_outputs(tmp_path / "out", "errors")} == {14}
 
