@@ -10,12 +10,8 @@ import argparse
 import base64
 import io
 import multiprocessing
-import os
 import re
 import statistics
-import subprocess
-import sys
-import tempfile
 import threading
 import time
 from collections import Counter
@@ -25,6 +21,11 @@ from pathlib import Path
 
 import httpx
 from PIL import Image
+
+from bench.server.pierhead import Plan, start_server
+from bench.server.processes import wait_until
+from bench.server.workshop import Workshop
+from cluster.settings import Paths
 
 PATH = "/v1/projects/p/locations/l/endpoints/e:predict"
 CLIENTS = 8
@@ -37,6 +38,7 @@ LOADS = {
     "128 PNGs of 500 x 500": (128, 500),
 }
 PHOTOGRAPHS = (128, 16, 1)  # in one request
+PHOTOGRAPH = (300, 240)  # so that as many are no larger a body than is taken
 TIMES = 5  # of which the fastest counts
 
 
@@ -57,41 +59,15 @@ def _make_body(pictures: int, picture: Image.Image, format: str) -> bytes:
     return b'{"instances":[' + b",".join([instance] * pictures) + b"]}"
 
 
-def make_artifact(folder: Path) -> Path:
-    """mobilenet_v3_small with random weights, in its full size."""
-    import torch
-    import torchvision
-    from safetensors.torch import save_file
-
-    torch.manual_seed(0)
-    save_file(torchvision.models.mobilenet_v3_small(num_classes=10).state_dict(), folder / "model.safetensors")
-    labels = ", ".join(f"class{number}" for number in range(10))
-    (folder / "model.yaml").write_text(
-        f"format: torchvision\narchitecture: mobilenet_v3_small\nweights: model.safetensors\nlabels: [{labels}]\n"
-    )
-    return folder
-
-
 @contextmanager
-def serving(folder: Path, workers: int) -> Iterator[str]:
-    """A server's address."""
-    given = {"PIERHEAD_HOST": "127.0.0.1", "PIERHEAD_PORT": "0", "PIERHEAD_COMPILE": "false"}
-    environment = os.environ | given | {"PIERHEAD_WORKERS": str(workers), "PIERHEAD_DEVICE": "cpu"}
-    log = folder / "log"
-    with log.open("wb") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "pierhead_server", "--model", folder], env=environment, stderr=file
-        )
-    try:
-        while not (found := re.search(r"listening on 127\.0\.0\.1:(\d+)", log.read_text())):
-            time.sleep(0.05)
-        address = f"http://127.0.0.1:{found[1]}"
-        while f"pierhead_workers {workers}.0" not in httpx.get(f"{address}/metrics").text:
-            time.sleep(0.05)
-        yield address
-    finally:
-        process.terminate()
-        process.wait()
+def serving(workshop: Workshop, artifact: Path, workers: int) -> Iterator[httpx.Client]:
+    """A client of a server, all of whose workers are warm."""
+    plan = Plan(artifact, workers=workers, device="cpu", compile=False)
+    with start_server(workshop, plan) as server:
+        server.wait_ready()
+        wait_until("all workers are warm", lambda: f"pierhead_workers {workers}.0" in server.get("/metrics")[1], 60)
+        with httpx.Client(base_url=f"http://127.0.0.1:{server.port}", timeout=600) as client:
+            yield client
 
 
 def send_for_ever(address: str, body: bytes | None, codes: multiprocessing.Queue[int]) -> None:
@@ -171,21 +147,18 @@ def measure_alone(client: httpx.Client, body: bytes) -> float:
     return min(took)
 
 
-def print_speedup(folder: Path, workers: int) -> None:
+def print_speedup(workshop: Workshop, artifact: Path, workers: int) -> None:
     """Print the table of one request of many photographs."""
     print(f"| photographs in one request | one worker, ms | {workers} workers, ms | speedup |")
     print("|---|---|---|---|")
-    (folder / "one").mkdir()
-    with (
-        serving(make_artifact(folder / "one"), 1) as one,
-        serving(folder, workers) as several,
-        httpx.Client(base_url=one, timeout=600) as asks_one,
-        httpx.Client(base_url=several, timeout=600) as asks_several,
-    ):
-        for count in PHOTOGRAPHS:
-            body = make_photographs(count, 500, 400)
-            alone, together = measure_alone(asks_one, body), measure_alone(asks_several, body)
-            print(f"| {count} | {1000 * alone:.0f} | {1000 * together:.0f} | {alone / together:.2f} |", flush=True)
+    bodies = {count: make_photographs(count, *PHOTOGRAPH) for count in PHOTOGRAPHS}
+    with serving(workshop, artifact, 1) as client:
+        alone = {count: measure_alone(client, body) for count, body in bodies.items()}
+    with serving(workshop, artifact, workers) as client:
+        together = {count: measure_alone(client, body) for count, body in bodies.items()}
+    for count in PHOTOGRAPHS:
+        speedup = alone[count] / together[count]
+        print(f"| {count} | {1000 * alone[count]:.0f} | {1000 * together[count]:.0f} | {speedup:.2f} |")
 
 
 def main() -> None:
@@ -194,18 +167,18 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=15.0, help="of each load")
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()
+    workshop = Workshop(Paths.from_environment())
+    artifact = workshop.prepare_uncompiled("mobilenet_v3_small").artifact
     small = make_photographs(1, 640, 480)
     print("| while | small requests | p50 ms | p99 ms | p99 / quiet | the large ones' answers | restarts |")
     print("|---|---|---|---|---|---|---|")
-    with tempfile.TemporaryDirectory() as name:
-        folder = make_artifact(Path(name))
-        with serving(folder, arguments.workers) as address, httpx.Client(base_url=address, timeout=600) as client:
-            loads = Loads(client, small, arguments.seconds)
-            print(loads.row("nothing else", None), flush=True)
-            for load, (pictures, side) in LOADS.items():
-                print(loads.row(load, make_body(pictures, side)), flush=True)
-        print()
-        print_speedup(folder, arguments.workers)
+    with serving(workshop, artifact, arguments.workers) as client:
+        loads = Loads(client, small, arguments.seconds)
+        print(loads.row("nothing else", None), flush=True)
+        for load, (pictures, side) in LOADS.items():
+            print(loads.row(load, make_body(pictures, side)), flush=True)
+    print()
+    print_speedup(workshop, artifact, arguments.workers)
 
 
 if __name__ == "__main__":
