@@ -7,6 +7,7 @@ import json
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 
 import yaml
@@ -21,14 +22,16 @@ RELEASE = ("pierhead", "--namespace", "pierhead-system")
 IMAGES = {name: f"registry.example.com/pierhead/{name}:0" for name in ("operator", "server")}
 
 
-def helm_template(*settings: str, namespace: str = "default", values: Manifest | None = None) -> tuple[int, str, str]:
+def helm_template(
+    *settings: str, namespace: str = "default", values: Manifest | None = None, chart: str = CHART
+) -> tuple[int, str, str]:
     """Helm's exit status, what it rendered, and what it complains of; a setting, NAME=VALUE, counts before `values`.
 
     What `values` do not say of the images is IMAGES.
     """
     arguments = [argument for setting in settings for argument in ("--set", setting)]
     done = subprocess.run(
-        ["helm", "template", "pierhead", CHART, "--namespace", namespace, "--values", "-", *arguments],
+        ["helm", "template", "pierhead", chart, "--namespace", namespace, "--values", "-", *arguments],
         input=json.dumps(_with_images(values or {})),
         capture_output=True,
         text=True,
@@ -42,11 +45,18 @@ def _with_images(values: Manifest) -> Manifest:
     return {**values, **{name: {"image": image, **values.get(name, {})} for name, image in IMAGES.items()}}
 
 
-def render(*settings: str, namespace: str = "default", values: Manifest | None = None) -> list[Manifest]:
+def render(
+    *settings: str, namespace: str = "default", values: Manifest | None = None, chart: str = CHART
+) -> list[Manifest]:
     """All that an installation with these settings has."""
-    status, stdout, stderr = helm_template(*settings, namespace=namespace, values=values)
+    status, stdout, stderr = helm_template(*settings, namespace=namespace, values=values, chart=chart)
     assert status == 0, stderr
     return [document for document in yaml.safe_load_all(stdout) if document]
+
+
+def find_rights(role: Manifest) -> set[tuple[str, str, str]]:
+    """What a role grants: API group, resource with its subresource, verb."""
+    return {right for rule in role["rules"] for right in product(rule["apiGroups"], rule["resources"], rule["verbs"])}
 
 
 def without_hooks(documents: list[Manifest]) -> list[Manifest]:

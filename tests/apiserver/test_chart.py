@@ -5,8 +5,19 @@ import yaml
 from pierhead_operator.settings import OperatorSettings
 
 from tests.apiserver.golden import GOLDEN as OBJECTS
-from tests.chart import CASES, GOLDEN, helm_template, load_values, render, render_golden, try_install, without_hooks
+from tests.chart import (
+    CASES,
+    GOLDEN,
+    find_rights,
+    helm_template,
+    load_values,
+    render,
+    render_golden,
+    try_install,
+    without_hooks,
+)
 from tests.monitoring import FILES, MONITORING, load_alerts
+from tests.releases import find_releases, unpack
 
 GATEWAY = ("routing.provider=gateway-api", "routing.gateway.namespace=gateways", "routing.gateway.name=public")
 ISTIO = ("routing.provider=istio", "routing.istio.gateways={gateways/public}")
@@ -70,6 +81,26 @@ def test_rights_have_no_star_and_no_secrets(cluster, case):
             for rule in role["rules"]:
                 assert "*" not in rule["apiGroups"] + rule["resources"] + rule["verbs"]
                 assert "secrets" not in rule["resources"]
+
+
+@pytest.mark.parametrize("provider", ["none", "gateway-api", "istio"])
+def test_who_an_upgrade_is_to_replace_keeps_the_rights_until_then(cluster, tmp_path, provider):
+    """Helm changes roles first: an upgrade that waits, for an image say, leaves who acts meanwhile able to act."""
+    settings = (
+        f"routing.provider={provider}",
+        "routing.gateway.namespace=pierhead-system",
+        "routing.gateway.name=pierhead",
+        "routing.istio.gateways={gateways/public}",
+    )
+    folder = unpack(find_releases()[-1], tmp_path)
+    before = _find_roles(render(*settings, chart=str(folder / "charts" / "pierhead")))
+    now = _find_roles(render(*settings))
+    assert not {title: missing for title in before if (missing := before[title] - now[title])}
+
+
+def _find_roles(documents):
+    roles = (one for one in documents if one["kind"] in ("Role", "ClusterRole"))
+    return {(role["kind"], role["metadata"]["name"]): find_rights(role) for role in roles}
 
 
 def test_a_team_without_rights_in_the_cluster_can_install_it(cluster):

@@ -2,14 +2,13 @@
 
 import json
 from contextlib import ExitStack
-from itertools import product
 
 import pytest
 import yaml
 
 from tests.audit import find_refused, find_used_rights, make_user
 from tests.batch import make_batch
-from tests.chart import render, without_hooks
+from tests.chart import find_rights, render, without_hooks
 from tests.e2e.conftest import make_deployed_model, make_echo_model, make_endpoint
 from tests.istio import istio_crds
 from tests.kube import OPERATOR, SYSTEM, scale_operator, scratch_namespace, wait_until
@@ -40,6 +39,8 @@ FINALIZERS = {
 
 # After a worker that had done something for a minute has failed: tests/e2e/test_batch_restarts.py sees it used.
 AFTER_A_FAILURE = {("", "pods", "patch")}
+# What 0.1.0's operator gets by name, as it still does while an upgrade waits for its successor.
+OF_THE_RELEASE_BEFORE = {*KINDS.split(","), *ROUTES.split(","), "jobs"} - {"networkpolicies"}
 
 GPU = {"acceleratorType": "NVIDIA_L4", "acceleratorCount": 1}
 # What Kubernetes grants to all that it knows: to ask who they are and what they may do.
@@ -160,13 +161,8 @@ def _find_rights(documents, lease=True):
         right
         for role in roles
         if lease or not role["metadata"]["name"].endswith("-lease")
-        for rule in role["rules"]
-        for right in _spell(rule)
+        for right in find_rights(role)
     }
-
-
-def _spell(rule):
-    return product(rule["apiGroups"], rule["resources"], rule["verbs"])
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
@@ -176,6 +172,7 @@ def test_rights_are_those_that_an_operator_uses(operators, provider):
     assert not find_refused(user)
     granted = _find_rights(_render_operator(namespace, PROVIDERS[provider][0]))
     used = find_used_rights(user) | FINALIZERS | AFTER_A_FAILURE
+    granted -= {right for right in granted - used if right[2] == "get" and right[1] in OF_THE_RELEASE_BEFORE}
     assert not granted - used, "rights that nobody uses"
     assert granted == used
 
@@ -195,6 +192,6 @@ def test_installed_operator_may_do_nothing_else(cluster):
             *("--output", "json"),
             stdin=json.dumps({**review, "spec": {"namespace": namespace}}),
         )
-        allowed = {right for rule in json.loads(answer)["status"]["resourceRules"] for right in _spell(rule)}
+        allowed = find_rights({"rules": json.loads(answer)["status"]["resourceRules"]})
         granted = _find_rights(render(*PROVIDERS["envoy-gateway"][0], "crds.enabled=false"), lease=has_lease)
         assert allowed - EVERYBODY == granted

@@ -103,21 +103,22 @@ capabilities: {drop: [ALL]}
 - apiGroups: [pierhead.dev]
   resources: [models/finalizers, endpoints/finalizers, deployedmodels/finalizers, batchpredictionjobs/finalizers]
   verbs: [update]
+# Nothing asks for `get` any more but the operator of 0.1.0, which acts until its successor is there.
 - apiGroups: [apps]
   resources: [deployments]
-  verbs: [list, watch, create, patch, delete]
+  verbs: [get, list, watch, create, patch, delete]
 - apiGroups: [batch]
   resources: [jobs]
-  verbs: [list, watch, create, patch, delete]
+  verbs: [get, list, watch, create, patch, delete]
 - apiGroups: [""]
   resources: [services]
-  verbs: [list, watch, create, patch, delete]
+  verbs: [get, list, watch, create, patch, delete]
 - apiGroups: [autoscaling]
   resources: [horizontalpodautoscalers]
-  verbs: [list, watch, create, patch, delete]
+  verbs: [get, list, watch, create, patch, delete]
 - apiGroups: [policy]
   resources: [poddisruptionbudgets]
-  verbs: [list, watch, create, patch, delete]
+  verbs: [get, list, watch, create, patch, delete]
 {{- if (.Values.networkPolicy).enabled }}
 - apiGroups: [networking.k8s.io]
   resources: [networkpolicies]
@@ -126,17 +127,17 @@ capabilities: {drop: [ALL]}
 {{- if eq .Values.routing.provider "gateway-api" }}
 - apiGroups: [gateway.networking.k8s.io]
   resources: [httproutes]
-  verbs: [list, watch, create, patch, delete]
+  verbs: [get, list, watch, create, patch, delete]
 {{- if .Values.routing.envoyGateway }}
 - apiGroups: [gateway.envoyproxy.io]
   resources: [backendtrafficpolicies]
-  verbs: [list, watch, create, patch, delete]
+  verbs: [get, list, watch, create, patch, delete]
 {{- end }}
 {{- end }}
 {{- if eq .Values.routing.provider "istio" }}
 - apiGroups: [networking.istio.io]
   resources: [virtualservices, destinationrules]
-  verbs: [list, watch, create, patch, delete]
+  verbs: [get, list, watch, create, patch, delete]
 {{- end }}
 # What an installation with other settings left is taken away.
 {{- if not (.Values.networkPolicy).enabled }}
