@@ -18,6 +18,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from pierhead_server import VERSION
+from pierhead_server.budget import Budget
 from pierhead_server.compression import COMPRESSED_BYTES, accepts_gzip, compress, parse_content_encoding
 from pierhead_server.connection import SKIP_BYTES, Headers
 from pierhead_server.errors import (
@@ -27,7 +28,7 @@ from pierhead_server.errors import (
     SlowUploadError,
     UnavailableError,
 )
-from pierhead_server.intake import OVERHEAD_BYTES, Body, CallerGoneError, Intake, IntakePolicy
+from pierhead_server.intake import Body, CallerGoneError, Intake, IntakePolicy
 from pierhead_server.messages import Call, Dialect, Reply
 from pierhead_server.openapi import describe_api
 from pierhead_server.protocol import ServedModel, encode_error, shape_error
@@ -50,7 +51,7 @@ class Listener:
         self._served = served
         self._workers = workers
         self._telemetry = telemetry
-        telemetry.metrics.watch_intake(lambda: self._intake.reading, lambda: self._intake.held_bytes)
+        telemetry.metrics.watch_intake(lambda: self._intake.reading, lambda: workers.budget.held)
         self.draining = False
         self.head_seconds = settings.head_timeout_seconds
 
@@ -168,9 +169,10 @@ class Listener:
             seen.code = reply.code
             return reply
 
-    def set_aside(self, count: int) -> None:
-        """Connections hold so many bytes more, or less."""
-        self._intake.aside += count
+    @property
+    def budget(self) -> Budget:
+        """The bytes of all requests."""
+        return self._workers.budget
 
     def _make_probe(self) -> Call:
         """The worker puts the model's own sample into it. A model that is away is not waited for."""
@@ -192,8 +194,6 @@ class Listener:
 def _make_policy(settings: Settings) -> IntakePolicy:
     return IntakePolicy(
         queue_size=settings.queue_size,
-        # One request of the largest size must find room, or it would be told for ever to try again.
-        most_bytes=max(settings.max_requests_bytes, settings.max_request_bytes + OVERHEAD_BYTES),
         body_bytes=settings.max_request_bytes,
         least_pace=settings.min_upload_rate,
         grace_seconds=settings.upload_grace_seconds,
@@ -299,9 +299,10 @@ class Gate:
         route, path, location = found
         return self._listener.tell(route.ask(path, location, by_name), error)
 
-    def set_aside(self, count: int) -> None:
-        """Connections hold so many bytes more, or less."""
-        self._listener.set_aside(count)
+    @property
+    def budget(self) -> Budget:
+        """The bytes of all requests."""
+        return self._listener.budget
 
     def _match(self, url: bytes) -> tuple[Predict, str, str] | None:
         path = url.partition(b"?")[0].decode("latin-1")

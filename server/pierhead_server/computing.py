@@ -151,6 +151,8 @@ class _Alone(Generic[R]):
             raise (InternalError(cause) if index is None else InstanceFailedError(index, cause)) from error
 
 
+_MOST_CHARACTERS = 300
+
 # torch tells most of these by their words alone.
 _OF_THE_MACHINE = re.compile(r"out of memory|not enough memory|allocate memory|CUDA|cuDNN|CUDNN|CUBLAS|cuBLAS|NCCL")
 
@@ -158,10 +160,18 @@ _OF_THE_MACHINE = re.compile(r"out of memory|not enough memory|allocate memory|C
 def _is_of_the_machine(error: Exception) -> bool:
     """Whether an error is of memory or of a device: another row could have met it."""
     return isinstance(error, OutOfMemoryError | NotImplementedError | RecursionError) or bool(
-        _OF_THE_MACHINE.search(str(error))
+        _OF_THE_MACHINE.search(text_of(error))
     )
 
 
-def describe(error: Exception) -> str:
+def describe(error: BaseException) -> str:
     """An exception's type and message, in one line of bounded length."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300].removesuffix(": ")
+    return f"{type(error).__name__}: {' '.join(text_of(error).split())}"[:_MOST_CHARACTERS].removesuffix(": ")
+
+
+def text_of(value: object) -> str:
+    """What a stranger's exception, or whatever it holds, says of itself."""
+    try:
+        return str(value)
+    except Exception:  # its class may say anything, and raise
+        return ""

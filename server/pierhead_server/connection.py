@@ -8,13 +8,18 @@
 """
 
 import asyncio
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+if TYPE_CHECKING:
+    from uvicorn._types import ASGI3Application
+
+from pierhead_server.budget import Budget, Progress
 from pierhead_server.messages import Reply
 from pierhead_server.protocol import encode_error
 
@@ -47,8 +52,9 @@ class Gate(Protocol):
         """The answer to a request that its head alone refuses; None for all that go on."""
         ...
 
-    def set_aside(self, count: int) -> None:
-        """So many bytes more (or less) are held by connections."""
+    @property
+    def budget(self) -> Budget:
+        """The bytes of all requests, and so those of heads and of answers."""
         ...
 
 
@@ -73,6 +79,7 @@ _TOO_LARGE = Refusal(431, "INVALID_ARGUMENT", f"the headers are over {MAX_HEAD_B
 _TOO_MANY = Refusal(431, "INVALID_ARGUMENT", f"there are more than {MAX_HEAD_LINES} headers: send fewer")
 _TOO_SLOW = Refusal(408, "DEADLINE_EXCEEDED", "the headers came too slowly: send them at once")
 _PIPELINED = Refusal(429, "RESOURCE_EXHAUSTED", "too many requests at once in one connection: wait for answers")
+_NO_ROOM = Refusal(429, "RESOURCE_EXHAUSTED", "requests hold all the bytes that they may: try again later")
 _NOT_HTTP = Refusal(400, "INVALID_ARGUMENT", "this is not a valid HTTP request")
 
 
@@ -127,6 +134,42 @@ class _Transport(asyncio.Transport):
         self.raw.abort()
 
 
+class _Head:
+    """The head of a request, as far as it has come: one of the budget's transfers."""
+
+    def __init__(self, connection: "Connection") -> None:
+        self.begun = time.monotonic()
+        self.held = 0
+        self._connection = connection
+
+    def measure(self) -> Progress:
+        """Nobody knows how long it will be."""
+        return Progress(self.held, None)
+
+    def drop(self) -> None:
+        """End it, for want of room."""
+        self._connection.fail(_NO_ROOM)
+
+
+class _Answer:
+    """An answer that its caller does not take at once: one of the budget's transfers."""
+
+    def __init__(self, connection: "Connection") -> None:
+        self.begun = time.monotonic()
+        self.held = 0
+        self._connection = connection
+        self._most = connection.unsent
+
+    def measure(self) -> Progress:
+        """What was sent of it since it did not go at once."""
+        left = self._connection.unsent
+        return Progress(max(0, self._most - left), left)
+
+    def drop(self) -> None:
+        """End it, for want of room."""
+        self._connection.abort()
+
+
 def _make_framing(headers: Headers) -> bytes:
     """A head that says of its body what `headers` say; empty where there is none."""
     framing = [header for header in headers if header[0] in (b"content-length", b"transfer-encoding")]
@@ -141,6 +184,7 @@ class Connection(HttpToolsProtocol):
     def __init__(self, *, gate: Gate, **uvicorns: Any) -> None:
         super().__init__(**uvicorns)
         self._gate = gate
+        self._budget = gate.budget
         self._raw: asyncio.Transport
         self._ours: _Transport
         self._active = 0.0  # when it last was
@@ -148,9 +192,12 @@ class Connection(HttpToolsProtocol):
         self._in_head = False  # a request has begun, and its head has not ended
         self._unfinished = False  # a request has begun and not ended
         self._found = 0  # bytes of bodies in what has come last
+        self._ended = 0  # and of heads that ended in it
         self._around = 0  # bytes of a message that are neither head nor body, beyond what a body excuses
         self._skipped = 0  # bytes of a body that nobody wants
-        self._aside = 0  # bytes that the gate was told of
+        self._computed: RequestResponseCycle | None = None  # the request that is being answered, or was last
+        self._head: _Head | None = None  # one that has come in part
+        self._answer: _Answer | None = None  # what the client does not take at once
         self._timer: asyncio.TimerHandle | None = None  # for what the client alone is waited for
         self._stall: asyncio.TimerHandle | None = None  # while it does not take an answer
         self._framing = b""  # a head, of the body that follows one with an Upgrade that nobody offers
@@ -172,42 +219,56 @@ class Connection(HttpToolsProtocol):
             self._skip(len(data))
             return
         self._active = self.loop.time()
-        in_head, unfinished, self._found = self._in_head, self._unfinished, 0
+        in_head, unfinished = self._in_head, self._unfinished
+        self._found = self._ended = 0
         try:
             self._feed(data)
         except httptools.HttpParserCallbackError as error:
             cause = error.__context__
-            self._fail(cause.refusal if isinstance(cause, _RefusedError) else _NOT_HTTP)
+            self.fail(cause.refusal if isinstance(cause, _RefusedError) else _NOT_HTTP)
         except httptools.HttpParserError:
-            self._fail(_NOT_HTTP)
+            self.fail(_NOT_HTTP)
         if self._in_head and not self._deaf:
-            self._take_head(len(data) if in_head else 0)
+            self._take_head(len(data) if in_head else len(data) - self._found - self._ended)
         elif unfinished and self._unfinished:
             self._take_around(len(data))
         self._watch()
 
     def _take_head(self, count: int) -> None:
         """More of a head has come, and not the end of it."""
-        self._hold(self._aside + count)
+        if self._head is None:
+            self._head = _Head(self)
+            self._budget.begin(self._head)
+        self._budget.resize(self._head, self._head.held + max(0, count))
         try:
-            if self._aside > MAX_HEAD_BYTES:
+            if self._head.held > MAX_HEAD_BYTES:
                 raise _RefusedError(_TOO_LARGE)
             self._check_head()
         except _RefusedError as error:
-            self._fail(error.refusal)
+            self.fail(error.refusal)
+
+    def _end_head(self) -> None:
+        if self._head:
+            self._budget.end(self._head)
+            self._head = None
 
     def _take_around(self, count: int) -> None:
         """More of a body has come, or of what may stand around it: sizes of chunks, their extensions, trailers."""
         self._around += count - self._found * (1 + _MOST_AROUND)
         if self._around > MAX_HEAD_BYTES:
-            self._fail(_TOO_LARGE)
+            self.fail(_TOO_LARGE)
 
     def _check_head(self) -> None:
         """Raises _RefusedError."""
         if len(self.headers) > MAX_HEAD_LINES:
             raise _RefusedError(_TOO_MANY)
-        if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > MAX_HEAD_BYTES:
+        if self._head_bytes > MAX_HEAD_BYTES:
             raise _RefusedError(_TOO_LARGE)
+
+    @property
+    def _head_bytes(self) -> int:
+        """Of what has come of a head, as far as it is in whole lines."""
+        return len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
 
     def _feed(self, data: bytes) -> None:
         """To the parser, which stops after a head with an Upgrade that nobody offers.
@@ -234,23 +295,35 @@ class Connection(HttpToolsProtocol):
         for timer in (self._timer, self._stall, self._idle):
             if timer:
                 timer.cancel()
-        self._hold(0)
+        self._end_head()
+        self._end_answer()
+        self.pipeline.clear()
+        if self._computed and self._computed is not self.cycle:
+            # uvicorn tells the request that came last.
+            self._computed.disconnected = True
+            self._computed.message_event.set()
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
         super().pause_writing()
         self.flow.pause_reading()  # or who reads no answers has more and more of them
-        size = self._raw.get_write_buffer_size()
-        self._hold(size)
-        self._stall = self.loop.call_later(_STALL_SECONDS, self._on_stall, size)
+        self._answer = _Answer(self)
+        self._budget.begin(self._answer)
+        self._budget.resize(self._answer, self.unsent)
+        self._stall = self.loop.call_later(_STALL_SECONDS, self._on_stall, self.unsent)
 
     def resume_writing(self) -> None:
         super().resume_writing()
         self.flow.resume_reading()
-        self._hold(0)
+        self._end_answer()
         if self._stall:
             self._stall.cancel()
             self._stall = None
+
+    def _end_answer(self) -> None:
+        if self._answer:
+            self._budget.end(self._answer)
+            self._answer = None
 
     # What the parser calls
 
@@ -268,13 +341,14 @@ class Connection(HttpToolsProtocol):
             self._framing = _make_framing(self.headers)
         self._check_head()
         self._in_head = False
-        self._hold(0)
+        self._ended += self._head_bytes
+        self._end_head()
         if len(self.pipeline) >= _MOST_PIPELINED:
             raise _RefusedError(_PIPELINED)
         if not self._busy:
             reply = self._gate.refuse(self.parser.get_method(), self.url, self.headers)
             if reply is not None:
-                self._answer(reply)
+                self._refuse(reply)
                 return
         super().on_headers_complete()
 
@@ -302,6 +376,10 @@ class Connection(HttpToolsProtocol):
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
         self._watch()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: "ASGI3Application") -> None:
+        self._computed = cycle
+        super()._start_asgi_task(cycle, app)
 
     # What is ours
 
@@ -337,25 +415,29 @@ class Connection(HttpToolsProtocol):
     def _on_deadline(self) -> None:
         self._timer = None
         if self._in_head:
-            self._fail(_TOO_SLOW)
+            self.fail(_TOO_SLOW)
         else:
             self.end()
 
     def _on_stall(self, before: int) -> None:
         """Whether the client has taken enough of its answer since then."""
-        size = self._raw.get_write_buffer_size()
-        if before - size < _STALL_PACE * _STALL_SECONDS:
-            self._raw.abort()
+        if before - self.unsent < _STALL_PACE * _STALL_SECONDS:
+            self.abort()
             return
-        self._hold(size)
-        self._stall = self.loop.call_later(_STALL_SECONDS, self._on_stall, size)
+        if self._answer:
+            self._budget.resize(self._answer, self.unsent)
+        self._stall = self.loop.call_later(_STALL_SECONDS, self._on_stall, self.unsent)
 
-    def _hold(self, count: int) -> None:
-        if count != self._aside:
-            self._gate.set_aside(count - self._aside)
-            self._aside = count
+    @property
+    def unsent(self) -> int:
+        """The bytes of answers that wait for the client to take them."""
+        return self._raw.get_write_buffer_size()
 
-    def _answer(self, reply: Reply) -> None:
+    def abort(self) -> None:
+        """End at once."""
+        self._raw.abort()
+
+    def _refuse(self, reply: Reply) -> None:
         """Answer a request of which there is nothing but its head."""
         headers = dict(self.headers)
         length = headers.get(b"content-length", b"0")
@@ -379,7 +461,7 @@ class Connection(HttpToolsProtocol):
         lines += [b"\r\n", reply.body]
         self._raw.write(b"".join(lines))
 
-    def _fail(self, refusal: Refusal) -> None:
+    def fail(self, refusal: Refusal) -> None:
         """What comes is no request that could be answered; nor can anything be that follows it."""
         if self._deaf:
             return

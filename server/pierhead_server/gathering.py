@@ -34,11 +34,15 @@ class Gathering:
 
     def __init__(self, split: Split, future: "asyncio.Future[Reply]", reply: Reply) -> None:
         self.pixels = sum(split.pixels)
-        self.bytes = sum(len(piece.body) for piece in split.pieces)
+        self.held = sum(len(piece.body) for piece in split.pieces)  # bytes: of pieces that wait, and of answers
+        self.together = split.together  # pieces that a worker may have at once
         self.future = future
-        self._split = split
-        self._reply = reply  # what is known of the answer already
-        self._given = 0  # pieces, to workers
+        self._digest = split.digest
+        self._dialect = split.pieces[0].dialect
+        # What is known of the answer already.
+        self._reply = msgspec.structs.replace(reply, parse_seconds=split.parse_seconds)
+        self._pieces = deque(zip(split.pieces, split.pixels, strict=True))  # that no worker was given
+        self._given = 0
         self._end = len(split.pieces)  # those from here on are given up
         self._good: dict[int, Reply] = {}
         self._failure: Reply | ApiError | None = None
@@ -46,33 +50,25 @@ class Gathering:
         future.add_done_callback(lambda _: self._give_up(0))
 
     @property
-    def waits(self) -> bool:
-        """Whether it has pieces that nobody was given."""
-        return self._given < self._end
-
-    @property
     def left(self) -> int:
-        """How many pieces nobody was given."""
-        return self._end - self._given
-
-    @property
-    def together(self) -> int:
-        """How many of its pieces a worker may have at once."""
-        return self._split.together
+        """How many pieces wait for a worker."""
+        return len(self._pieces)
 
     @property
     def is_heavy(self) -> bool:
         """Whether its next piece is."""
-        return self._split.pixels[self._given] > HEAVY_PIXELS
+        return self._pieces[0][1] > HEAVY_PIXELS
 
     def take(self) -> Piece:
         """The next piece, for a worker."""
+        call, pixels = self._pieces.popleft()
+        self.held -= len(call.body)
         place = self._given
         self._given += 1
         future = asyncio.get_running_loop().create_future()
         self._pending[place] = future
         future.add_done_callback(lambda done: self._on_done(place, done))
-        return Piece(self._split.pieces[place], self._split.pixels[place], future, self._split.digest)
+        return Piece(call, pixels, future, self._digest)
 
     def _on_done(self, place: int, done: "asyncio.Future[Reply]") -> None:
         self._pending.pop(place, None)
@@ -83,6 +79,7 @@ class Gathering:
             return
         if error is None and done.result().code == _OK:
             self._good[place] = done.result()
+            self.held += len(done.result().body)
         else:
             assert error is None or isinstance(error, ApiError)
             self._failure = error or done.result()
@@ -101,10 +98,10 @@ class Gathering:
     def _finish(self) -> Reply:
         if isinstance(self._failure, ApiError):
             raise self._failure
-        reply = self._failure or join(self._split.pieces[0].dialect, [self._good[place] for place in range(self._end)])
+        reply = self._failure or join(self._dialect, [self._good[place] for place in range(self._end)])
         return msgspec.structs.replace(
             reply,
-            parse_seconds=reply.parse_seconds + self._split.parse_seconds,
+            parse_seconds=reply.parse_seconds + self._reply.parse_seconds,
             queue_seconds=self._reply.queue_seconds,
             batch=self._reply.batch,
             joined=True,
@@ -113,7 +110,10 @@ class Gathering:
     def _give_up(self, first: int) -> None:
         """Nobody needs the pieces from there on."""
         self._end = min(self._end, first)
-        self._good = {place: reply for place, reply in self._good.items() if place < first}
+        while self._pieces and self._given + len(self._pieces) > self._end:
+            self.held -= len(self._pieces.pop()[0].body)
+        for place in [place for place in self._good if place >= first]:
+            self.held -= len(self._good.pop(place).body)
         for place in [place for place in self._pending if place >= first]:
             self._pending.pop(place).cancel()
 
@@ -123,23 +123,28 @@ class Pieces:
 
     def __init__(self) -> None:
         self._turns: deque[Gathering] = deque()
-        self.held_bytes = 0  # in pieces' bodies
+        self._known: set[Gathering] = set()  # those that are not answered
         self.pixels = 0  # of all requests that are not answered, those among them whose pieces are all with workers
 
     def __len__(self) -> int:
         """How many requests have pieces that wait."""
         return len(self._turns)
 
+    @property
+    def held_bytes(self) -> int:
+        """Of the pieces that wait, and of the answers to others."""
+        return sum(gathering.held for gathering in self._known)
+
     def add(self, gathering: Gathering) -> None:
         """Its pieces wait from now on, until it is answered or given up."""
         self.pixels += gathering.pixels
-        self.held_bytes += gathering.bytes
+        self._known.add(gathering)
         self._turns.append(gathering)
         gathering.future.add_done_callback(lambda _: self._remove(gathering))
 
     def _remove(self, gathering: Gathering) -> None:
         self.pixels -= gathering.pixels
-        self.held_bytes -= gathering.bytes
+        self._known.discard(gathering)
         if gathering in self._turns:
             self._turns.remove(gathering)
 
@@ -148,7 +153,7 @@ class Pieces:
         return self._find(heavy=heavy) is not None
 
     def _find(self, *, heavy: bool) -> Gathering | None:
-        waiting = (gathering for gathering in self._turns if gathering.waits)
+        waiting = (gathering for gathering in self._turns if gathering.left)
         return next((gathering for gathering in waiting if heavy or not gathering.is_heavy), None)
 
     def count_together(self, workers: int) -> int:
@@ -162,7 +167,7 @@ class Pieces:
         while len(pieces) < count and (gathering := self._find(heavy=heavy and not pieces)):
             pieces.append(gathering.take())
             self._turns.remove(gathering)
-            if gathering.waits:
+            if gathering.left:
                 self._turns.append(gathering)
             if pieces[-1].pixels > HEAVY_PIXELS:
                 break

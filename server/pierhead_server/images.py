@@ -67,6 +67,8 @@ _HEIC = re.compile(rb"....ftyp(hei[cxms]|hev[cxms]|mif1|msf1)", re.DOTALL)
 # TIFF's first bytes, and its tags.
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
+_TILE_WIDTH, _TILE_HEIGHT = 322, 323
+_USUAL_TILE = 1024
 _WHITE_IS_ZERO = 0
 # What turns a picture upright, by the tag's value.
 _UPRIGHT: dict[int, Callable[[Pixels], Pixels]] = {
@@ -197,11 +199,22 @@ def _read_quickly(data: bytes) -> tuple[int, int] | None:
 
 def _size_of(image: Image.Image, data: bytes) -> tuple[int, int]:
     """What an opened picture will have once it is loaded: an icon's directory may say less than the picture in it."""
+    if isinstance(image, TiffImageFile):
+        return _size_of_tiff(image)
     if not isinstance(image, IcoImageFile):
         return image.size
     with Image.open(BytesIO(data[image.ico.entry[0].offset :]), formats=("PNG", "DIB")) as inner:
         # A bitmap's mask counts as the lower half of it.
         return inner.width, inner.height if inner.format == "PNG" else inner.height // 2
+
+
+def _size_of_tiff(image: TiffImageFile) -> tuple[int, int]:
+    """libtiff unpacks a tile as a whole, of which the picture may be a corner."""
+    tile = (image.tag_v2.get(_TILE_WIDTH, 0), image.tag_v2.get(_TILE_HEIGHT, 0))
+    if not all(isinstance(side, int) for side in tile):
+        raise ValueError("tiles of no size")
+    # A picture of less than one tile of the usual size is no oddity.
+    return image.size if max(tile) <= _USUAL_TILE else (max(image.width, tile[0]), max(image.height, tile[1]))
 
 
 # As many as libtiff takes, too; encoders write about ten.

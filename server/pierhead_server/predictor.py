@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 from torch import AcceleratorError
 
 from pierhead_server.artifact import PREDICTOR_FILE, Sample
-from pierhead_server.computing import Computed, describe
+from pierhead_server.computing import Computed, describe, text_of
 from pierhead_server.errors import ApiError, ArtifactInvalidError, InternalError, InvalidArgumentError
 from pierhead_server.protocol import Request, encode_json, means_nothing, suggest
 from pierhead_server.signature import Signature
@@ -97,8 +97,7 @@ def _blamed(step: str) -> Iterator[None]:
         yield
     except (Exception, SystemExit) as error:  # a stranger's code may raise anything
         logger.exception("%s raised", step)
-        cause = f"{type(error).__name__}: {' '.join(str(error).split())}"[:_MOST_CHARACTERS]
-        raise ArtifactInvalidError(f"{step} raised {cause}") from error
+        raise ArtifactInvalidError(f"{step} raised {describe(error)}") from error
 
 
 class _Printed(io.TextIOBase):
@@ -271,7 +270,7 @@ def _judge(error: Exception, where: str) -> ApiError:
     """
     if isinstance(error, HTTPException):
         refused = 400 <= error.status_code < 500
-        return (InvalidArgumentError if refused else InternalError)(str(error.detail)[:_MOST_CHARACTERS])
+        return (InvalidArgumentError if refused else InternalError)(text_of(error.detail)[:_MOST_CHARACTERS])
     family = InvalidArgumentError if isinstance(error, ValueError) else InternalError
     return family(f"{where}: the predictor raised {describe(error)}")
 

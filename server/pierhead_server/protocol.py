@@ -22,6 +22,7 @@ from pierhead_server.binary import decode_base64, restore_binary
 from pierhead_server.compression import GZIP, inflate
 from pierhead_server.errors import (
     ApiError,
+    InstanceError,
     InternalError,
     InvalidArgumentError,
     QueueFullError,
@@ -410,7 +411,7 @@ def shape(request: Request, result: Result, served: ServedModel) -> Reply:
     predictions = result.predictions()
     if len(predictions) != len(request.instances):
         raise InternalError(f"the model gave {len(predictions)} predictions for {len(request.instances)} instances")
-    keyed = list(map(_echo_key, request.instances, predictions)) if result.echoes_key else predictions
+    keyed = _echo_keys(request.instances, predictions) if result.echoes_key else predictions
     body: dict[str, object] = {"predictions": keyed}
     headers = {"Content-Type": "application/json"}
     if request.dialect == "vertex":
@@ -429,10 +430,17 @@ def shape(request: Request, result: Result, served: ServedModel) -> Reply:
     return Reply(200, encoded, headers, instances=len(request.instances), non_finite=non_finite)
 
 
-def _echo_key(instance: object, prediction: object) -> object:
-    if isinstance(instance, dict) and "key" in instance and isinstance(prediction, dict):
-        return {"key": instance["key"]} | prediction  # an output of this name stays
-    return prediction
+def _echo_keys(instances: Sequence[object], predictions: Sequence[object]) -> list[object]:
+    """Each instance's `key` in its prediction. Raises InstanceError."""
+    keyed = list(predictions)
+    for index, (instance, prediction) in enumerate(zip(instances, predictions, strict=True)):
+        if isinstance(instance, dict) and "key" in instance and isinstance(prediction, dict):
+            try:
+                key = _write_binary(instance["key"])
+            except RecursionError:
+                raise InstanceError(index, ".key", "nested too deeply") from None
+            keyed[index] = {"key": key} | prediction  # an output of this name stays
+    return keyed
 
 
 def _to_header(value: str) -> str:

@@ -21,6 +21,7 @@ from pierhead_server.control import Load
 from pierhead_server.devices import count_gpus, cpu_count
 from pierhead_server.errors import SettingsInvalidError
 from pierhead_server.fetch import fetch_artifact
+from pierhead_server.intake import OVERHEAD_BYTES
 from pierhead_server.launch import Launched, launch
 from pierhead_server.logs import RequestLog
 from pierhead_server.metrics import Metrics
@@ -138,6 +139,8 @@ def make_pool(settings: Settings) -> Pool:
         device="cuda" if gpus else "cpu",
         delay=settings.max_batch_delay_seconds,
         pixels_in_flight=settings.max_pixels_in_flight,
+        # One request of the largest size must find room, or it would be told for ever to try again.
+        most_bytes=max(settings.max_requests_bytes, settings.max_request_bytes + OVERHEAD_BYTES),
     )
 
 

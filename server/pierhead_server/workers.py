@@ -30,6 +30,7 @@ from pierhead_server.batching import (
     decide_lane,
     has_room_for_heavy,
 )
+from pierhead_server.budget import Budget
 from pierhead_server.control import Died, Failed, Fork, Formed, Kill, Load, Ready
 from pierhead_server.deaths import Deaths
 from pierhead_server.errors import (
@@ -38,6 +39,7 @@ from pierhead_server.errors import (
     InternalError,
     ModelProcessDiedError,
     QueueFullError,
+    RequestBytesFullError,
     StartupError,
     UnavailableError,
     make_startup_error,
@@ -122,6 +124,7 @@ class Pool:
     batch: int | None = None  # calls in a batch, whatever suits the model
     delay: float = 0.005  # seconds that a call waits for others while a GPU is busy anyway
     pixels_in_flight: int = sys.maxsize  # of requests in pieces; one alone may have more
+    most_bytes: int = sys.maxsize  # of all requests, from the first byte that is read to the answer
 
     def policy(self, batch: int, *, pipelined: bool = False) -> BatchPolicy:
         """How calls are batched for a worker that computes `batch` of them best."""
@@ -278,6 +281,8 @@ class Workers:
         self._answered = 0
         self._was_ready = False  # whether a worker ever was
         self._timer: asyncio.TimerHandle | None = None
+        self.budget = Budget(pool.most_bytes)
+        self.budget.watch(lambda: self.held_bytes)
         metrics.watch_queue(lambda: self.waiting)
         metrics.watch_deaths(lambda: self.dying is not None)
         self.signature: Signature | None = None
@@ -312,15 +317,10 @@ class Workers:
 
     @property
     def held_bytes(self) -> int:
-        """The bodies of the calls that wait and of those in workers' hands."""
+        """The bodies of the calls that wait and of those in workers' hands, and what came of others so far."""
         batches = (batch for worker in self._workers.values() for batch in worker.in_hand)
-        whole = sum(
-            len(job.call.body)
-            for jobs in (self._waiting, *(one.jobs for one in batches))
-            for job in jobs
-            if job.piece is None
-        )
-        return whole + self._pieces.held_bytes
+        calls = sum(len(job.call.body) for jobs in (self._waiting, *(one.jobs for one in batches)) for job in jobs)
+        return calls + self._pieces.held_bytes
 
     @property
     def appetite(self) -> int:
@@ -460,13 +460,22 @@ class Workers:
         if self._pieces.pixels and self._pieces.pixels + sum(split.pixels) > self._pool.pixels_in_flight:
             _fail(job, QueueFullError(f"pictures of {self._pieces.pixels} pixels are being predicted: try again later"))
             return
+        gathering = Gathering(split, job.future, known)
+        if self.budget.held:  # or nobody would ever make more room for it
+            try:
+                self.budget.make_room(gathering.held, time.monotonic())
+            except RequestBytesFullError as error:
+                _fail(job, error)
+                return
+
+        digest = split.digest
 
         def observe(future: "asyncio.Future[Reply]") -> None:
             if not future.cancelled() and not future.exception():
-                self._observe(split.digest, future.result())
+                self._observe(digest, future.result())
 
         job.future.add_done_callback(observe)
-        self._pieces.add(Gathering(split, job.future, known))
+        self._pieces.add(gathering)
 
     def on_deadline(self, worker: Worker, seconds: float) -> None:
         """A worker does not come back: it is killed, and with it whatever keeps it."""

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.alias_generators import to_camel
 
 from pierhead_server.errors import SettingsInvalidError
@@ -29,6 +29,15 @@ class InstanceConfig(BaseModel):
     included_fields: list[str] = []
     excluded_fields: list[str] = []
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        """As the CRD's rules do, for whoever makes a document otherwise."""
+        if self.included_fields and self.excluded_fields:
+            raise ValueError("give at most one of includedFields and excludedFields")
+        if self.key_field and self.key_field in self.excluded_fields:
+            raise ValueError("keyField is left out of what the model gets: take it out of excludedFields")
+        return self
+
     @property
     def names_fields(self) -> bool:
         """Whether a line has to be an object."""
@@ -51,6 +60,14 @@ class Document(BaseModel):
     model_parameters: dict[str, Any] = {}
     shards: int = Field(gt=0, le=100_000)
     batch_size: int | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        """As the operator does."""
+        config = self.instance_config
+        if self.input_format == "file-list" and (config.names_fields or config.instance_type == "array"):
+            raise ValueError("instanceConfig: a file-list has no fields: take it out, or name the files in jsonl")
+        return self
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 MAX_LINE_BYTES = 64 * 1024 * 1024
+MOST_ROW_LINES = 100_000  # of one row of CSV
 
 
 @dataclass(frozen=True)
@@ -87,30 +88,35 @@ def is_open(line: bytes, inside: bool) -> bool:
 
 
 class Joiner:
-    """Puts together the lines of a CSV file's row in which a newline is inside of quotes."""
+    """Puts together the lines of a CSV file's row in which a newline is inside of quotes.
+
+    A quote that is not closed within a row's bounds is its own line's error: those behind it are rows by themselves.
+    """
 
     def __init__(self, most: int = MAX_LINE_BYTES) -> None:
         self._most = most
-        self._held: list[bytes] = []
-        self._start = self._end = 0
+        self._held: list[Span] = []
         self._size = 0
 
     def feed(self, line: Span) -> Iterator[Span]:
-        """The row that ends with this line, if one does."""
+        """The row that ends with this line, or the rows, if any do."""
         if line.data is None or (not self._held and b'"' not in line.data):
             yield from self.finish()
             yield line
             return
         opened = is_open(line.data, inside=bool(self._held))
-        if not self._held:
-            self._start, self._size = line.start, 0
-        self._held.append(line.data)
-        self._size, self._end = self._size + len(line.data) + 1, line.end
-        if not opened or self._size > self._most:
+        self._held.append(line)
+        self._size += len(line.data) + 1
+        if self._size > self._most + 1 or len(self._held) > MOST_ROW_LINES:
             yield from self.finish()
+        elif not opened:
+            yield self._join()
 
     def finish(self) -> Iterator[Span]:
-        """The row whose quotes were not closed."""
-        if self._held:
-            yield Span(self._start, self._end, b"\n".join(self._held) if self._size <= self._most + 1 else None)
-            self._held.clear()
+        """The lines of a row whose quotes were not closed."""
+        held, self._held, self._size = self._held, [], 0
+        yield from held
+
+    def _join(self) -> Span:
+        rows = list(self.finish())
+        return Span(rows[0].start, rows[-1].end, b"\n".join(row.data for row in rows if row.data is not None))

@@ -1,9 +1,11 @@
 """Workers without processes: the contract alone, answered in the listener's own process by a model of three classes."""
 
 import asyncio
+import sys
 
 import msgspec
 import numpy as np
+from pierhead_server.budget import Budget
 from pierhead_server.errors import ApiError, InstanceError, ValueTensorError
 from pierhead_server.messages import Call, Reply
 from pierhead_server.protocol import (
@@ -46,7 +48,7 @@ class Classes:
 class FakeWorkers:
     """What app.py needs of Workers."""
 
-    def __init__(self) -> None:
+    def __init__(self, most_bytes: int = sys.maxsize) -> None:
         self.signature: Signature | None = SIGNATURE
         self.not_ready: str | None = None
         self.failure: str | None = None
@@ -55,6 +57,8 @@ class FakeWorkers:
         self.held = False  # whether answers are withheld
         self.waiting = 0
         self.held_bytes = 0
+        self.budget = Budget(most_bytes)
+        self.budget.watch(lambda: self.held_bytes)
         self.calls: list[Call] = []
         self.called = asyncio.Event()
         self.futures: list[asyncio.Future[Reply]] = []

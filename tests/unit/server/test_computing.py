@@ -198,9 +198,17 @@ def test_costs_are_shared_by_rows():
     assert computed[0].prepare_seconds > 0
 
 
+class Mute(Exception):  # noqa: N818 - it is a stranger's
+    """It cannot even say what it is."""
+
+    def __str__(self):
+        raise RuntimeError
+
+
 @pytest.mark.parametrize(
     ("error", "text"),
     [
+        (Mute(), "Mute"),
         (ValueError("a\n b"), "ValueError: a b"),
         (ValueError(), "ValueError"),
         (KeyError("x"), "KeyError: 'x'"),

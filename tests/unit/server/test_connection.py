@@ -12,13 +12,14 @@ import socket
 import pytest
 from pierhead_server import connection
 from pierhead_server.app import Listener, create_app
+from pierhead_server.budget import SLOW_AFTER_SECONDS
 from pierhead_server.connection import MAX_HEAD_BYTES, MAX_HEAD_LINES, SKIP_BYTES
 from pierhead_server.errors import QueueFullError
-from pierhead_server.intake import OVERHEAD_BYTES, SLOW_AFTER_SECONDS
+from pierhead_server.intake import OVERHEAD_BYTES
 from pierhead_server.logs import RequestLog
 from pierhead_server.messages import Reply
 from pierhead_server.metrics import Metrics
-from pierhead_server.serve import Server
+from pierhead_server.serve import Server, make_pool
 from pierhead_server.settings import load_settings
 from pierhead_server.telemetry import Telemetry
 from pierhead_server.tracing import Tracer
@@ -99,8 +100,8 @@ async def until(condition):
 
 @contextlib.asynccontextmanager
 async def running(**settings):
-    workers, metrics = FakeWorkers(), Metrics(SERVED)
-    given = load_settings(artifact_uri="file:///none", max_request_bytes=MAX_BYTES, **settings)
+    given = load_settings(artifact_uri="file:///none", max_request_bytes=MAX_BYTES, device="cpu", **settings)
+    workers, metrics = FakeWorkers(make_pool(given).most_bytes), Metrics(SERVED)
     listener = Listener(given, SERVED, workers, Telemetry(metrics, Tracer(), RequestLog(0)))
     server = Server(create_app(listener), listener, drain_seconds=0)
     # As `server.serve`, without its seconds of waiting between the stages of its end.
@@ -225,6 +226,36 @@ async def test_head_below_the_bounds_is_taken(server):
         await client.send(request[start : start + 10_000])
         await asyncio.sleep(0)
     assert (await client.answer())[0] == 200
+
+
+LONG = b"X: " + b"x" * 50_000
+
+
+@pytest.mark.parametrize("before", [b"", GET, post(b"x" * 40_000)])
+async def test_head_counts_from_its_first_byte(server, before):
+    client = await server.connect()
+    await client.send(before + b"GET / HTTP/1.1\r\n" + LONG)
+    await until(lambda: 50_000 < server.metric("pierhead_predict_requests_bytes") < 51_000)
+    await client.send(b"\r\n\r\n")
+    await until(lambda: server.metric("pierhead_predict_requests_bytes") == 0)
+    assert [(await client.answer())[0] for _ in range(1 + bool(before))][-1] == 200
+
+
+async def test_slow_heads_make_room():
+    async with running(max_requests_bytes=FIGURE) as server:
+        slow = [await server.connect() for _ in range(-(-FIGURE // 50_000))]
+        for client in slow:
+            await client.send(b"GET / HTTP/1.1\r\n" + LONG)
+        await until(lambda: server.metric("pierhead_predict_requests_bytes") > FIGURE)
+        quick = await server.connect()
+        await quick.send(post())
+        assert (await quick.answer())[0] == 429  # none of them is old enough to be called slow
+        await asyncio.sleep(SLOW_AFTER_SECONDS)
+        await quick.send(post())
+        assert (await quick.answer())[0] == 200
+        await until(lambda: server.metric("pierhead_predict_requests_bytes") < FIGURE)
+        done, _ = await asyncio.wait([asyncio.create_task(client.answer()) for client in slow], timeout=1)
+        assert {answer.result()[0] for answer in done} == {429}
 
 
 @pytest.mark.parametrize("sent", [b"what?\r\n\r\n", b"GET / HTTP/1.1\r\nHost h\r\n\r\n", b"\x16\x03\x01\x02\x00\x01"])
@@ -431,6 +462,21 @@ async def test_caller_that_leaves_is_forgotten(server, leave):
     assert server.metric("pierhead_predict_requests_total", code="499") == 1
 
 
+@pytest.mark.parametrize("leave", ["close", "reset"])
+async def test_caller_that_leaves_with_more_requests_in_the_pipeline_is_forgotten(server, leave, caplog):
+    server.workers.held = True
+    client = await server.connect()
+    await client.send(post(), post(), GET)
+    await server.workers.called.wait()
+    await client.writer.drain()
+    client.writer.close() if leave == "close" else client.writer.transport.abort()
+    await until(server.workers.futures[0].cancelled)
+    await until(lambda: server.metric("pierhead_predict_requests_in_flight") == 0)
+    assert server.metric("pierhead_predict_requests_total", code="499") == 1
+    assert len(server.workers.calls) == 1
+    assert not caplog.records
+
+
 async def test_caller_that_leaves_in_its_body_is_forgotten(server):
     client = await server.connect()
     await client.send(post(BODY, length=1000))
@@ -452,7 +498,38 @@ async def test_answer_that_nobody_takes_is_given_up(server, monkeypatch):
     await until(lambda: server.metric("pierhead_predict_requests_bytes") == 0)
 
 
+async def test_answers_that_nobody_takes_make_room():
+    async with running(max_requests_bytes=FIGURE) as server:
+        server.workers.held = True
+        idle = await server.connect(limit=1024)
+        idle.writer.transport.pause_reading()
+        await idle.send(post())
+        await server.workers.called.wait()
+        server.workers.held = False
+        server.workers.futures[0].set_result(Reply(200, b"x" * 50_000_000))
+        await until(lambda: server.metric("pierhead_predict_requests_bytes") > FIGURE)
+        quick = await server.connect()
+        await quick.send(post())
+        assert (await quick.answer())[0] == 429
+        await asyncio.sleep(SLOW_AFTER_SECONDS)
+        await quick.send(post())
+        assert (await quick.answer())[0] == 200
+        assert server.metric("pierhead_predict_requests_bytes") == 0
+
+
 # Slow uploads
+
+
+async def test_large_upload_that_takes_long_makes_room_for_a_small_one():
+    async with running(max_requests_bytes=FIGURE) as server:
+        large = await server.connect()
+        await large.send(post(b"x" * 150_000, length=MAX_BYTES))
+        await until(lambda: server.metric("pierhead_predict_requests_reading") == 1)
+        await asyncio.sleep(SLOW_AFTER_SECONDS)  # by then it is faster than what is called slow, of any size
+        quick = await server.connect()
+        await quick.send(post())
+        assert (await quick.answer())[0] == 200
+        assert (await large.answer())[0] == 429
 
 
 async def test_slow_uploads_take_no_place_from_others():

@@ -36,7 +36,7 @@ async def gather(kinds, order):
     future = asyncio.get_running_loop().create_future()
     gathering = Gathering(make_split(*[0] * len(kinds)), future, KNOWN)
     pieces = [gathering.take() for _ in kinds]
-    assert not gathering.waits
+    assert not gathering.left
     for place in order:
         outcome = OUTCOMES[kinds[place]](place)
         if pieces[place].future.done():
@@ -103,6 +103,21 @@ async def test_request_that_is_given_up_leaves_the_lane():
     piece.future.set_result(answer(0))
     await second
     assert lane.pixels == 0
+
+
+async def test_lane_holds_what_waits_and_what_is_answered():
+    """Pieces in workers' hands count there."""
+    lane, (first, second) = await make_lane([1, 1, 1], [1])
+    assert lane.held_bytes == 4
+    pieces = lane.take(3, heavy=False)  # by turns: two of the first request
+    assert lane.held_bytes == 1
+    pieces[0].future.set_result(answer(0))
+    await asyncio.sleep(0)
+    assert lane.held_bytes == 1 + len(answer(0).body)
+    first.cancel()
+    pieces[1].future.set_result(answer(0))
+    await second
+    assert lane.held_bytes == 0
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{}"])

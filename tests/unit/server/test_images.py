@@ -547,6 +547,18 @@ def test_jpeg_of_nothing_but_segments_keeps_nobody_busy():
         measure(data[:2] + b"\xff\xe5\0\x02" * 10_000 + data[2:], SMALL, max_pixels=MANY)
 
 
+def test_tile_counts_as_it_is_unpacked():
+    """libtiff unpacks a tile as a whole, however small the picture in its corner is."""
+    data = write_tiff(np.zeros((16, 16, 3), dtype=np.uint8), tile=(4096, 4096), compression="zlib")
+    assert len(data) < 100_000
+    assert measure(data, SMALL, max_pixels=4096**2) == 4096**2
+    assert decode(data, max_pixels=4096**2).shape == (16, 16, 3)
+    with pytest.raises(BadPictureError, match="more than 10000000 pixels"):
+        decode(data)
+    usual = write_tiff(np.zeros((16, 16, 3), dtype=np.uint8), tile=(256, 256), compression="zlib")
+    assert measure(usual, SMALL, max_pixels=MANY) == 256
+
+
 # The budget
 
 

@@ -1,18 +1,10 @@
-"""Who may begin to send a body, who is too slow, and who goes when bytes are short: tables."""
+"""Who may begin to send a body, and who is too slow: tables."""
 
 import pytest
-from pierhead_server.intake import (
-    SLOW_AFTER_SECONDS,
-    SLOW_PACE,
-    IntakePolicy,
-    Upload,
-    choose_victims,
-    extend_deadline,
-    is_queue_full,
-)
+from pierhead_server.intake import IntakePolicy, Upload, extend_deadline, is_queue_full
 
 NOW = 1000.0
-POLICY = IntakePolicy(queue_size=8, most_bytes=1000, body_bytes=100, least_pace=10.0, grace_seconds=5.0)
+POLICY = IntakePolicy(queue_size=8, body_bytes=100, least_pace=10.0, grace_seconds=5.0)
 
 
 @pytest.mark.parametrize(
@@ -49,46 +41,21 @@ def test_queue_of_one_takes_one():
     ],
 )
 def test_deadline_moves_by_what_comes(left, count, seconds):
-    upload = Upload(begun=NOW - 100, reserved=0, deadline=NOW + left)
+    upload = Upload(begun=NOW - 100, held=0, deadline=NOW + left)
     assert extend_deadline(POLICY, upload, count, NOW) == pytest.approx(NOW + seconds)
 
 
 def test_upload_at_the_least_pace_never_ends():
-    upload = Upload(begun=NOW, reserved=0, deadline=NOW + POLICY.grace_seconds)
+    upload = Upload(begun=NOW, held=0, deadline=NOW + POLICY.grace_seconds)
     for second in range(1, 1000):
         upload.deadline = extend_deadline(POLICY, upload, 10, NOW + second)
         assert upload.deadline > NOW + second
 
 
 def test_upload_at_half_the_pace_ends_after_twice_the_grace():
-    upload = Upload(begun=NOW, reserved=0, deadline=NOW + POLICY.grace_seconds)
+    upload = Upload(begun=NOW, held=0, deadline=NOW + POLICY.grace_seconds)
     second = 0
     while upload.deadline > NOW + second:
         second += 1
         upload.deadline = extend_deadline(POLICY, upload, 5, NOW + second)
     assert second == 2 * POLICY.grace_seconds
-
-
-def make(age, received, reserved=100):
-    return Upload(begun=NOW - age, reserved=reserved, deadline=NOW, received=received)
-
-
-OLD = SLOW_AFTER_SECONDS * 10
-
-
-@pytest.mark.parametrize(
-    ("uploads", "missing", "victims"),
-    [
-        ([], 1, None),
-        ([], 0, []),
-        ([make(OLD, 0)], 100, [0]),
-        ([make(OLD, 0)], 101, None),  # nobody goes in vain
-        ([make(OLD, 50), make(OLD, 0), make(OLD, 100)], 150, [1, 0]),  # the slowest first, and no more than needed
-        ([make(OLD, SLOW_PACE * OLD), make(OLD, 0)], 150, None),  # who comes along well is safe
-        ([make(OLD, 0), make(SLOW_AFTER_SECONDS / 2, 0)], 150, None),  # and who has only begun
-        ([make(OLD, 1), make(OLD / 2, 0)], 1, [1]),
-    ],
-)
-def test_slowest_uploads_make_room(uploads, missing, victims):
-    chosen = choose_victims(uploads, missing, NOW)
-    assert chosen == (None if victims is None else [uploads[index] for index in victims])

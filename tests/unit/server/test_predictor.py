@@ -212,6 +212,13 @@ class InvalidInput(ValueError):  # noqa: N818 - KServe's name
         return "no such flower"
 
 
+class Mute(Exception):  # noqa: N818 - it is a stranger's
+    """It cannot even say what it is."""
+
+    def __str__(self):
+        raise RuntimeError
+
+
 @pytest.mark.parametrize(
     ("raised", "code", "message"),
     [
@@ -240,6 +247,8 @@ class InvalidInput(ValueError):  # noqa: N818 - KServe's name
         ),
         (KeyError("age"), 500, "instances[0]: the predictor raised KeyError: 'age'"),
         (MemoryError(), 500, "instances[0]: the predictor raised MemoryError"),
+        (Mute(), 500, "instances[0]: the predictor raised Mute"),
+        (HTTPException(400, Mute()), 400, ""),
     ],
 )
 def test_routine_says_whose_error_it_is(raised, code, message):

@@ -715,6 +715,25 @@ def test_key_of_an_instance_comes_back_in_its_prediction(dialect):
     assert json.loads(reply.body)["predictions"] == rows
 
 
+def echo(depth):
+    key = json.loads("[" * depth + "]" * depth)
+    request = Request([b"", {"key": key, "image": b""}], {}, "vertex")
+    return key, shape(request, Given([{}, {"ids": []}], echoes_key=True), SERVED)
+
+
+@pytest.mark.parametrize("depth", [10, 200])
+def test_key_may_be_nested(depth):
+    key, reply = echo(depth)
+    assert json.loads(reply.body)["predictions"][1]["key"] == key
+
+
+@pytest.mark.parametrize("depth", [500, 700, 900])
+def test_key_that_nobody_could_write_is_its_callers_error(depth):
+    with pytest.raises(InstanceError) as caught:
+        echo(depth)
+    assert str(caught.value) == "instances[1].key: nested too deeply"
+
+
 @pytest.mark.parametrize(
     ("rows", "count"),
     [

@@ -23,6 +23,7 @@ from pierhead_server.errors import (
     InternalError,
     ModelProcessDiedError,
     QueueFullError,
+    RequestBytesFullError,
     UnavailableError,
 )
 from pierhead_server.launch import launch
@@ -82,12 +83,13 @@ class Watched(Workers):
         answer_seconds=DEADLINE_SECONDS,
         how=ONE_BY_ONE,
         pixels=10**9,
+        most_bytes=10**9,
     ):
         self.metrics = Metrics(SERVED)
         self.now = 0.0  # by the clock that deaths are judged by
         given = (workers, queue_size, answer_seconds)
         pool = FixedPool(*given, how=how) if how else Pool(*given)
-        pool = replace(pool, pixels_in_flight=pixels)
+        pool = replace(pool, pixels_in_flight=pixels, most_bytes=most_bytes)
         process = (sys.executable, "-m", "tests.unit.server.model_processes", *map(str, command or ("obedient",)))
         super().__init__(pool, self.metrics, partial(launch, process), lambda: self.now)
 
@@ -1111,3 +1113,17 @@ async def test_the_end_fails_pieces_that_wait(gate):
         task.cancel()
         with pytest.raises(UnavailableError, match="shutting down"):
             await split
+
+
+async def test_bytes_of_pieces_are_bounded(gate):
+    """A short request may become long pieces: of gzip, of numbers, of letters that stand for more."""
+    async with running(workers := Watched(workers=2, most_bytes=1000)):
+        long = WAIT_FOR + b"/" * 1100 + os.fsencode(gate)
+        first = workers.ask(make_parts(long, b"0"))  # alone it may be more
+        await until(lambda: workers._pieces.held_bytes)  # by then it is in pieces, of which one is answered
+        with pytest.raises(RequestBytesFullError, match="requests hold 1000 bytes: try again later"):
+            await workers.ask(make_parts(b"1", b"2"))
+        gate.touch()
+        assert firsts(await first) == [0, 1]
+        assert firsts(await workers.ask(make_parts(b"1", b"2"))) == [0, 1]
+        await until(lambda: workers.held_bytes == 0)

@@ -475,6 +475,18 @@ async def test_parameters_are_a_routines_arguments(artifact, lines, out):
         ({"inputUris": ["x.jsonl"]}, "PIERHEAD_BATCH_JOB: inputUris.0: "),
         ({"colour": 1}, "PIERHEAD_BATCH_JOB: colour: "),
         ({"outputUri": "https://a/b"}, "PIERHEAD_BATCH_JOB: outputUri: "),
+        (
+            {"instanceConfig": {"includedFields": ["a"], "excludedFields": ["b"]}},
+            "PIERHEAD_BATCH_JOB: instanceConfig: .*at most one of includedFields and excludedFields",
+        ),
+        (
+            {"instanceConfig": {"keyField": "a", "excludedFields": ["a"]}},
+            "PIERHEAD_BATCH_JOB: instanceConfig: .*take it out of excludedFields",
+        ),
+        (
+            {"inputFormat": "file-list", "instanceConfig": {"keyField": "a"}},
+            "PIERHEAD_BATCH_JOB: .*instanceConfig: a file-list has no fields",
+        ),
     ],
 )
 def test_wrong_document_is_told_by_field(change, message):

@@ -188,10 +188,31 @@ def test_quotes_are_followed(line, inside, opened):
     assert is_open(line, inside=inside) is opened
 
 
-def test_quote_that_is_never_closed_takes_no_more_than_a_line():
-    joiner, lines = Joiner(most=10), [Span(4 * n, 4 * n + 4, b'"ab' if n == 0 else b"cde") for n in range(5)]
+@pytest.mark.parametrize("most", [7, 1000])
+def test_quote_that_is_never_closed_takes_no_more_than_a_line(most):
+    given = [b"1,2", b'"ab', b"cde", b'"x', b"fgh", b'3,"', b"ijk", b"lmn"]
+    joiner, lines = Joiner(most=most), [Span(4 * n, 4 * n + 4, data) for n, data in enumerate(given)]
     rows = [row for line in lines for row in joiner.feed(line)] + list(joiner.finish())
-    assert [(row.start, row.end, row.data) for row in rows] == [(0, 12, None), (12, 16, b"cde"), (16, 20, b"cde")]
+    closed = [b"1,2", b'"ab\ncde\n"x', b"fgh", b'3,"', b"ijk", b"lmn"]
+    assert [row.data for row in rows] == (given if most == 7 else closed)
+    assert [row.start for row in rows] == [0, *(row.end for row in rows[:-1])]
+
+
+def test_row_has_no_more_lines_than_anybody_writes(monkeypatch):
+    monkeypatch.setattr("pierhead_server.batch.lines.MOST_ROW_LINES", 3)
+    joiner = Joiner()
+    assert [row.data for n in range(5) for row in joiner.feed(Span(n, n + 1, b'"' if n == 0 else b""))] == [
+        b'"',
+        b"",
+        b"",
+        b"",
+        b"",
+    ]
+
+
+def test_rows_behind_a_quote_that_is_not_closed_are_read():
+    plan, memory = make_plan([b'a,b\n1,2\n"3,4\n5,6\n7,"8\n9"\n'])
+    assert [line.data for line in read(plan, memory, 0, form="csv")] == [b"1,2", b'"3,4', b"5,6", b'7,"8', b'9"']
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
