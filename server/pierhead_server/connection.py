@@ -193,6 +193,7 @@ class Connection(HttpToolsProtocol):
         self._unfinished = False  # a request has begun and not ended
         self._found = 0  # bytes of bodies in what has come last
         self._ended = 0  # and of heads that ended in it
+        self._head_bytes = 0  # of the one that was looked at last
         self._around = 0  # bytes of a message that are neither head nor body, beyond what a body excuses
         self._skipped = 0  # bytes of a body that nobody wants
         self._computed: RequestResponseCycle | None = None  # the request that is being answered, or was last
@@ -262,13 +263,10 @@ class Connection(HttpToolsProtocol):
         """Raises _RefusedError."""
         if len(self.headers) > MAX_HEAD_LINES:
             raise _RefusedError(_TOO_MANY)
+        # Of what has come of it, as far as it is in whole lines.
+        self._head_bytes = len(self.url) + sum([len(name) + len(value) for name, value in self.headers])
         if self._head_bytes > MAX_HEAD_BYTES:
             raise _RefusedError(_TOO_LARGE)
-
-    @property
-    def _head_bytes(self) -> int:
-        """Of what has come of a head, as far as it is in whole lines."""
-        return len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
 
     def _feed(self, data: bytes) -> None:
         """To the parser, which stops after a head with an Upgrade that nobody offers.

@@ -182,8 +182,18 @@ def allow_connections() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
+def yield_to_workers() -> None:
+    """Where all CPUs are taken by workers, what comes is read by and by, and not each time that something comes.
+
+    Each time costs a worker its caches, and while all compute there is nobody to give a request to. An idle CPU takes
+    the listener at once, as ever.
+    """
+    os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+
+
 def run(settings: Settings, launched: Launched) -> None:
     """`serve` in an event loop of its own."""
     allow_connections()
+    yield_to_workers()
     with asyncio.Runner(loop_factory=uvicorn.Config("", log_config=None).get_loop_factory()) as runner:
         runner.run(serve(settings, launched))
