@@ -37,6 +37,8 @@ from torch.export.passes import move_to_device_pass
 from torch.export.pt2_archive import constants as pt2
 from torch.export.pt2_archive._package import PT2ArchiveReader, _build_file_map
 
+from pierhead_server.operators import FILE_OPERATORS, find_unchecked
+
 MODEL = "model"  # the name that torch.export.save gives
 
 _MOST_CHARACTERS = 200  # of what a message quotes
@@ -268,10 +270,6 @@ def _check_text(text: str) -> None:
     """An operator's argument, such as a padding's mode: it stays text."""
 
 
-# Operators of ATen that read and write files.
-FILE_OPERATORS = frozenset({"from_file", "save"})
-
-
 def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
@@ -295,6 +293,8 @@ def check_operator(target: str) -> None:
     if target in _NUMBERS or target in _CONTROL:
         return
     found = _ATEN.fullmatch(target)
+    if found and found[1] in find_unchecked():
+        raise UnsafeProgramError(f"calls {_quote(target)}, which checks nothing: bring it as a custom predictor")
     if found and found[1] not in FILE_OPERATORS:
         packet = getattr(torch.ops.aten, found[1], None)
         if isinstance(packet, OpOverloadPacket) and isinstance(getattr(packet, found[2], None), OpOverload):

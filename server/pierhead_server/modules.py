@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from pierhead_server.artifact import Artifact
 from pierhead_server.config import ExportedProgram, Preprocessing, TorchScriptProgram, TorchvisionModel
 from pierhead_server.errors import ArtifactInvalidError
+from pierhead_server.operators import find_unchecked
 
 
 def import_torchvision() -> Any:
@@ -193,6 +194,7 @@ _SAVE_CALL = re.compile(r"\bsave\b")
 _OTHER_CALL = re.compile(
     r"(?<![\w.])ops\b(?!\s*:)(?!\s*\.\s*(?:aten|prims?|_?quantized|sparse|mkldnn\w*|onednn|torchvision)\b)(\s*\.\s*\w+)?"
 )
+_WORD = re.compile(r"\b(?:_|fbgemm_|segment_)\w+", re.ASCII)
 _STRING = re.compile(r'"(?:[^"\\\n]|\\.)*"')
 _MOST_SCRIPT_BYTES = 256 << 20  # what a file may unpack to beyond its size: code is compressed in it
 
@@ -220,7 +222,10 @@ def find_foreign_call(code: str) -> str | None:
         or _SAVE_CALL.search(spoken)
         or _OTHER_CALL.search(spoken)
     )
-    return found[0] if found else None
+    if found:
+        return found[0]
+    unchecked = find_unchecked()
+    return next((word for word in _WORD.findall(code) if word in unchecked), None)
 
 
 def _load_exported(path: Path) -> torch.nn.Module:

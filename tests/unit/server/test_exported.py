@@ -9,12 +9,12 @@ import pytest
 import torch
 from pierhead_server import exported
 from pierhead_server.exported import (
-    FILE_OPERATORS,
     UnsafeProgramError,
     check_expression,
     check_operator,
     load_exported,
 )
+from pierhead_server.operators import FILE_OPERATORS, find_unchecked
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch's, of its own internals
 
@@ -516,6 +516,24 @@ def test_every_operator_of_aten_that_takes_text_is_known():
 @pytest.mark.parametrize("target", ["torch.ops.aten.relu.default", "_operator.add", "math.trunc", "torch.sym_max"])
 def test_operators_are_taken(target):
     check_operator(target)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["_sparse_coo_tensor_unsafe", "_coalesced_", "_nested_view_from_buffer", "segment_reduce", "_index_put_impl_"],
+)
+def test_operators_that_check_nothing_are_refused(name):
+    overload = getattr(torch.ops.aten, name).overloads()[0]
+    with pytest.raises(UnsafeProgramError, match="which checks nothing"):
+        check_operator(f"torch.ops.aten.{name}.{overload}")
+
+
+def test_core_operators_are_taken():
+    """All that ATen's own core set has."""
+    for name in find_unchecked():
+        packet = getattr(torch.ops.aten, name, None)
+        for overload in packet.overloads() if packet else ():
+            assert torch.Tag.core not in getattr(packet, overload).tags or name.endswith("_backward"), name
 
 
 def test_every_operator_on_sizes_is_known():
