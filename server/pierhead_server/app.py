@@ -39,6 +39,7 @@ from pierhead_server.workers import Workers
 
 # How a reason begins that the operator puts into the DeployedModel's conditions, as those of a StartupError.
 DIES = "ModelProcessDies"
+_USUAL_URL = 1024  # bytes; longer ones are not remembered
 _CLIENT_GONE = 499  # what nginx made customary; nobody reads it but the metrics
 
 
@@ -191,6 +192,14 @@ class Listener:
         return Call(asked.dialect, b"", content_type, length, asked.location, encoding, gzip)
 
 
+def _by_name(headers: Headers) -> dict[bytes, bytes]:
+    """The last of each name; but an encoding that is told in several lines is a list."""
+    by_name = dict(headers)
+    if len(by_name) < len(headers) and b"content-encoding" in by_name:
+        by_name[b"content-encoding"] = b",".join(value for name, value in headers if name == b"content-encoding")
+    return by_name
+
+
 def _make_policy(settings: Settings) -> IntakePolicy:
     return IntakePolicy(
         queue_size=settings.queue_size,
@@ -254,7 +263,7 @@ class Predict:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Read, predict, answer."""
-        asked = self.ask(scope["path"], scope["path_params"].get("location", ""), dict(scope["headers"]))
+        asked = self.ask(scope["path"], scope["path_params"].get("location", ""), _by_name(scope["headers"]))
         body = Body(_parse_length(asked.headers), receive)
         reply = await self._listener.predict(asked, body)
         headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in reply.headers.items()]
@@ -290,9 +299,9 @@ class Gate:
 
     def refuse(self, method: bytes, url: bytes, headers: Headers) -> Reply | None:
         """The answer to a prediction request that its headers alone refuse; None for all that go on."""
-        if method != b"POST" or (found := self._find(url)) is None:
+        if method != b"POST" or (found := self._find(url) if len(url) < _USUAL_URL else self._match(url)) is None:
             return None
-        by_name = dict(headers)
+        by_name = _by_name(headers)
         error = self._listener.refuse(by_name)
         if error is None:
             return None

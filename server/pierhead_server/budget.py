@@ -53,7 +53,8 @@ def is_slow(progress: Progress, seconds: float, asked: int) -> bool:
     pace = progress.moved / seconds
     if pace < SLOW_PACE:
         return True
-    return progress.left is not None and progress.left > max(SLOW_SECONDS * pace, MUCH * asked)
+    left = progress.moved if progress.left is None else progress.left  # of an unknown length as much is expected again
+    return left > max(SLOW_SECONDS * pace, MUCH * asked)
 
 
 def choose_victims(transfers: Iterable[Transfer], asked: int, missing: int, now: float) -> list[Transfer] | None:
@@ -130,6 +131,11 @@ class Budget:
         for victim in self.find_room(asked, now):
             self.end(victim)
             victim.drop()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether more is held than may be: nobody asks before an answer is there."""
+        return self.held > self._most
 
     def explain(self) -> RequestBytesFullError:
         """Why somebody is refused, or has to go."""

@@ -8,6 +8,7 @@
 """
 
 import asyncio
+import select
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 if TYPE_CHECKING:
     from uvicorn._types import ASGI3Application
 
-from pierhead_server.budget import Budget, Progress
+from pierhead_server.budget import SLOW_AFTER_SECONDS, Budget, Progress, is_slow
 from pierhead_server.messages import Reply
 from pierhead_server.protocol import encode_error
 
@@ -29,6 +30,7 @@ MAX_HEAD_LINES = 100  # as Envoy's default
 _MOST_PIPELINED = 16  # requests in a connection that wait for the ones before them
 _MOST_AROUND = 16  # bytes that a body's framing may take for each of its own, as in chunks of one byte
 _LINGER_SECONDS = 1.0  # until a client has read the answer after which the connection ends
+_LOOK_SECONDS = 1.0  # between two looks at whether a client is there whose connection is not read
 _STALL_SECONDS = 30.0  # between two looks at whether a client takes its answer
 _STALL_PACE = 1024  # bytes a second that it must take
 
@@ -201,6 +203,7 @@ class Connection(HttpToolsProtocol):
         self._answer: _Answer | None = None  # what the client does not take at once
         self._timer: asyncio.TimerHandle | None = None  # for what the client alone is waited for
         self._stall: asyncio.TimerHandle | None = None  # while it does not take an answer
+        self._lookout: asyncio.TimerHandle | None = None  # while requests wait for the one before them
         self._framing = b""  # a head, of the body that follows one with an Upgrade that nobody offers
         self._replays = False  # whether what the parser finds is that head, which was heard before
         self._deaf = False  # what comes is forgotten
@@ -255,7 +258,7 @@ class Connection(HttpToolsProtocol):
 
     def _take_around(self, count: int) -> None:
         """More of a body has come, or of what may stand around it: sizes of chunks, their extensions, trailers."""
-        self._around += count - self._found * (1 + _MOST_AROUND)
+        self._around = max(0, self._around + count - self._found * (1 + _MOST_AROUND))
         if self._around > MAX_HEAD_BYTES:
             self.fail(_TOO_LARGE)
 
@@ -290,7 +293,7 @@ class Connection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._deaf = True
-        for timer in (self._timer, self._stall, self._idle):
+        for timer in (self._timer, self._stall, self._idle, self._lookout):
             if timer:
                 timer.cancel()
         self._end_head()
@@ -308,7 +311,7 @@ class Connection(HttpToolsProtocol):
         self._answer = _Answer(self)
         self._budget.begin(self._answer)
         self._budget.resize(self._answer, self.unsent)
-        self._stall = self.loop.call_later(_STALL_SECONDS, self._on_stall, self.unsent)
+        self._stall = self.loop.call_later(SLOW_AFTER_SECONDS, self._on_stall, self.loop.time(), self.unsent)
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -317,6 +320,8 @@ class Connection(HttpToolsProtocol):
         if self._stall:
             self._stall.cancel()
             self._stall = None
+        if self.pipeline and not self._deaf and self._computed and self._computed.response_complete:
+            self._start_asgi_task(*self.pipeline.pop())
 
     def _end_answer(self) -> None:
         if self._answer:
@@ -326,9 +331,19 @@ class Connection(HttpToolsProtocol):
     # What the parser calls
 
     def on_message_begin(self) -> None:
+        if self._replays:
+            return
         super().on_message_begin()
         self._in_head = self._unfinished = True
         self._skipped = self._around = 0
+
+    def on_url(self, url: bytes) -> None:
+        if not self._replays:
+            super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_head:  # and no trailer, which nobody reads
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         if self._replays:
@@ -349,6 +364,8 @@ class Connection(HttpToolsProtocol):
                 self._refuse(reply)
                 return
         super().on_headers_complete()
+        if self.pipeline and self._lookout is None:
+            self._lookout = self.loop.call_later(_LOOK_SECONDS, self._look_for_hang_up)
 
     def on_body(self, body: bytes) -> None:
         self._found += len(body)
@@ -370,9 +387,10 @@ class Connection(HttpToolsProtocol):
         self._ours.flush()
         if self._ours.is_closing():
             return
-        self.flow.resume_reading()
-        if self.pipeline:
-            self._start_asgi_task(*self.pipeline.pop())
+        if self._answer is None:  # else who takes no answer gets no other one made
+            self.flow.resume_reading()
+            if self.pipeline:
+                self._start_asgi_task(*self.pipeline.pop())
         self._watch()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: "ASGI3Application") -> None:
@@ -405,6 +423,18 @@ class Connection(HttpToolsProtocol):
         else:
             self._idle = self.loop.call_later(left, self._on_idle)
 
+    def _look_for_hang_up(self) -> None:
+        """Whether the client has left: while requests wait for the one before them, nothing is read, nor an end."""
+        self._lookout = None
+        if not self.pipeline or self._deaf:
+            return
+        ends = select.poll()
+        ends.register(self._raw.get_extra_info("socket").fileno(), select.POLLRDHUP)
+        if ends.poll(0):
+            self.abort()
+        else:
+            self._lookout = self.loop.call_later(_LOOK_SECONDS, self._look_for_hang_up)
+
     def _stop_waiting(self) -> None:
         if self._timer:
             self._timer.cancel()
@@ -417,14 +447,20 @@ class Connection(HttpToolsProtocol):
         else:
             self.end()
 
-    def _on_stall(self, before: int) -> None:
-        """Whether the client has taken enough of its answer since then."""
-        if before - self.unsent < _STALL_PACE * _STALL_SECONDS:
+    def _on_stall(self, since: float, before: int) -> None:
+        """Whether the client has taken enough of its answer: since a while, or by now where others find no room."""
+        answer, now = self._answer, self.loop.time()
+        assert answer
+        if self._budget.is_over and is_slow(answer.measure(), time.monotonic() - answer.begun, 0):
             self.abort()
             return
-        if self._answer:
-            self._budget.resize(self._answer, self.unsent)
-        self._stall = self.loop.call_later(_STALL_SECONDS, self._on_stall, self.unsent)
+        self._budget.resize(answer, self.unsent)
+        if now - since >= _STALL_SECONDS:
+            if before - self.unsent < _STALL_PACE * _STALL_SECONDS:
+                self.abort()
+                return
+            since, before = now, self.unsent
+        self._stall = self.loop.call_later(SLOW_AFTER_SECONDS, self._on_stall, since, before)
 
     @property
     def unsent(self) -> int:
@@ -464,6 +500,10 @@ class Connection(HttpToolsProtocol):
         if self._deaf:
             return
         self._deaf = self._unfinished = True
+        if self.pipeline and self.cycle.more_body:
+            # What is broken is the last of several, which waits for the ones before it.
+            self.pipeline.popleft()
+            self.cycle = self.pipeline[0][0] if self.pipeline else cast(RequestResponseCycle, self._computed)
         if self._busy and (self.pipeline or not self.cycle.more_body):
             self.cycle.keep_alive = False  # those before it get their answers, and then the connection ends
             return

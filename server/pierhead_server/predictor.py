@@ -213,7 +213,7 @@ class PredictorModel:
             outcome = error
         except AcceleratorError:  # a GPU that failed once fails at everything, until another process takes it
             raise
-        except Exception as error:  # a stranger's code may raise anything on its input
+        except BaseException as error:  # a stranger's code may raise anything on its input, and ends no process by it
             logger.warning("the predictor raised", exc_info=True)
             outcome = _judge(error, _name_instances(request))
         return Computed(outcome, len(request.instances), forward_seconds=time.perf_counter() - start)
@@ -264,12 +264,12 @@ def _read_parameters(predict: Callable[..., Any]) -> list[inspect.Parameter] | N
         return None
 
 
-def _judge(error: Exception, where: str) -> ApiError:
+def _judge(error: BaseException, where: str) -> ApiError:
     """Whose error it is. A ValueError is Python's word for a wrong value, and KServe's InvalidInput is one; Vertex AI's
     custom prediction routines raise an HTTPException. Whatever else a routine raises is its own failure.
     """
     if isinstance(error, HTTPException):
-        refused = 400 <= error.status_code < 500
+        refused = isinstance(error.status_code, int) and 400 <= error.status_code < 500
         return (InvalidArgumentError if refused else InternalError)(text_of(error.detail)[:_MOST_CHARACTERS])
     family = InvalidArgumentError if isinstance(error, ValueError) else InternalError
     return family(f"{where}: the predictor raised {describe(error)}")
@@ -291,7 +291,7 @@ def _check_rows(given: object, count: int) -> Sequence[object]:
 
 def _to_rows(given: object) -> Sequence[object] | None:
     if isinstance(given, list):
-        return given
+        return given if type(given) is list else list(given)  # a subclass may count otherwise than it gives
     if isinstance(given, np.ndarray):
         # An array of objects is a list; one of numbers stays as it is, and keeps its type.
         return (given if given.dtype.kind in "biuf" else given.tolist()) if given.ndim else None  # type: ignore[return-value]

@@ -172,6 +172,7 @@ def _unwrap(call: Call, document: Mapping[str, Any]) -> Call | None:
         return None
     if not isinstance(wrapped, dict):
         raise InvalidArgumentError(f"httpBody: must be an object, not {describe_kind(wrapped)}")
+    _refuse_unknown("", document, ("endpoint", "httpBody", "http_body"))
     content_type = wrapped.get("contentType", wrapped.get("content_type")) or "application/json"
     if not isinstance(content_type, str):
         raise InvalidArgumentError(f"httpBody.contentType: must be a string, not {describe_kind(content_type)}")

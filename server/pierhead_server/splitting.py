@@ -16,7 +16,7 @@ from pierhead_server.batching import HEAVY_PIXELS
 from pierhead_server.errors import InvalidArgumentError
 from pierhead_server.messages import Call, Dialect, Reply, Split
 from pierhead_server.oip import Wanted
-from pierhead_server.protocol import Limits, Request
+from pierhead_server.protocol import Limits, Request, means_nothing
 
 # What a piece may take: others wait behind it. Shorter, and handing it over would cost too much of it.
 PIECE_SECONDS = 0.03
@@ -93,13 +93,18 @@ def plan_pieces(pixels: Sequence[int], size: PieceSize) -> list[slice]:
     return [*pieces, slice(start, len(pixels))]
 
 
-def split(call: Call, request: Request, pixels: Sequence[int], size: PieceSize) -> Split | None:
-    """A request's pieces; None where it is best computed as it is."""
+def split(call: Call, request: Request, pixels: Sequence[int], size: PieceSize, most_bytes: int) -> Split | None:
+    """A request's pieces, of `most_bytes` together; None where it is best computed as it is."""
     parts = plan_pieces(pixels, size)
     if len(parts) == 1 and sum(pixels) <= HEAVY_PIXELS:
         return None
+    pieces: list[Call] = []
     try:
-        pieces = list(_make_pieces(call, request, parts))
+        for piece in _make_pieces(call, request, parts):
+            pieces.append(piece)
+            most_bytes -= len(piece.body)
+            if most_bytes < 0:
+                return None
     except (OverflowError, RecursionError, TypeError):
         return None  # a number of more than 64 bits, lists too deep: msgpack has no such
     digest = hashlib.blake2b(call.body, digest_size=16).digest()
@@ -130,12 +135,15 @@ class _Piece(msgspec.Struct, array_like=True):
 
 def _make_pieces(call: Call, request: Request, parts: Sequence[slice]) -> Iterator[Call]:
     encode = msgspec.msgpack.Encoder(enc_hook=_to_extension).encode
-    arguments = dict(request.arguments)
+    # What says nothing may be long, and would be in each of them.
+    arguments = {name: value for name, value in request.arguments.items() if not means_nothing(name, value)}
     alone = call.accepts_gzip and len(parts) == 1  # others' answers are put together
+    wanted = request.wanted
     for part in parts:
         instances = list(request.instances[part])
-        body = encode(_Piece(instances, arguments, request.dialect, request.location, request.wanted))
+        body = encode(_Piece(instances, arguments, request.dialect, request.location, wanted))
         yield Call(call.dialect, body, location=call.location, accepts_gzip=alone, first=part.start)
+        wanted = replace(wanted, id=None) if wanted else None  # the answer is in the frame of the first one's
 
 
 def restore(call: Call) -> Request:

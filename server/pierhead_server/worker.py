@@ -31,6 +31,8 @@ from pierhead_server.splitting import Pace, check_pixels, restore, split, with_i
 logger = logging.getLogger(__name__)
 
 _OK = 200
+# What a request's pieces may take, to its body: a number of three characters takes nine bytes in them.
+_PIECES_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,8 @@ def _divide(call: Call, request: Request, model: Model, contract: Contract, pace
         return request, None
     check_pixels(measured.pixels, contract.limits)
     request = with_instances(request, measured)
-    return request, split(call, request, measured.pixels, pace.size(model.batch))
+    most_bytes = _PIECES_BYTES * max(len(call.body), contract.limits.max_body_bytes)
+    return request, split(call, request, measured.pixels, pace.size(model.batch), most_bytes)
 
 
 def _parse(call: Call, model: Model, contract: Contract) -> Request:
@@ -200,7 +203,7 @@ def _shape(call: Call, attempt: Attempt, computed: Computed, contract: Contract)
         reply = shape_error(call.dialect, error.behind(call.first or 0))
     except ApiError as error:
         reply = shape_error(call.dialect, error)
-    except Exception as error:  # what a predictor returned may be anything, and raise when it is looked at
+    except BaseException as error:  # what a predictor returned may be anything, and raise when it is looked at
         logger.exception("the model's answer cannot be written")
         reply = shape_error(call.dialect, InternalError(f"the model's answer cannot be written: {describe(error)}"))
     return msgspec.structs.replace(

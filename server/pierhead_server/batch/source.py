@@ -138,13 +138,14 @@ async def _inflate(blocks: AsyncGenerator[bytes], uri: str) -> AsyncGenerator[by
     async with aclosing(blocks):
         try:
             async for block in blocks:
-                while block:
+                while block := block.lstrip(b"\0") if member.eof else block:
                     if member.eof:  # several files, one behind another, are one gzip file too
                         member = zlib.decompressobj(GZIP)
                     piece = member.decompress(block, BLOCK_BYTES)
                     if piece:
                         yield piece
-                    block = member.unused_data if member.eof else member.unconsumed_tail
+                    # Zeros behind a member pad it to a block of a tape's.
+                    block = member.unused_data.lstrip(b"\0") if member.eof else member.unconsumed_tail
         except zlib.error as error:
             raise InputInvalidError(f"{uri}: not a whole gzip file: {error}") from None
     if not member.eof:

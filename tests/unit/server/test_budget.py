@@ -78,6 +78,11 @@ def test_transfer_that_holds_much_for_long_is_slow_for_who_asks_for_little(pace,
     assert is_slow(Progress(int(pace * 10), left), 10, asked) == slow
 
 
+@pytest.mark.parametrize(("seconds", "asked", "slow"), [(9, 50_000, False), (20, 50_000, True), (20, MIB, False)])
+def test_of_an_unknown_length_as_much_is_expected_again(seconds, asked, slow):
+    assert is_slow(Progress(SLOW_PACE * seconds, None), seconds, asked) == slow
+
+
 def test_budget_counts_all_that_is_held():
     budget, held = Budget(1000), [500]
     budget.watch(lambda: held[0])
@@ -90,6 +95,10 @@ def test_budget_counts_all_that_is_held():
     with pytest.raises(RequestBytesFullError, match="requests hold 1000 bytes: try again later"):
         budget.make_room(401, NOW)
     assert not slow.dropped
+    assert not budget.is_over
+    held[0] = 601
+    assert budget.is_over
+    held[0] = 500
     budget.make_room(400, NOW)
     assert (slow.dropped, fast.dropped, budget.held) == (True, False, 600)
     budget.resize(slow, 1000)  # it hears of it later

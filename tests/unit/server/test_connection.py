@@ -37,8 +37,9 @@ FULL = QueueFullError("64 requests are waiting: try again later")
 class Running:
     """A listener that listens."""
 
-    def __init__(self, port, workers, listener, metrics):
+    def __init__(self, port, workers, listener, metrics, connections):
         self.port = port
+        self.connections = connections
         self.workers = workers
         self.listener = listener
         self.clients = []
@@ -109,7 +110,7 @@ async def running(**settings):
     server.lifespan = server.config.lifespan_class(server.config)
     with socket.create_server(("127.0.0.1", 0)) as port:
         await server.startup(sockets=[port])
-        running = Running(port.getsockname()[1], workers, listener, metrics)
+        running = Running(port.getsockname()[1], workers, listener, metrics, server.server_state.connections)
         try:
             yield running
         finally:
@@ -205,9 +206,10 @@ async def test_head_is_bounded(server, name):
 @pytest.mark.parametrize(
     "around", [b"1;" + b"x" * 1_000_000, b"0\r\n" + b"X: x\r\n" * 100_000, b"0\r\nX: " + b"x" * 1_000_000]
 )
-async def test_what_stands_around_chunks_is_bounded(server, around):
+@pytest.mark.parametrize("body", [b"", b"%x\r\n%b\r\n" % (1_500_000, b"x" * 1_500_000)])
+async def test_what_stands_around_chunks_is_bounded(server, around, body):
     client = await server.connect()
-    await client.send(f"POST {PATH} HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
+    await client.send(f"POST {PATH} HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n".encode(), body)
     await until(lambda: server.metric("pierhead_predict_requests_reading") == 1)
     sending = asyncio.create_task(client.send(around))
     code, headers, _ = await client.answer()
@@ -398,6 +400,60 @@ async def test_upgrade_that_nobody_offers_is_an_ordinary_request(server):
     assert [call.body for call in server.workers.calls] == [BODY, BODY]
 
 
+async def test_body_behind_an_upgrade_is_no_head(server):
+    upgrade = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAEAAEAAAAIAAAAB")
+    client = await server.connect()
+    request = post(BODY + b" " * 300_000, *upgrade)
+    for start in range(0, len(request), 50_000):
+        await client.send(request[start : start + 50_000])
+        await asyncio.sleep(0)
+    assert (await client.answer())[0] == 200
+    assert server.metric("pierhead_predict_requests_bytes") == 0
+    await client.send(post())
+    assert (await client.answer())[0] == 200
+    assert server.workers.calls[0].body == BODY + b" " * 300_000
+
+
+async def test_trailers_are_no_headers(server):
+    client = await server.connect()
+    await client.send(
+        f"POST {PATH} HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n".encode(),
+        b"%x\r\n%b\r\n0\r\nContent-Encoding: gzip\r\n\r\n" % (len(BODY), BODY),
+        post(),
+    )
+    assert [(await client.answer())[0] for _ in range(2)] == [200, 200]
+    assert {call.encoding for call in server.workers.calls} == {""}
+
+
+async def test_who_takes_no_answer_gets_no_other_one_made(server):
+    server.workers.held = True
+    client = await server.connect(limit=1024)
+    client.writer.transport.pause_reading()
+    await client.send(post(), post())
+    await server.workers.called.wait()
+    server.workers.futures[0].set_result(Reply(200, b"x" * 20_000_000))
+    await until(lambda: server.metric("pierhead_predict_requests_bytes") > 1_000_000)
+    assert len(server.workers.calls) == 1
+    client.writer.transport.resume_reading()
+    first = asyncio.create_task(client.answer())
+    await until(lambda: len(server.workers.calls) == 2)
+    server.workers.futures[1].set_result(Reply(200, b"second"))
+    assert len((await first)[2]) == 20_000_000
+    assert (await client.answer())[2] == b"second"
+
+
+async def test_broken_request_behind_others_costs_them_nothing(server):
+    server.workers.held = True
+    client = await server.connect()
+    chunked = f"POST {PATH} HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
+    await client.send(post(), chunked, b"no number\r\n")
+    await server.workers.called.wait()
+    server.workers.futures[0].set_result(Reply(200, b"here"))
+    code, headers, body = await client.answer()
+    assert (code, headers["connection"], body) == (200, "close", b"here")
+    assert await client.end() == b""
+
+
 async def test_pipelined_requests_are_answered_in_order_and_bounded(server):
     client = await server.connect()
     await client.send(GET * 5)
@@ -462,6 +518,19 @@ async def test_caller_that_leaves_is_forgotten(server, leave):
     assert server.metric("pierhead_predict_requests_total", code="499") == 1
 
 
+@pytest.mark.parametrize("leave", ["close", "half-close"])
+async def test_caller_that_leaves_later_with_more_requests_in_the_pipeline_is_forgotten(server, leave):
+    """By then nothing of the connection is read."""
+    server.workers.held = True
+    client = await server.connect()
+    await client.send(post())
+    await server.workers.called.wait()
+    await client.send(post(), GET)
+    await until(lambda: any(connection.pipeline for connection in server.connections))
+    client.writer.close() if leave == "close" else client.writer.write_eof()
+    await until(server.workers.futures[0].cancelled)
+
+
 @pytest.mark.parametrize("leave", ["close", "reset"])
 async def test_caller_that_leaves_with_more_requests_in_the_pipeline_is_forgotten(server, leave, caplog):
     server.workers.held = True
@@ -515,6 +584,20 @@ async def test_answers_that_nobody_takes_make_room():
         await quick.send(post())
         assert (await quick.answer())[0] == 200
         assert server.metric("pierhead_predict_requests_bytes") == 0
+
+
+async def test_answers_that_nobody_takes_end_where_there_are_too_many():
+    async with running(max_requests_bytes=FIGURE) as server:
+        server.workers.held = True
+        for _ in range(3):
+            idle = await server.connect(limit=1024)
+            idle.writer.transport.pause_reading()
+            await idle.send(post())
+        await until(lambda: len(server.workers.futures) == 3)
+        for future in server.workers.futures:
+            future.set_result(Reply(200, b"x" * 20_000_000))
+        await until(lambda: server.metric("pierhead_predict_requests_bytes") > FIGURE)
+        await until(lambda: server.metric("pierhead_predict_requests_bytes") < FIGURE)  # though nobody asks for room
 
 
 # Slow uploads

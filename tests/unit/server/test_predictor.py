@@ -249,6 +249,14 @@ class Mute(Exception):  # noqa: N818 - it is a stranger's
         (MemoryError(), 500, "instances[0]: the predictor raised MemoryError"),
         (Mute(), 500, "instances[0]: the predictor raised Mute"),
         (HTTPException(400, Mute()), 400, ""),
+        (HTTPException("bad age", 400), 500, "400"),
+        (SystemExit(1), 500, "instances[0]: the predictor raised SystemExit: 1"),
+        (KeyboardInterrupt(), 500, "instances[0]: the predictor raised KeyboardInterrupt"),
+        (
+            BaseExceptionGroup("all", [GeneratorExit()]),
+            500,
+            "instances[0]: the predictor raised BaseExceptionGroup: all",
+        ),
     ],
 )
 def test_routine_says_whose_error_it_is(raised, code, message):

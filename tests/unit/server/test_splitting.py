@@ -187,6 +187,25 @@ def test_what_no_piece_can_hold_is_not_split(number):
     assert isinstance(ask(free, call, 1), Reply)
 
 
+@pytest.mark.parametrize("dialect", ["vertex", "oip"])
+def test_what_stands_beside_instances_is_in_no_piece_or_in_one(classifier, dialect):
+    long = "x" * 10_000
+    beside = {"id": long} if dialect == "oip" else {"signature_name": long}
+    call = msgspec.structs.replace(CALLS[dialect], body=msgspec.json.encode(json.loads(CALLS[dialect].body) | beside))
+    pieces = ask(classifier, call, 2).pieces
+    assert len(pieces) > 2
+    assert sum(long.encode() in piece.body for piece in pieces) == (dialect == "oip")
+    assert ask_in_pieces(classifier, call, 2)[0].body == ask(classifier, call).body
+
+
+def test_pieces_that_would_be_much_more_than_the_request_are_not_made(classifier):
+    instances = json.loads(CALLS["vertex"].body)["instances"]
+    body = {"instances": instances * 8, "parameters": {"unknown": "x" * 100_000}}
+    call = json_call("vertex", body)
+    contract = Contract(SERVED, Limits(max_instances=50, max_body_bytes=1))
+    assert ask(classifier, call, 1, contract).body == ask(classifier, call).body
+
+
 @pytest.mark.parametrize("dialect", ["probe", "batch"])
 def test_calls_of_the_servers_own_stay_whole(classifier, dialect):
     body = msgspec.msgpack.encode({"instances": DATA}) if dialect == "batch" else b""

@@ -135,6 +135,11 @@ def test_gzip_files_behind_one_another_are_one():
     assert [line.data for line in read(plan, memory, 0)] == [b"a", b"bc", b"d"]
 
 
+def test_zeros_pad_a_gzip_file():
+    plan, memory = make_plan([gzip.compress(b"a\nb") + b"\0" * 10 + gzip.compress(b"c\nd") + b"\0" * 1000])
+    assert [line.data for line in read(plan, memory, 0)] == [b"a", b"bc", b"d"]
+
+
 def test_file_that_changed_is_told():
     plan, memory = make_plan([b"a\n"])
     memory.objects["0"] = b"a\nb\n"
