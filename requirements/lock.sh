@@ -5,6 +5,7 @@ compile() {
     out=$1
     shift
     "$uv" pip compile --quiet --generate-hashes --no-emit-index-url --no-annotate --python-version 3.11 \
+        --override requirements/overrides.txt \
         --custom-compile-command "make lock" --output-file "requirements/$out.txt" "$@"
 }
 uv=$1

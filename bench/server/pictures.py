@@ -26,9 +26,9 @@ QUALITY = 90
 MAX_PREDICTIONS = 5
 
 
-def make_jpegs() -> list[bytes]:
+def make_jpegs(size: tuple[int, int] = SIZE) -> list[bytes]:
     """The photographs, cut to the size's proportions and encoded; the same bytes on every call."""
-    return [_encode(path) for path in _paths()]
+    return [_encode(path, size) for path in _paths()]
 
 
 def make_body(jpeg: bytes) -> bytes:
@@ -59,9 +59,9 @@ def _paths() -> list[Path]:
     return found
 
 
-def _encode(path: Path) -> bytes:
+def _encode(path: Path, size: tuple[int, int]) -> bytes:
     with Image.open(path) as image:
-        fitted = ImageOps.fit(image.convert("RGB"), SIZE, Image.Resampling.LANCZOS)
+        fitted = ImageOps.fit(image.convert("RGB"), size, Image.Resampling.LANCZOS)
     target = io.BytesIO()
     fitted.save(target, "JPEG", quality=QUALITY)
     return target.getvalue()

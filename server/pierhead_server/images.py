@@ -1,8 +1,8 @@
 """Pictures to what a classifier takes: uint8 [crop, crop, 3], as torchvision's own evaluation scales and crops it.
 
-JPEGs are decoded by libjpeg-turbo itself, everything else by Pillow; scaling is torch's, whose uint8 kernels use the
-vector units. Full-size decoding differs from Pillow and torchvision's v1 transforms by none of 255 levels in almost all
-pixels, by one in some, and by two in a few that lie between two levels.
+JPEGs are decoded by libjpeg-turbo itself, everything else by Pillow, and scaled as `scaling` says; there is no torch
+here. Full-size decoding differs from Pillow and torchvision's v1 transforms by none of 255 levels in almost all pixels,
+by one in some, and by two in a few that lie between two levels.
 """
 
 import re
@@ -18,15 +18,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
-import torch
 from PIL import Image, UnidentifiedImageError
 from PIL.IcoImagePlugin import IcoImageFile
 from PIL.TiffImagePlugin import TiffImageFile
-from torch.nn import functional
 
 from pierhead_server.config import Preprocessing
-
-Pixels = npt.NDArray[np.uint8]  # [height, width, 3], RGB
+from pierhead_server.scaling import Pixels as Pixels
+from pierhead_server.scaling import count_pixels, find_start, scale_middle
 
 
 def _list_formats() -> tuple[str, ...]:
@@ -98,7 +96,7 @@ def bound_pillow(max_pixels: int) -> None:
 _JPEG_BYTES = 7  # of libjpeg-turbo, turned upright
 _WEBP_BYTES = 24
 _MOST_BYTES = 16  # of all others
-_SCALED_BYTES = 7  # of what scaling makes
+_SCALED_BYTES = 7  # of what scaling makes: each step is there twice, for the library copies what it is given
 
 
 class PixelBudget:
@@ -398,16 +396,13 @@ def fit(pixels: Pixels, how: Preprocessing, *, max_pixels: int, budget: PixelBud
     # A strip of 1 x 1,000,000 is small, and enormous once its shorter side is 256.
     if height * width > max_pixels:
         raise _too_large(max_pixels)
-    if not pixels.flags.writeable:
-        pixels = pixels.copy()  # of a request's body; torch warns of what it may not write
-    batch = torch.from_numpy(pixels).permute(2, 0, 1).unsqueeze(0)  # channels last in memory, as it lies
-    if (height, width) != pixels.shape[:2]:
-        with budget.take(height * width, _SCALED_BYTES) if budget else nullcontext():
-            batch = _scale(batch, (height, width), how.interpolation)
-    top, left = round((height - how.crop) / 2), round((width - how.crop) / 2)
-    cropped = batch[0, :, top : top + how.crop, left : left + how.crop].permute(1, 2, 0)
-    # By torch: scaling leaves the channels apart, and numpy takes twice as long to put them beside each other.
-    return cropped.contiguous().numpy()
+    if (height, width) == pixels.shape[:2]:
+        top, left = find_start(height, how.crop), find_start(width, how.crop)
+        return pixels[top : top + how.crop, left : left + how.crop].copy()  # may be a request's body, which is locked
+    size = (height, width)
+    most = count_pixels((pixels.shape[0], pixels.shape[1]), size, how.crop, how.interpolation)
+    with budget.take(most, _SCALED_BYTES) if budget else nullcontext():
+        return scale_middle(pixels, size, how.crop, how.interpolation)
 
 
 def _scaled_size(pixels: Pixels, resize: int) -> tuple[int, int]:
@@ -415,9 +410,3 @@ def _scaled_size(pixels: Pixels, resize: int) -> tuple[int, int]:
     if width <= height:
         return int(resize * height / width), resize
     return resize, int(resize * width / height)
-
-
-def _scale(batch: torch.Tensor, size: tuple[int, int], interpolation: str) -> torch.Tensor:
-    if interpolation == "nearest":
-        return functional.interpolate(batch, size, mode="nearest-exact")
-    return functional.interpolate(batch, size, mode=interpolation, antialias=True, align_corners=False)
