@@ -30,7 +30,7 @@ from tests.chaos.killer import Killer, kill_operator
 from tests.e2e.conftest import make_model
 from tests.kube import scratch_namespace, wait_operator, wait_until
 
-LINES = 10_000
+LINES = 20_000
 SHARDS = 4
 FILES = 3
 PICTURES = 100
