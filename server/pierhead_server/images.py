@@ -270,9 +270,14 @@ def decode_image(data: bytes, *, max_pixels: int, smallest_side: int = 0, budget
             if image.format in ("JPEG", "MPO"):
                 _check_scans(data)
             jpeg = image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L")
-            each = _JPEG_BYTES if jpeg else _WEBP_BYTES if image.format == "WEBP" else _MOST_BYTES
-            with budget.take(pixels, each) if budget else nullcontext():
-                decoded = _decode_jpeg(data, image, smallest_side) if jpeg else _load(image)
+            decoded = None
+            if jpeg:
+                with budget.take(pixels, _JPEG_BYTES) if budget else nullcontext():
+                    decoded = _decode_jpeg(data, image, smallest_side)
+            if decoded is None:
+                each = _WEBP_BYTES if image.format == "WEBP" else _MOST_BYTES
+                with budget.take(pixels, each) if budget else nullcontext():
+                    decoded = _load(image)
             if decoded.shape[0] * decoded.shape[1] > pixels:
                 raise _lying()
             return decoded
@@ -302,12 +307,12 @@ def _too_large(max_pixels: int) -> BadPictureError:
     return BadPictureError(f"more than {max_pixels} pixels: send a smaller picture")
 
 
-def _decode_jpeg(data: bytes, image: Image.Image, smallest_side: int) -> Pixels:
+def _decode_jpeg(data: bytes, image: Image.Image, smallest_side: int) -> Pixels | None:
+    """None where libjpeg warns: Pillow knows which of its warnings still leave a whole picture."""
     try:
         pixels: Pixels = simplejpeg.decode_jpeg(data, "RGB", min_height=smallest_side, min_width=smallest_side)
     except ValueError:
-        # It takes libjpeg's warnings for errors; Pillow knows which of them still leave a whole picture.
-        return _load(image)
+        return None
     return _turn_upright(pixels, image)
 
 

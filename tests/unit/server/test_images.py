@@ -594,6 +594,17 @@ def test_budget_says_what_a_picture_would_take():
         pass
 
 
+def test_jpeg_that_pillow_has_to_read_takes_what_pillow_takes():
+    sound = encode(picture(100, 100), "JPEG")
+    warned = sound[:-2] + b"\0" * 20 + sound[-2:]  # more than its header says is there
+    budget = PixelBudget(MANY)
+    budget.limit_memory(100 * 100 * 10)
+    assert decode(sound, budget=budget).shape == (100, 100, 3)
+    assert decode(warned).shape == (100, 100, 3)
+    with pytest.raises(BadPictureError, match="send a smaller picture"):
+        decode(warned, budget=budget)
+
+
 def test_strip_that_scaling_would_blow_up_is_refused():
     strip = decode(encode(Image.new("RGB", (100_000, 1))))
     with pytest.raises(BadPictureError, match="more than 10000000 pixels"):
