@@ -11,8 +11,8 @@ from bench.server.raw import RawLoop, make_command
 from bench.server.workshop import Workpiece, Workshop, make_environment
 
 EAGER = ("eager", "channels-last")  # torch as it is, as the worker's quick form is
-KINDS = {"eager": EAGER, "jit frozen": ("jit frozen",), "aoti": ("aoti",)}
-FORMS = [f"{form} b{batch}" for form in (*EAGER, "jit frozen", "aoti") for batch in (1, 4, 8)]
+KINDS = {"eager": EAGER, "jit frozen": ("jit frozen",), "aoti": ("aoti",), "openvino": ("openvino",)}
+FORMS = [f"{form} b{batch}" for form in (*EAGER, "jit frozen", "aoti", "openvino") for batch in (1, 4, 8)]
 
 
 @contextlib.contextmanager

@@ -39,8 +39,8 @@ def find_raw(records: Records, model: str, section: str) -> str:
 
 
 def find_compiled(records: Records, model: str) -> str:
-    """The raw loop of the compiled network."""
-    return next((one for one in records.contenders(model, "rate") if one.startswith("raw aoti")), "")
+    """The raw loop of the network that the worker's compiled form is."""
+    return next((one for one in records.contenders(model, "rate") if one.startswith("raw openvino")), "")
 
 
 # --- tables ---
@@ -73,7 +73,7 @@ def _tabulate_rate(records: Records, models: Sequence[str]) -> Table:
         for one in records.views(model, "rate")
     ]
     columns = (
-        *("model", "who", "pictures/s", "to the raw eager loop", "to the raw aoti loop"),
+        *("model", "who", "pictures/s", "to the raw eager loop", "to the raw openvino loop"),
         *("listener, CPU ms a picture", "model, CPU ms a picture", "first chunk after, s"),
         *(_CORES, "top classes as eager's"),
     )

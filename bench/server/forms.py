@@ -6,7 +6,10 @@ from typing import Literal
 
 import msgspec
 
-CPU_FORMS = ("eager b1", "channels-last b1", "jit frozen b1", "aoti b1", "aoti b4", "aoti b8")
+CPU_FORMS = (
+    *("eager b1", "channels-last b1", "jit frozen b1"),
+    *(f"{form} b{batch}" for form in ("aoti", "openvino") for batch in (1, 4, 8)),
+)
 CUDA_FORMS = ("eager b1", "channels-last b32", "graphs b1", "graphs b32", "aoti b1", "aoti b8", "aoti b32")
 
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from bench.server.forms import Order, Report, parse_batch
 from bench.server.networks import Classifier, load_classifier, make_example
+from bench.server.openvino_network import make_openvino
 from bench.server.preprocessing import CROP, preprocess
 
 TOP = 5
@@ -50,11 +51,13 @@ class Files:
 
 
 def make_network(form: str, setting: Setting) -> Network:
-    """The network in one of the forms that PyTorch offers."""
+    """The network in one of the forms that PyTorch offers, or as OpenVINO's."""
     if form.startswith("aoti"):
         package = setting.packages[parse_batch(form)]
         # The caller is one thread: no lock, no copies of what the runs share.
         return torch._inductor.aoti_load_package(str(package), run_single_threaded=True)
+    if form.startswith("openvino"):
+        return make_openvino(setting.model, setting.artifact)
     classifier = load_classifier(setting.model, setting.artifact).to(setting.device)
     if form.startswith("eager"):
         return classifier

@@ -61,7 +61,7 @@ class ModelVersion(ApiObject):
         False,
         description=(
             "Whether code inside the artifact may run in the server's pod: a custom predictor (predictor.py), or"
-            " machine code compiled beside the program."
+            " a compiled form beside the program."
         ),
     )
 

@@ -7,20 +7,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image
 
 from pierhead_server.artifact import Sample
+from pierhead_server.comparing import measure_drift, synthetic_pictures
 from pierhead_server.computing import Computed, Prepared, compute, measure_rows, prepare_rows
 from pierhead_server.config import Preprocessing
+from pierhead_server.converted import Network, PictureRunner
 from pierhead_server.errors import ApiError, ArtifactInvalidError, InternalError
 from pierhead_server.images import BadPictureError, PixelBudget, Pixels, fit, measure, read_image
 from pierhead_server.messages import Call, Form
-from pierhead_server.modules import first_line
 from pierhead_server.protocol import (
     Limits,
     RankingParameters,
@@ -34,43 +34,16 @@ from pierhead_server.protocol import (
 from pierhead_server.splitting import Measured
 from pierhead_server.tensors import Signature, TensorSpec, ValueTensorError
 
+if TYPE_CHECKING:
+    import torch
+
 Confidences = npt.NDArray[np.float32]  # [pictures, classes]
 
 logger = logging.getLogger(__name__)
 
-_EAGER_BATCH = 8  # beyond that a CPU gains nothing, and memory grows
 _COMPARED = 3  # pictures by which forms are compared: a batch that is not full
 # Of a confidence between a CPU and a GPU: TF32 and other orders of adding up stay far below, half precision below.
 _MOST_DRIFT = 0.1
-
-
-class ClassifierModule(torch.nn.Module):
-    """Bytes to confidences: normalises uint8 [n, 3, side, side], runs the network, and activates its outputs."""
-
-    scale: torch.Tensor
-    offset: torch.Tensor
-
-    def __init__(self, network: torch.nn.Module, preprocessing: Preprocessing, activation: str, precision: str) -> None:
-        super().__init__()
-        self.network = network
-        self.activation = activation
-        self.dtype = getattr(torch, precision)
-        mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (preprocessing.mean, preprocessing.std))
-        self.register_buffer("scale", 1 / (255 * std))
-        self.register_buffer("offset", -mean / std)
-        network.to(self.dtype)
-
-    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-        """Float32 [n, classes]."""
-        # (pictures / 255 - mean) / std, in one step: three take twice as long.
-        normalised = torch.addcmul(self.offset, pictures.float(), self.scale)
-        given: object = self.network(normalised.to(self.dtype))
-        if not isinstance(given, torch.Tensor):
-            raise TypeError(f"it gives a {type(given).__name__}, not one tensor")
-        outputs = given.float()
-        if self.activation == "softmax":
-            return outputs.softmax(dim=1)
-        return outputs.sigmoid() if self.activation == "sigmoid" else outputs
 
 
 class Runner(Protocol):
@@ -82,31 +55,6 @@ class Runner(Protocol):
     def __call__(self, pictures: Sequence[Pixels]) -> Confidences:
         """Any number of pictures, at least one."""
         ...
-
-
-class EagerRunner:
-    """Torch as it is, operator by operator: the quick form, there as soon as the weights are."""
-
-    form: Form = "quick"
-    batch = 1
-
-    def __init__(self, module: ClassifierModule) -> None:
-        self.module = module.to(memory_format=torch.channels_last)
-
-    def __call__(self, pictures: Sequence[Pixels]) -> Confidences:
-        """In chunks of bounded size."""
-        with torch.inference_mode():
-            chunks = [
-                self.module(to_batch(pictures[start : start + _EAGER_BATCH]))
-                for start in range(0, len(pictures), _EAGER_BATCH)
-            ]
-            return torch.cat(chunks).numpy()
-
-
-def to_batch(pictures: Sequence[Pixels]) -> torch.Tensor:
-    """Uint8 [n, 3, side, side], channels last in memory: the pictures as they lie."""
-    stacked = pictures[0][None] if len(pictures) == 1 else np.stack(pictures)
-    return torch.from_numpy(stacked).permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True)
@@ -217,10 +165,15 @@ class ImageClassifier:
             raise InternalError("the model gave confidences that are no numbers")
         return Classes(rows, self._labels, prepared.parameters)
 
-    def move(self, device: torch.device) -> None:
+    def take(self, network: Network) -> None:
+        """Compute in the compiled form from now on."""
+        self.runner = PictureRunner(network)
+
+    def move(self, device: "torch.device") -> None:
         """Compute on a GPU from now on."""
-        # Imported here: nothing else needs it.
+        # Imported here: nothing else needs them, and the compiled form does without torch.
         from pierhead_server.cuda import make_cuda_runner
+        from pierhead_server.eager import EagerRunner
 
         assert isinstance(self.runner, EagerRunner)
         pictures = synthetic_pictures(_COMPARED, self._preprocessing.crop)
@@ -241,48 +194,6 @@ class ImageClassifier:
                 raise computed.outcome
         except ApiError as error:
             raise ArtifactInvalidError(self.sample.explain(str(error))) from None
-
-
-def measure_drift(given: Confidences, expected: Confidences) -> float:
-    """The most that a confidence differs, to the largest where that is above 1. Raises ValueError for no numbers."""
-    if given.shape != expected.shape or not np.isfinite(given).all():
-        raise ValueError("it gives other shapes, or no numbers")
-    return float(np.abs(given - expected).max() / max(1.0, float(np.abs(expected).max())))
-
-
-def check_classes(runner: Runner, side: int, classes: int) -> None:
-    """Run synthetic pictures, and check what the model makes of them. Raises ArtifactInvalidError."""
-    for count in (1, 2):
-        check_outputs(runner, synthetic_pictures(count, side), classes)
-
-
-def check_outputs(runner: Runner, pictures: Sequence[Pixels], classes: int) -> Confidences:
-    """What the runner makes of pictures, if it is [pictures, classes]. Raises ArtifactInvalidError."""
-    count, side = len(pictures), pictures[0].shape[0]
-    try:
-        outputs: object = runner(pictures)
-    except Exception as error:  # a model is a stranger's program: it may raise anything, and it is the artifact's
-        hint = "" if count == 1 else ": export it with a dynamic batch dimension"
-        raise ArtifactInvalidError(
-            f"the model refuses a float32 input of {count}x3x{side}x{side}{hint}: {first_line(error)}"
-        ) from error
-    assert isinstance(outputs, np.ndarray)
-    if outputs.shape != (count, classes):
-        raise ArtifactInvalidError(
-            f"labels: {classes} names, but the model gives {outputs.shape} for a batch of {count}"
-        )
-    return outputs
-
-
-def synthetic_pictures(count: int, side: int) -> list[Pixels]:
-    """Pictures of soft colours, the same at every call and no two alike."""
-    rows, columns, channels = np.ogrid[:side, :side, :3]
-    return [
-        (127.5 + 127.5 * np.sin(rows * (number + 1) / 17 + columns / (number + 11) + channels * (number + 2))).astype(
-            np.uint8
-        )
-        for number in range(count)
-    ]
 
 
 def _picture_field(instance: object) -> str:

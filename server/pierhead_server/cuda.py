@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from pierhead_server.accelerator import copy_to
-from pierhead_server.classifier import ClassifierModule, Confidences
+from pierhead_server.classifier import Confidences
+from pierhead_server.eager import ClassifierModule
 from pierhead_server.images import Pixels
 from pierhead_server.messages import Form
 

@@ -66,8 +66,11 @@ class ForkServer:
         self._load = load
         self._children: dict[int, Child] = {}  # by pidfd
         self._share: int | None = None  # of memory, for each worker
+        self._unusable = os.eventfd(0, os.EFD_CLOEXEC)  # written by a worker that cannot use the compiled form
+        self._made_anew = False  # whether it was, for that reason
         self._selector = selectors.DefaultSelector()
         self._selector.register(control, selectors.EVENT_READ)
+        self._selector.register(self._unusable, selectors.EVENT_READ)
 
     def run(self) -> None:
         """Until the listener is gone."""
@@ -78,6 +81,8 @@ class ForkServer:
             for key, _ in self._selector.select():
                 if isinstance(key.data, Words):
                     self._hear(key.data)
+                elif key.fileobj == self._unusable:
+                    self._make_anew()
                 elif key.fileobj is not self._control:
                     self._reap(key.fd)
                 elif not self._obey():
@@ -85,6 +90,8 @@ class ForkServer:
 
     def _announce(self) -> None:
         model = self._loaded.model
+        if self._loaded.network:
+            self._loaded.network.preload()
         _settle_memory()
         self._share = self._load.worker_memory_bytes or memory.compute_share(
             memory.read_limit(), memory.read_used(), self._load.workers
@@ -141,7 +148,7 @@ class ForkServer:
         if os.getppid() != parent:  # it died before that
             os._exit(1)
         for key in self._selector.get_map().values():
-            if key.fileobj is not self._control:
+            if key.fileobj not in (self._control, self._unusable):
                 os.close(key.fd)
         self._selector.close()
         self._control.close()
@@ -153,9 +160,11 @@ class ForkServer:
         contract = Contract(self._load.served, self._load.limits)
         with contextlib.suppress(OSError):
             Path("/proc/self/oom_score_adj").write_text(_WORKER_OOM_SCORE)
+        if self._load.device == "cpu":
+            settle(place, self._load.workers)  # and with it the threads that it is going to start
         try:
             device = self._take_device(place)
-            model = self._loaded.load() if self._loaded.load else self._loaded.model
+            model = self._take_model()
         except StartupError as error:
             refuse(connection, error)
             return
@@ -164,13 +173,29 @@ class ForkServer:
         if device is not None and _move(model, device):
             run_pipelined_worker(connection, model, contract, partial(enter_device, device))
             return
-        if self._load.device == "cpu":
-            settle(place, self._load.workers)
-            if self._share is not None:
-                contract = replace(contract, most_data=memory.read_data() + self._share)
-        else:
+        if self._load.device != "cpu":
             _use_cpus(self._load.workers)
+        elif self._share is not None:
+            contract = replace(contract, most_data=memory.read_data() + self._share)
         run_worker(connection, model, contract)
+
+    def _take_model(self) -> "Model":
+        """In a worker: the model, ready to compute. Raises StartupError."""
+        from pierhead_server.converted import ConversionError
+
+        loaded = self._loaded
+        if loaded.load:
+            return loaded.load()
+        if loaded.network is None:
+            return loaded.model
+        try:
+            loaded.network.load()
+        except ConversionError as error:
+            logger.warning("%s: the quick form computes", error)
+            os.eventfd_write(self._unusable, 1)
+            assert loaded.load_first is not None
+            return loaded.load_first().model
+        return loaded.model
 
     def _take_device(self, place: int) -> "torch.device | None":
         """The GPU that this worker computes on; None where it is the CPU. Raises DriverTooOldError."""
@@ -185,19 +210,18 @@ class ForkServer:
             return None
 
     def _compile(self) -> None:
-        from pierhead_server import compiled
-
         assert self._loaded.order is not None
-        # A group of its own, for the compilers that it starts.
-        os.setsid()
         os.nice(_NICE)
         with contextlib.suppress(OSError):
             # Where memory is short, this is what shall go.
             Path("/proc/self/oom_score_adj").write_text("1000")
+        from pierhead_server.converted import ConversionError
+        from pierhead_server.converting import make  # which takes seconds
+
         try:
-            compiled.make(self._loaded.order)
-        except compiled.CompileError as error:
-            logger.warning("%s", error)
+            make(self._loaded.order)
+        except ConversionError as error:
+            logger.warning("%s: the quick form stays", error)
 
     def _hear(self, words: Words) -> None:
         if not words.hear():
@@ -217,29 +241,41 @@ class ForkServer:
 
     def _take_compiled_form(self) -> None:
         """From now on workers are forked with it; the listener exchanges those that are there."""
-        from pierhead_server import compiled
-        from pierhead_server.classifier import ImageClassifier
+        from pierhead_server.converted import ConversionError, Network
 
         order, model = self._loaded.order, self._loaded.model
         assert order is not None
-        assert isinstance(model, ImageClassifier)
         if not order.entry.is_dir():
             return  # why, the child has said
         try:
-            model.runner = compiled.load(order.entry, side=order.side)
-        except compiled.CompileError as error:
+            network = Network(order.entry)
+        except ConversionError as error:
             logger.warning("%s: the quick form stays", error)
             return
-        self._loaded = replace(self._loaded, order=None)  # and with it goes the quick form
+        network.preload()
+        self._loaded = self._loaded.take(network)  # and with it goes the quick form
         _settle_memory()
         send(self._control, Formed(model.form, model.batch))
+
+    def _make_anew(self) -> None:
+        """A worker could not use the compiled form: until there is another one, all are forked with the quick one."""
+        os.eventfd_read(self._unusable)
+        if self._loaded.network is None:
+            return  # another worker has said so
+        assert self._loaded.load_first is not None
+        self._loaded = self._loaded.load_first()
+        _settle_memory()
+        if self._loaded.order is None:
+            return
+        if self._made_anew:
+            logger.error("the compiled form was made anew and still cannot be used: the quick form stays")
+            return
+        self._made_anew = True
+        self._start(_COMPILER, self._compile)
 
     def _end_children(self) -> None:
         """A worker ends when its connection does, unless it is caught in the model."""
         for child in self._children.values():
-            if child.number == _COMPILER:
-                with contextlib.suppress(ProcessLookupError):  # it has no group of its own yet
-                    os.killpg(child.pid, signal.SIGKILL)
             os.kill(child.pid, signal.SIGKILL)
             child.words.hear()
 
@@ -302,20 +338,25 @@ def _import_torch() -> None:
 def compile_beside(folder: Path) -> None:
     """Make a folder's compiled form for this machine's CPU, and leave it there. Raises StartupError."""
     _import_torch()
-    from pierhead_server import compiled
     from pierhead_server.artifact import read_artifact
+    from pierhead_server.converted import ConversionError
+    from pierhead_server.converting import make
     from pierhead_server.model import COMPILED_FOLDER, LoadOptions, load_model
 
-    artifact = read_artifact(folder)
-    loaded = load_model(artifact, LoadOptions(_ANY_PIXELS, compiled_dir=folder / COMPILED_FOLDER))
+    loaded = load_model(read_artifact(folder), LoadOptions(_ANY_PIXELS, compiled_dir=folder / COMPILED_FOLDER))
+    if loaded.network and loaded.load_first:
+        loaded = loaded.load_first()  # what is there may be spoilt
     if loaded.order is None:
         print(f"nothing to do: the model is served in its {loaded.model.form} form")
         return
     try:
-        compiled.make(loaded.order)
-    except compiled.CompileError as error:
+        made = make(loaded.order)
+    except ConversionError as error:
         raise ArtifactInvalidError(str(error)) from error
-    print(f"compiled into {loaded.order.entry}: it is taken where code from the artifact is allowed")
+    if made:
+        print(f"compiled into {loaded.order.entry}: it is taken where code from the artifact is allowed")
+    else:
+        print("nothing to do: the model is served in its compiled form")
 
 
 def main(control: socket.socket) -> None:

@@ -8,7 +8,7 @@ import msgspec
 # `probe` asks for the model's own sample: its calls have no body. `batch` is the batch worker's, in msgpack.
 Dialect = Literal["vertex", "raw", "aiplatform", "kserve", "oip", "probe", "batch"]
 
-# What computes: torch's operators on the CPU, machine code made for it, or a GPU.
+# What computes: torch's operators on the CPU, a network of OpenVINO's, or a GPU.
 Form = Literal["quick", "compiled", "cuda"]
 
 _LENGTH = struct.Struct("!Q")

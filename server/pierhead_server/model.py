@@ -1,35 +1,40 @@
 """Load what an artifact holds into something that answers requests."""
 
 import logging
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
-
-from pierhead_server import compiled
 from pierhead_server.artifact import Artifact, Sample
-from pierhead_server.classifier import (
-    ClassifierModule,
-    Confidences,
-    EagerRunner,
-    ImageClassifier,
-    Runner,
-    check_classes,
-    measure_drift,
-    synthetic_pictures,
-)
-from pierhead_server.compiled import CompileError, Order
+from pierhead_server.classifier import Confidences, ImageClassifier, Runner
+from pierhead_server.comparing import measure_drift, synthetic_pictures
 from pierhead_server.computing import Computed
 from pierhead_server.config import CustomPredictor, ExportedProgram, Preprocessing, TorchScriptProgram, TorchvisionModel
-from pierhead_server.errors import ArtifactInvalidError
+from pierhead_server.converted import (
+    ConversionError,
+    Network,
+    Order,
+    PictureRunner,
+    Precision,
+    TensorRunner,
+    compute_key,
+)
+from pierhead_server.errors import ApiError, ArtifactInvalidError
+from pierhead_server.messages import Call
 from pierhead_server.modules import load_program, load_torchvision, read_metadata
 from pierhead_server.program import TensorProgram
-from pierhead_server.protocol import Request
+from pierhead_server.protocol import Limits, Request, parse
 from pierhead_server.splitting import Measured
 from pierhead_server.tensors import Signature
+
+if TYPE_CHECKING:
+    import torch
+
+    from pierhead_server.converting import Source
+    from pierhead_server.eager import ClassifierModule
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +79,7 @@ class Model(Protocol):
         """What `compute` takes of one request. Raises ApiError."""
         ...
 
-    def move(self, device: torch.device) -> None:
+    def move(self, device: "torch.device") -> None:
         """Compute on this GPU from now on. Whatever it raises, the model goes on as before."""
         ...
 
@@ -98,8 +103,17 @@ class Loaded:
     """A model that answers, and what would make it faster."""
 
     model: Model
-    order: Order | None = None  # what to compile; None: nothing, or it is compiled
+    order: Order | None = None  # what makes its compiled form; None: there is one, or there will be none
     load: Callable[[], Model] | None = None  # what each worker loads for itself, in place of `model`
+    network: Network | None = None  # what `model` computes with, once a worker has loaded it
+    # The same in its first form, where a worker cannot use `network`. Raises ArtifactInvalidError.
+    load_first: "Callable[[], Loaded] | None" = None
+
+    def take(self, network: Network) -> "Loaded":
+        """The same in the compiled form; the first form's memory is free then."""
+        assert isinstance(self.model, ImageClassifier | TensorProgram)
+        self.model.take(network)
+        return replace(self, order=None, network=network)
 
 
 def load_model(artifact: Artifact, options: LoadOptions) -> Loaded:
@@ -107,74 +121,160 @@ def load_model(artifact: Artifact, options: LoadOptions) -> Loaded:
 
     Its sample is answered by each worker: a predictor's code may start threads, and who has any cannot be forked.
     """
-    config = artifact.config
-    if isinstance(config, CustomPredictor):
-        if not options.allow_code:
-            raise ArtifactInvalidError(
-                "format: predictor is code: set allowCode: true on the Model's version to run it"
-            )
-        # Imported here: nothing else runs code of an artifact's.
-        from pierhead_server.predictor import PredictorModel, Unloaded, load_predictor
+    if isinstance(artifact.config, CustomPredictor):
+        return _load_predictor(artifact, artifact.config, options)
+    if artifact.config.labels is None and not isinstance(artifact.config, TorchvisionModel):
+        return _load_program(artifact, artifact.config, options)
+    return _load_classifier(artifact, artifact.config, options)
 
-        load = partial(load_predictor, artifact.folder, artifact.sample)
-        if config.load_in_workers:
-            return Loaded(PredictorModel(Unloaded(), artifact.sample), load=load)
-        return Loaded(load())
-    if config.labels is None and not isinstance(config, TorchvisionModel):
-        module = load_program(artifact, config)
-        assert config.inputs is not None
-        pixels = options.max_image_pixels
-        return Loaded(
-            TensorProgram(module, config.inputs, config.outputs, max_image_pixels=pixels, sample=artifact.sample)
+
+def _load_predictor(artifact: Artifact, config: CustomPredictor, options: LoadOptions) -> Loaded:
+    if not options.allow_code:
+        raise ArtifactInvalidError("format: predictor is code: set allowCode: true on the Model's version to run it")
+    # Imported here: nothing else runs code of an artifact's.
+    from pierhead_server.predictor import PredictorModel, Unloaded, load_predictor
+
+    load = partial(load_predictor, artifact.folder, artifact.sample)
+    if config.load_in_workers:
+        return Loaded(PredictorModel(Unloaded(), artifact.sample), load=load)
+    return Loaded(load())
+
+
+# --- programs of named tensors ---
+
+
+def _load_program(artifact: Artifact, config: ExportedProgram | TorchScriptProgram, options: LoadOptions) -> Loaded:
+    key = compute_key(weights=artifact.folder / config.program, model=config.model_dump_json())
+    load_first = partial(_load_eager_program, artifact, config, options, key)
+    assert config.inputs is not None
+    for network in _find_networks(artifact, options, key):
+        model = TensorProgram(
+            TensorRunner(network),
+            config.inputs,
+            network.described.outputs,
+            max_image_pixels=options.max_image_pixels,
+            sample=artifact.sample,
         )
-    return _load_classifier(artifact, config, options)
+        return Loaded(model, network=network, load_first=load_first)
+    return load_first()
+
+
+def _load_eager_program(
+    artifact: Artifact, config: ExportedProgram | TorchScriptProgram, options: LoadOptions, key: str
+) -> Loaded:
+    # Imported here: the compiled form does without torch.
+    from pierhead_server.eager import make_program
+
+    assert config.inputs is not None
+    pixels = options.max_image_pixels
+    module = load_program(artifact, config)
+    model = make_program(module, config.inputs, config.outputs, max_image_pixels=pixels, sample=artifact.sample)
+
+    def load_source() -> "Source":
+        from pierhead_server.converting import make_program_source
+        from pierhead_server.eager import EagerProgram
+
+        assert isinstance(model.runner, EagerProgram)
+        assert config.inputs is not None
+        return make_program_source(
+            model.runner,
+            config.inputs,
+            model.signature.outputs,
+            is_script=isinstance(config, TorchScriptProgram),
+            samples=_prepare_sample(model) if artifact.sample else (),
+        )
+
+    loaded = Loaded(model, load_first=partial(_load_eager_program, artifact, config, options, key))
+    return _order(loaded, load_source, options, key, config.precision)
+
+
+# --- classifiers ---
 
 
 def _load_classifier(
     artifact: Artifact, config: TorchvisionModel | ExportedProgram | TorchScriptProgram, options: LoadOptions
 ) -> Loaded:
     labels, preprocessing = _resolve_metadata(artifact, config)
-
-    def classify(runner: Runner) -> ImageClassifier:
-        pixels = options.max_image_pixels
-        model = ImageClassifier(runner, labels, preprocessing, max_image_pixels=pixels, sample=artifact.sample)
-        model.warm_up()
-        return model
-
-    key = compiled.compute_key(
+    classifier = _Classifier(artifact, config, labels, preprocessing)
+    key = compute_key(
         weights=artifact.folder / (config.weights if isinstance(config, TorchvisionModel) else config.program),
         model=f"{config.model_dump_json(exclude={'labels'})} {preprocessing.model_dump_json()} {len(labels)}",
     )
-    for entry in _entries(artifact, options, key):
-        try:
-            return Loaded(classify(compiled.load(entry, side=preprocessing.crop)))
-        except CompileError as error:
-            logger.warning("%s: the quick form is loaded", error)
-    network = (
-        load_torchvision(artifact, config, len(labels))
-        if isinstance(config, TorchvisionModel)
-        else load_program(artifact, config)
-    )
+    load_first = partial(_load_eager_classifier, classifier, options, key)
+    for network in _find_networks(artifact, options, key):
+        model = classifier.make(PictureRunner(network), options)
+        return Loaded(model, network=network, load_first=load_first)
+    return load_first()
+
+
+@dataclass(frozen=True)
+class _Classifier:
+    """What is known of a classifier before torch is there."""
+
+    artifact: Artifact
+    config: TorchvisionModel | ExportedProgram | TorchScriptProgram
+    labels: Sequence[str]
+    preprocessing: Preprocessing
+
+    def make(self, runner: Runner, options: LoadOptions) -> ImageClassifier:
+        return ImageClassifier(
+            runner,
+            self.labels,
+            self.preprocessing,
+            max_image_pixels=options.max_image_pixels,
+            sample=self.artifact.sample,
+        )
+
+    def load_network(self) -> "torch.nn.Module":
+        """Torch's. Raises ArtifactInvalidError."""
+        if isinstance(self.config, TorchvisionModel):
+            return load_torchvision(self.artifact, self.config, len(self.labels))
+        return load_program(self.artifact, self.config)
+
+
+def _load_eager_classifier(classifier: _Classifier, options: LoadOptions, key: str) -> Loaded:
+    # Imported here: the compiled form does without torch.
+    from pierhead_server.eager import ClassifierModule, EagerRunner, check_classes
+
+    config, preprocessing, classes = classifier.config, classifier.preprocessing, len(classifier.labels)
+    side = preprocessing.crop
+    network = classifier.load_network()
     exact = None
     if config.precision != "float32":
         module = ClassifierModule(network, preprocessing, config.activation, "float32")
-        exact = _compute_exactly(module, preprocessing.crop, len(labels))
+        exact = _compute_exactly(module, side, classes)
     quick = EagerRunner(ClassifierModule(network, preprocessing, config.activation, config.precision))
-    check_classes(quick, preprocessing.crop, len(labels))
+    check_classes(quick, side, classes)
     if exact is not None:
-        _report_drift(config.precision, quick(synthetic_pictures(len(exact), preprocessing.crop)), exact)
-    model = classify(quick)
-    # A TorchScript program cannot be exported.
-    if options.compiled_dir is None or options.device != "cpu" or isinstance(config, TorchScriptProgram):
-        return Loaded(model)
-    return Loaded(model, Order(quick, preprocessing.crop, options.compiled_dir / key))
+        _report_drift(config.precision, quick(synthetic_pictures(len(exact), side)), exact)
+    model = classifier.make(quick, options)
+    model.warm_up()
+
+    def load_source() -> "Source":
+        from pierhead_server.converting import make_classifier_source
+
+        module = quick.module
+        if config.precision != "float32":  # its weights are rounded already
+            module = ClassifierModule(classifier.load_network(), preprocessing, config.activation, "float32")
+        return make_classifier_source(
+            module,
+            side,
+            classes,
+            is_script=isinstance(config, TorchScriptProgram),
+            samples=_prepare_sample(model) if classifier.artifact.sample else (),
+        )
+
+    loaded = Loaded(model, load_first=partial(_load_eager_classifier, classifier, options, key))
+    return _order(loaded, load_source, options, key, config.precision)
 
 
 _COMPARED = 8  # pictures by which precisions are compared
 
 
-def _compute_exactly(module: ClassifierModule, side: int, classes: int) -> Confidences:
+def _compute_exactly(module: "ClassifierModule", side: int, classes: int) -> Confidences:
     """What the model makes of synthetic pictures in float32. Raises ArtifactInvalidError."""
+    from pierhead_server.eager import EagerRunner, check_classes
+
     runner = EagerRunner(module)
     check_classes(runner, side, classes)
     return runner(synthetic_pictures(_COMPARED, side))
@@ -202,8 +302,14 @@ def _resolve_metadata(
     return artifact.labels or labels, config.preprocessing if given else preprocessing
 
 
-def _entries(artifact: Artifact, options: LoadOptions, key: str) -> Iterator[Path]:
-    """Where a compiled form lies: in the node's cache, or beside the artifact if that may bring code."""
+# --- the compiled form ---
+
+
+def _find_networks(artifact: Artifact, options: LoadOptions, key: str) -> Iterator[Network]:
+    """The compiled forms that are there: in the node's cache, or beside the artifact if that may bring code.
+
+    What OpenVINO reads is data, but its reader and its kernels are not made for a stranger's.
+    """
     if options.device != "cpu":
         return
     places = [options.compiled_dir] if options.compiled_dir else []
@@ -211,4 +317,25 @@ def _entries(artifact: Artifact, options: LoadOptions, key: str) -> Iterator[Pat
         places.append(artifact.folder / COMPILED_FOLDER)
     for place in places:
         if (place / key).is_dir():
-            yield place / key
+            try:
+                yield Network(place / key)
+            except ConversionError as error:
+                logger.warning("%s: the quick form is loaded", error)
+
+
+def _order(
+    loaded: Loaded, load: "Callable[[], Source]", options: LoadOptions, key: str, precision: Precision
+) -> Loaded:
+    """The same with an order for its compiled form, where there may be one."""
+    if options.compiled_dir is None or options.device != "cpu":
+        return loaded
+    return replace(loaded, order=Order(load, options.compiled_dir / key, precision))
+
+
+def _prepare_sample(model: ImageClassifier | TensorProgram) -> Sequence[Any]:
+    """The rows of the model's own sample; none where it is told already that it cannot be answered."""
+    try:
+        request = parse(Call("probe", model.sample.body), Limits(sys.maxsize), model.signature)
+        return model.prepare(request).rows
+    except ApiError:
+        return ()

@@ -6,26 +6,25 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from io import BytesIO
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image
 
-from pierhead_server.accelerator import copy_to
 from pierhead_server.artifact import Sample
 from pierhead_server.computing import Computed, Prepared, compute, measure_rows, prepare_rows
 from pierhead_server.config import ImageInput, Input, Preprocessing, TensorInput
-from pierhead_server.errors import ApiError, ArtifactInvalidError, InternalError
+from pierhead_server.converted import Network, TensorRunner
+from pierhead_server.errors import ApiError, InternalError
 from pierhead_server.images import BadPictureError, PixelBudget, fit, measure, read_image
 from pierhead_server.messages import Form
-from pierhead_server.modules import first_line
 from pierhead_server.protocol import Request, encode_json, read_picture, refuse_arguments
 from pierhead_server.splitting import Measured
 from pierhead_server.tensors import Signature, TensorSpec, ValueTensorError, to_tensor
 
-_GPU_BATCH = 32  # requests; each by itself it would launch all its kernels for one row
+if TYPE_CHECKING:
+    import torch
 
 Array = npt.NDArray[Any]
 Row = tuple[Array, ...]  # one array for each input
@@ -35,6 +34,17 @@ Named = Mapping[str, Array]  # what the program gives for one row
 # TorchScript makes one of everything.
 _FAULTS = (ValueError, IndexError, AssertionError, RuntimeError)
 _MOST_GUESSES = 16  # names that are compared with the one that is missing
+
+
+class Runner(Protocol):
+    """One form of a program on one device."""
+
+    form: Form
+    batch: int  # how many requests it computes best at a time
+
+    def __call__(self, batch: Sequence[Array]) -> dict[str, Array]:
+        """Its outputs by their names, for one array an input with the batch first."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -56,31 +66,36 @@ class Tensors:
 
 
 class TensorProgram:
-    """Answers requests of tensors."""
-
-    batch = 1
-    form: Form = "quick"
+    """Answers requests of tensors; how it computes may be exchanged for a faster form."""
 
     def __init__(
         self,
-        module: torch.nn.Module,
+        runner: Runner,
         inputs: Sequence[Input],
-        outputs: Sequence[str] | None,
+        outputs: tuple[TensorSpec, ...],
         *,
         max_image_pixels: int,
         sample: Sample | None = None,
     ) -> None:
-        self._module = module
+        self.runner = runner
         self._own_sample = sample
-        self._device = torch.device("cpu")
         self._inputs = inputs
-        self._outputs = outputs
         self._pixels = PixelBudget(max_image_pixels)
         self._readers: dict[str, Callable[[object], Array]] = {
             entry.name: _make_reader(entry, self._pixels) for entry in inputs
         }
         self._pictures = {entry.name: entry.preprocessing for entry in inputs if isinstance(entry, ImageInput)}
-        self.signature = Signature(tuple(_describe_input(entry) for entry in inputs), self._probe())
+        self.signature = Signature(tuple(_describe_input(entry) for entry in inputs), outputs)
+
+    @property
+    def form(self) -> Form:
+        """What computes."""
+        return self.runner.form
+
+    @property
+    def batch(self) -> int:
+        """How many requests are best computed together."""
+        return self.runner.batch
 
     @cached_property
     def sample(self) -> Sample:
@@ -110,18 +125,21 @@ class TensorProgram:
         """One outcome for each request, whatever the others are."""
         return compute(prepared, self._forward, self._shape, faults=_FAULTS)
 
-    def move(self, device: torch.device) -> None:
+    def take(self, network: Network) -> None:
+        """Compute in the compiled form from now on."""
+        self.runner = TensorRunner(network)
+
+    def move(self, device: "torch.device") -> None:
         """Compute on a GPU from now on. Raises what the program raises there."""
-        before = self._module, self._device
-        try:
-            self._module, self._device = copy_to(self._module, device), device
-            outputs = self._probe()
-            if outputs != self.signature.outputs:
-                raise RuntimeError(f"it gives {outputs} there, not {self.signature.outputs}")
-        except BaseException:
-            self._module, self._device = before
-            raise
-        self.form, self.batch = "cuda", _GPU_BATCH
+        # Imported here: the compiled form does without torch.
+        from pierhead_server.eager import EagerProgram, probe
+
+        assert isinstance(self.runner, EagerProgram)
+        moved = self.runner.copy_to(device)
+        outputs = probe(moved, self._inputs)
+        if outputs != self.signature.outputs:
+            raise RuntimeError(f"it gives {outputs} there, not {self.signature.outputs}")
+        self.runner = moved
 
     def _read_row(self, instance: object) -> Row:
         names = list(self._readers)
@@ -164,45 +182,11 @@ class TensorProgram:
         return [outputs[index] for index in range(len(rows))]
 
     def _run(self, batch: Sequence[Array]) -> dict[str, Array]:
-        with torch.inference_mode():
-            given: object = self._module(*(torch.from_numpy(array).to(self._device) for array in batch))
-        named = self._name(given)
-        for name, tensor in named.items():
-            if tensor.shape[:1] != (len(batch[0]),):
-                raise InternalError(f"output {name} has shape {tuple(tensor.shape)} for a batch of {len(batch[0])}")
-        return {name: _to_numpy(tensor) for name, tensor in named.items()}
-
-    def _name(self, given: object) -> dict[str, torch.Tensor]:
-        if isinstance(given, Mapping):
-            named = {str(name): tensor for name, tensor in given.items()}
-        else:
-            tensors = list(given) if isinstance(given, tuple | list) else [given]
-            names = self._outputs or (
-                ["output"] if len(tensors) == 1 else [f"output_{number}" for number in range(len(tensors))]
-            )
-            if len(names) != len(tensors):
-                raise InternalError(f"outputs: {len(names)} names, but the program gives {len(tensors)}")
-            named = dict(zip(names, tensors, strict=True))
-        for name, tensor in named.items():
-            if not isinstance(tensor, torch.Tensor):
-                raise InternalError(f"output {name} is a {type(tensor).__name__}, not a tensor")
+        named = self.runner(batch)
+        for name, array in named.items():
+            if array.shape[:1] != (len(batch[0]),):
+                raise InternalError(f"output {name} has shape {array.shape} for a batch of {len(batch[0])}")
         return named
-
-    def _probe(self) -> tuple[TensorSpec, ...]:
-        """What the program gives, seen by running it on zeros. Raises ArtifactInvalidError."""
-        any_size = any(-1 in entry.shape for entry in self._inputs if isinstance(entry, TensorInput))
-        named: dict[str, Array] = {}
-        for count in (1, 2):
-            try:
-                named = self._run([_zeros(entry, count) for entry in self._inputs])
-            except Exception as error:  # a model is a stranger's program, and what it raises is the artifact's
-                shapes = ", ".join(f"{entry.name} {list(_zeros(entry, count).shape)}" for entry in self._inputs)
-                hint = "" if count == 1 else ": export it with a dynamic batch dimension"
-                raise ArtifactInvalidError(f"the program refuses {shapes}{hint}: {first_line(error)}") from error
-        return tuple(
-            TensorSpec(name, array.dtype.name, tuple(-1 if any_size else size for size in array.shape[1:]))
-            for name, array in named.items()
-        )
 
     def _shape(self, _: Prepared[Row, None], rows: Sequence[Named]) -> Tensors:
         return Tensors(rows)
@@ -257,7 +241,8 @@ def _make_reader(entry: Input, budget: PixelBudget) -> Callable[[object], Array]
     return read
 
 
-def _zeros(entry: Input, count: int) -> Array:
+def make_zeros(entry: Input, count: int) -> Array:
+    """Some rows of an input, as the program takes them; of sizes that are free each is 1."""
     if isinstance(entry, ImageInput):
         side = entry.preprocessing.crop
         return np.zeros((count, 3, side, side), dtype=np.float32)
@@ -267,12 +252,7 @@ def _zeros(entry: Input, count: int) -> Array:
 def _make_blank(entry: Input) -> Array | bytes:
     """A value of this input, as a client gives it."""
     if isinstance(entry, TensorInput):
-        return np.asarray(_zeros(entry, 1)[0])
+        return np.asarray(make_zeros(entry, 1)[0])
     encoded = BytesIO()
     Image.new("RGB", (1, 1)).save(encoded, format="PNG")
     return encoded.getvalue()
-
-
-def _to_numpy(tensor: torch.Tensor) -> Array:
-    # numpy has no bfloat16.
-    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).cpu().contiguous().numpy()

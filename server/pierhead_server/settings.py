@@ -63,7 +63,7 @@ class Settings(BaseSettings):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     workers: int | None = Field(default=None, gt=0)  # processes that compute; else one a CPU, or one a GPU
     compile: bool = True
-    compiled_dir: Path = Field(default_factory=_cache_folder)  # machine code: nobody else may write there
+    compiled_dir: Path = Field(default_factory=_cache_folder)  # it is computed with: nobody else may write there
 
     # Echoed in every answer; the operator knows them.
     deployed_model_id: str = ""

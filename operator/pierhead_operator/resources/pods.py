@@ -196,7 +196,7 @@ def make_model_env(
             "PIERHEAD_MODEL": names.model_resource(model.namespace, settings.location, model.name),
             "PIERHEAD_MODEL_DISPLAY_NAME": model.display_name,
             "PIERHEAD_MODEL_VERSION_ID": version.name,
-            # Compiling takes a minute of a CPU: once for all pods who share what comes of it, else not at all.
+            # The chart always names a folder. Release 0.1.0 did not: another template would be another pod.
             **({"PIERHEAD_COMPILED_DIR": _COMPILED_DIR} if server.compiled_cache else _DO_NOT_COMPILE),
             "PIERHEAD_PORT": str(PORT),
             "PIERHEAD_DRAIN_SECONDS": str(_DRAIN_SECONDS),

@@ -143,7 +143,7 @@ def test_list_names_the_pictures_again_and_again(tmp_path):
 
 
 def test_worker_is_judged_by_the_best_eager_loop():
-    records = make_records(rate={RAW: [100, 200], "raw aoti b8": [300, 300], report.WORKER: [95, 188]})
+    records = make_records(rate={RAW: [100, 200], "raw openvino b8": [300, 300], report.WORKER: [95, 188]})
     (goal,) = report.compute_goals(records, [MODEL])
     assert goal.what == "worker, one core, to the raw loop (channels-last b8)"
     assert (goal.seen, goal.held) == ("0.94 (0.94 to 0.95)", False)
@@ -185,7 +185,7 @@ def test_every_section_has_its_table():
     figures = {"rate": 1.0, "listener_ms": 1.0, "model_ms": 1.0, "start_seconds": 1.0, "cpu": 1.0, "others_cpu": 0.0}
     records = Records()
     for section in ("forms", "rate", "scale", "latency"):
-        for name in (RAW, "raw aoti b8", report.WORKER, report.DELAYED):
+        for name in (RAW, "raw openvino b8", report.WORKER, report.DELAYED):
             records.add(MODEL, section, name, 0, figures)
     records.add("predictor", "memory", "short input", 0, {"lines": 1.0, "rate": 1.0})
     tables = report.make_tables(records, [MODEL, "resnet50"])

@@ -62,6 +62,12 @@ def test_pin_is_stable(settings):
     assert deploy(pinned) == live
 
 
+def test_folder_for_compiled_forms_restarts_nothing_that_was_there_before_it(settings):
+    live = deploy(make_serving(settings))
+    pinned = pin(make_serving(upgrade(settings, compiled_cache={"emptyDir": {}})), live)
+    assert deploy(pinned) == live
+
+
 def test_only_what_pods_are_made_of_is_pinned(settings):
     live = deploy(make_serving(settings))
     rollout = settings.rollout.model_copy(update={"capacity_wait_seconds": 1})

@@ -28,6 +28,7 @@ from tests.unit.server.pictures import (
 PREDICT = "/v1/projects/p/locations/l/endpoints/photos:predict"
 PROGRAM = (sys.executable, "-m", "pierhead_server")
 DEADLINE_SECONDS = 60
+COMPILER_NICE = 19
 
 
 def pytest_asyncio_loop_factories(config, item):
@@ -68,7 +69,7 @@ class Compilation:
 
 @pytest.fixture(scope="session")
 def compilation(torchvision_folder, tmp_path_factory):
-    """The one compilation of all tests, of `torchvision_folder`: it takes a minute where others compute beside it."""
+    """The one compilation of a server's, of `torchvision_folder`: it takes its time where others compute beside it."""
     folder = tmp_path_factory.mktemp("compilation")
     settings = {"COMPILE": "true", "COMPILED_DIR": folder / "cache", "WORKERS": 1}
     logs, body, codes = [folder / "first", folder / "second"], pictures(picture(), picture(seed=1)), []
@@ -150,10 +151,12 @@ class Server:
 
     def workers(self):
         """The pids of those that compute."""
-        return sorted(pid for pid in children(self.fork_server()) if os.getpgid(pid) == os.getpgid(self.process.pid))
+        return sorted(
+            pid for pid in children(self.fork_server()) if os.getpriority(os.PRIO_PROCESS, pid) != COMPILER_NICE
+        )
 
     def one_worker(self):
-        """The same, once it is one: a process that compiles is among them until it has a group of its own."""
+        """The same, once it is one: a process that compiles is among them until it has its priority."""
         wait_until(lambda: len(self.workers()) == 1, self.process)
         return self.workers()
 
@@ -223,11 +226,9 @@ def run(*arguments, **settings):
 
 
 @contextlib.contextmanager
-def running_server(folder: Path, log: Path, *, path: str | None = None, **settings: object):
-    """Start the server, with another PATH if one is given, and wait until it listens."""
+def running_server(folder: Path, log: Path, **settings: object):
+    """Start the server, and wait until it listens."""
     environment = make_environment(ARTIFACT_URI=folder.as_uri(), **settings)
-    if path is not None:
-        environment["PATH"] = path
     with log.open("wb") as file:
         process = subprocess.Popen(PROGRAM, env=environment, stderr=file)
     try:

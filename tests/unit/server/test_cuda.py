@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from pierhead_server.classifier import ImageClassifier, synthetic_pictures
+from pierhead_server.classifier import ImageClassifier
+from pierhead_server.comparing import synthetic_pictures
 from pierhead_server.config import Preprocessing
 from pierhead_server.cuda import SIZES, Bucket, BucketRunner, plan
 

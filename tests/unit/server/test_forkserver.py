@@ -352,26 +352,27 @@ def folder(tmp_path, exported_folder, monkeypatch):
     return folder
 
 
-def test_form_is_compiled_beside_the_model(folder, monkeypatch, capsys):
-    from pierhead_server import compiled
-
-    orders = []
-    monkeypatch.setattr(compiled, "make", orders.append)
+def test_form_is_compiled_beside_the_model_once(folder, capsys):
     forkserver.compile_beside(folder)
-    (order,) = orders
-    assert order.entry.parent == folder / "compiled"
-    assert f"compiled into {order.entry}" in capsys.readouterr().out
+    (entry,) = [path for path in (folder / "compiled").iterdir() if path.is_dir()]
+    assert f"compiled into {entry}: it is taken where code from the artifact is allowed" in capsys.readouterr().out
+    forkserver.compile_beside(folder)
+    assert capsys.readouterr().out == "nothing to do: the model is served in its compiled form\n"
+    (entry / "model.bin").write_bytes(b"")
+    forkserver.compile_beside(folder)
+    assert "compiled into" in capsys.readouterr().out
 
 
 def test_model_that_has_no_compiled_form_is_told(folder, capsys):
+    (folder / "model.yaml").write_text("format: predictor\n")
+    (folder / "predictor.py").write_text("class Predictor:\n    pass\n")
+    with pytest.raises(ArtifactInvalidError, match="predictor is code"):
+        forkserver.compile_beside(folder)
+
+
+def test_model_that_cannot_be_converted_is_an_error(folder):
     (folder / "model.yaml").write_text(
-        "{format: torch.export, program: model.pt2, inputs: [{name: x, shape: [3, 64, 64]}]}"
+        "{format: torch.export, program: model.pt2, inputs: [{name: x, shape: [3, 64, 64], dtype: float64}]}"
     )
-    forkserver.compile_beside(folder)
-    assert capsys.readouterr().out == "nothing to do: the model is served in its quick form\n"
-
-
-def test_compiler_that_fails_is_an_error(folder, monkeypatch):
-    monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(ArtifactInvalidError, match="there is no C"):
+    with pytest.raises(ArtifactInvalidError):
         forkserver.compile_beside(folder)

@@ -5,14 +5,14 @@ import json
 import numpy as np
 import pytest
 import torch
-from pierhead_server import program
+from pierhead_server import eager
 from pierhead_server.artifact import Sample, read_artifact
 from pierhead_server.config import ImageInput, Preprocessing, TensorInput
+from pierhead_server.eager import make_program
 from pierhead_server.errors import ArtifactInvalidError
 from pierhead_server.images import read_image
 from pierhead_server.messages import Hello, Refusal
 from pierhead_server.model import LoadOptions, load_model
-from pierhead_server.program import TensorProgram
 from pierhead_server.tensors import Signature, TensorSpec
 from pierhead_server.worker import warm_up
 
@@ -34,7 +34,7 @@ class Function(torch.nn.Module):
 
 
 def make(function, *inputs, outputs=None):
-    return TensorProgram(Function(function), inputs, outputs, max_image_pixels=10**6)
+    return make_program(Function(function), inputs, outputs, max_image_pixels=10**6)
 
 
 def test_one_output_of_one_number_is_a_number():
@@ -325,7 +325,7 @@ def test_program_whose_answer_cannot_be_written_is_refused():
 
 def test_own_sample_is_answered_instead_of_zeros():
     sample = Sample(b'{"instances": [[1, 2, 3]]}', "warmup.json")
-    model = TensorProgram(Function(lambda x: x.sum(dim=1)), [VECTOR], None, max_image_pixels=1, sample=sample)
+    model = make_program(Function(lambda x: x.sum(dim=1)), [VECTOR], None, max_image_pixels=1, sample=sample)
     (reply,) = ask(model, b"", dialect="probe")
     assert json.loads(reply.body) == {"predictions": [6.0]}
 
@@ -362,7 +362,7 @@ def write_torchscript(folder):
 def test_saved_program_answers(write, tmp_path):
     write(tmp_path)
     loaded = load_model(read_artifact(tmp_path), LoadOptions(10**6, compiled_dir=tmp_path / "cache"))
-    assert loaded.order is None  # only classifiers are compiled
+    assert loaded.order.entry.parent == tmp_path / "cache"
     assert (loaded.model.form, loaded.model.batch) == ("quick", 1)
     answers = predict(
         loaded.model,
@@ -391,7 +391,7 @@ def test_program_that_a_gpu_fails_goes_on_as_before(broken, monkeypatch):
     model = make(lambda x: x + torch.ones(3), VECTOR)
     device = torch.device("meta")
     if broken:
-        monkeypatch.setattr(program, "copy_to", lambda *_: Function(broken))
+        monkeypatch.setattr(eager, "copy_to", lambda *_: Function(broken))
         device = torch.device("cpu") if broken(torch.ones(1, 3)).shape == (1, 2) else device
     with pytest.raises((ArtifactInvalidError, RuntimeError)):
         model.move(device)

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from pierhead_server.batching import HEAVY_PIXELS
 from pierhead_server.classifier import ImageClassifier
 from pierhead_server.config import ImageInput, Preprocessing, TensorInput
+from pierhead_server.eager import make_program
 from pierhead_server.errors import InternalError
 from pierhead_server.joining import join
 from pierhead_server.messages import Call, Reply, Split, pack
-from pierhead_server.program import TensorProgram
 from pierhead_server.protocol import Limits, ServedModel
 from pierhead_server.splitting import PIECE_SECONDS, Pace, PieceSize, plan_pieces
 from pierhead_server.worker import Contract, answer, prepare
@@ -55,7 +55,7 @@ def classifier():
 def program():
     inputs = [ImageInput(name="image", type="image", preprocessing=HOW), TensorInput(name="age", shape=(2,))]
     function = Function(lambda image, age: {"sum": image.sum(dim=(1, 2, 3)) + age.sum(dim=1), "age": age})
-    return TensorProgram(function, inputs, None, max_image_pixels=10**8)
+    return make_program(function, inputs, None, max_image_pixels=10**8)
 
 
 def pace(rows):
@@ -154,7 +154,7 @@ def test_answers_of_a_program_with_several_inputs_and_outputs(program):
 
 
 def test_rows_that_differ_in_shape_are_no_tensors_in_pieces_either():
-    free = TensorProgram(Function(lambda x: 2 * x), [TensorInput(name="x", shape=(-1,))], None, max_image_pixels=1)
+    free = make_program(Function(lambda x: 2 * x), [TensorInput(name="x", shape=(-1,))], None, max_image_pixels=1)
     call = json_call("vertex", instances([1], [2], [3, 4], [5, 6]))
     assert ask_in_pieces(free, call, 2)[0].body == ask(free, call).body
     data = {"inputs": [{"name": "x", "shape": [2, 2], "datatype": "FP32", "data": [1, 2, 3, 4]}]}
@@ -182,7 +182,7 @@ def test_wrong_parameters_are_refused_as_ever(classifier):
 
 @pytest.mark.parametrize("number", [2**70, -(2**64)])
 def test_what_no_piece_can_hold_is_not_split(number):
-    free = TensorProgram(Function(lambda x: 2 * x), [TensorInput(name="x", shape=(1,))], None, max_image_pixels=1)
+    free = make_program(Function(lambda x: 2 * x), [TensorInput(name="x", shape=(1,))], None, max_image_pixels=1)
     call = json_call("vertex", instances([1], [number]))
     assert isinstance(ask(free, call, 1), Reply)
 
@@ -244,10 +244,10 @@ def test_strips_are_heavy_pieces_however_they_come():
     assert cost > HEAVY_PIXELS
     classifier = ImageClassifier(Mean(), ("red", "green", "blue"), how, max_image_pixels=10**7)
     inputs = [ImageInput(name="image", type="image", preprocessing=how), TensorInput(name="age", shape=(2,))]
-    named = TensorProgram(
+    named = make_program(
         Function(lambda image, age: {"sum": image.sum(dim=(1, 2, 3)), "age": age}), inputs, None, max_image_pixels=10**7
     )
-    single = TensorProgram(Function(lambda image: image.sum(dim=(1, 2, 3))), inputs[:1], None, max_image_pixels=10**7)
+    single = make_program(Function(lambda image: image.sum(dim=(1, 2, 3))), inputs[:1], None, max_image_pixels=10**7)
     tensor = json_call("oip", make_oip([2, *pixels.shape], "UINT8", data=pixels.ravel().tolist() * 2))
     for model in (classifier, single):
         assert ask(model, tensor, 10).pixels == [cost, cost]
@@ -338,7 +338,7 @@ def test_instance_that_the_model_fails_at_is_named_by_its_place_in_the_whole_req
             raise AttributeError("a bug")
         return torch.where(x == 9, x / 0, x)
 
-    model = TensorProgram(Function(fail), [TensorInput(name="x", shape=(1,))], None, max_image_pixels=1)
+    model = make_program(Function(fail), [TensorInput(name="x", shape=(1,))], None, max_image_pixels=1)
     call = json_call("vertex", instances([0], [1], [2], [3], [4]))
     joined, _ = ask_in_pieces(model, call, 2)
     assert (joined.code, joined.body) == (500, ask(model, call).body)

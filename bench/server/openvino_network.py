@@ -1,0 +1,48 @@
+"""A classifier as a network of OpenVINO's in float32, on one thread: a form of the raw loop."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import openvino
+import torch
+from openvino.preprocess import PrePostProcessor
+from torch import Tensor
+
+from bench.server.networks import load_classifier, make_example
+from bench.server.preprocessing import CROP
+
+_OPTIONS = {
+    "INFERENCE_NUM_THREADS": 1,
+    "NUM_STREAMS": 1,
+    "INFERENCE_PRECISION_HINT": "f32",
+    "ENABLE_CPU_PINNING": False,
+}
+
+
+def make_openvino(name: str, artifact: Path) -> Callable[[Tensor], Tensor]:
+    """What computes pictures as they lie, the channels of a pixel beside each other."""
+    request = openvino.Core().compile_model(_convert(name, artifact), "CPU", _OPTIONS).create_infer_request()
+
+    def run(pictures: Tensor) -> Tensor:
+        request.infer([pictures.permute(0, 2, 3, 1).numpy()], share_inputs=True)
+        return torch.from_numpy(request.get_output_tensor(0).data)
+
+    return run
+
+
+@functools.cache
+def _convert(name: str, artifact: Path) -> openvino.Model:
+    shapes = ({0: torch.export.Dim.DYNAMIC},)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch about itself
+        program = torch.export.export(load_classifier(name, artifact), (make_example(2),), dynamic_shapes=shapes)
+    network = openvino.convert_model(program)
+    network.reshape([-1, 3, CROP, CROP])
+    steps = PrePostProcessor(network)
+    steps.input().tensor().set_layout(openvino.Layout("NHWC"))
+    steps.input().model().set_layout(openvino.Layout("NCHW"))
+    return steps.build()

@@ -1,0 +1,242 @@
+"""The compiled form of a model: a network of OpenVINO's, kept in a folder, checked before it computes. No torch.
+
+An entry of the cache is `<cache>/<key>/`: the network (`model.xml`, `model.bin`), what is known of it (`form.json`),
+and some inputs with what is to come of them (`check.npz`): what the first form makes of them, and in half
+precision what came when that was compared with it. The key covers everything that decides what is in
+it: the artifact, torch and OpenVINO, the CPU. `converting` makes entries.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from pierhead_server.comparing import measure_drift
+from pierhead_server.messages import Form
+from pierhead_server.signature import TensorSpec
+
+if TYPE_CHECKING:
+    from pierhead_server.converting import Source
+
+Array = npt.NDArray[Any]
+Precision = Literal["float32", "bfloat16", "float16"]
+
+NETWORK, WEIGHTS, DESCRIPTION, CHECK = "model.xml", "model.bin", "form.json", "check.npz"
+LARGEST_BATCH = 8  # beyond that no CPU was seen to gain, and memory grows
+# Of the largest number that comes out: two forms in float32 add up in another order, and no more.
+TOLERANCE = 2e-3
+
+_VERSION = 3  # of what an entry holds
+_PART_BYTES = 1 << 20  # of a file that is read
+_HINTS: dict[Precision, str] = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
+
+
+class ConversionError(Exception):
+    """There is no compiled form, or it cannot be used; the message says why. The first form computes."""
+
+
+class Description(msgspec.Struct, frozen=True):
+    """`form.json`."""
+
+    key: str
+    outputs: tuple[TensorSpec, ...]
+    precision: Precision  # what it computes in
+    batch: int  # rows that are best computed together
+    milliseconds: dict[int, float]  # of CPU for one row, by batch; measured where it was made
+    least: float  # numbers are compared to their largest, or to this where all are smaller
+    checksums: dict[str, int]  # of its files
+    versions: dict[str, str]  # of what made it
+
+
+@dataclass(frozen=True)
+class Order:
+    """What `converting` is to convert, and where to put it."""
+
+    load: "Callable[[], Source]"
+    entry: Path
+    precision: Precision
+
+
+def compute_key(*, weights: Path, model: str) -> str:
+    """The name of an entry: 32 hexadecimal digits over the weights, what `model` says of them, versions and the CPU."""
+    with weights.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    parts = [_VERSION, digest, model, read_versions(), _describe_cpu()]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+def read_versions() -> dict[str, str]:
+    """Of what makes and runs an entry; nothing is imported for it."""
+    return {name: importlib.metadata.version(name) for name in ("openvino", "torch")}
+
+
+def _describe_cpu() -> str:
+    """The features that decide how a network is computed, and in which precision it can be."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split("\n\n")[0].splitlines()
+    facts = dict(line.split(":", 1) for line in lines if ":" in line)
+    kept = {name.strip(): " ".join(sorted(value.split())) for name, value in facts.items()}
+    names = ("vendor_id", "cpu family", "model", "flags", "Features", "CPU implementer", "CPU part")
+    return json.dumps([os.uname().machine, *(kept.get(name, "") for name in names)])
+
+
+class Network:
+    """An entry's network, for one thread.
+
+    It is described at once. `load` starts threads, and so is for the process that computes: no fork takes them along.
+    """
+
+    def __init__(self, entry: Path) -> None:
+        """Raises ConversionError for what is no entry, or half of one."""
+        self.entry = entry
+        try:
+            self.described = msgspec.json.decode((entry / DESCRIPTION).read_bytes(), type=Description)
+            checksums = compute_checksums(entry)
+        except (OSError, msgspec.MsgspecError) as error:
+            raise ConversionError(f"the compiled form in {entry} cannot be used: {error}") from error
+        if self.described.key != entry.name or self.described.checksums != checksums:
+            raise ConversionError(f"the compiled form in {entry} cannot be used: it is another one, or damaged")
+        self._request: Any = None
+
+    def preload(self) -> None:
+        """Import OpenVINO, which starts no thread: for a process that is going to be forked."""
+        import openvino  # noqa: F401
+
+    def load(self) -> None:
+        """Make it ready, and check what it computes. Raises ConversionError."""
+        try:
+            self.start()
+            inputs, expected = read_check(self.entry)
+            given = self(inputs)
+        except _BROKEN as error:
+            raise ConversionError(f"the compiled form in {self.entry} cannot be used: {_tell(error)}") from error
+        check(given, expected, self.described.least)
+
+    def start(self) -> None:
+        """Make it ready, unchecked. Raises what OpenVINO does."""
+        # Imported here: whoever only looks an entry up does without.
+        import openvino
+
+        options = {
+            # A worker computes on its CPU alone, where it is kept already.
+            "INFERENCE_NUM_THREADS": 1,
+            "NUM_STREAMS": 1,
+            "ENABLE_CPU_PINNING": False,
+            # By itself it would take bfloat16 wherever the CPU has it.
+            "INFERENCE_PRECISION_HINT": _HINTS[self.described.precision],
+        }
+        network = openvino.Core().compile_model(str(self.entry / NETWORK), "CPU", options)
+        self._request = network.create_infer_request()
+
+    def __call__(self, inputs: Sequence[Array]) -> list[Array]:
+        """The outputs for a batch: arrays of the network's inputs, in their order and contiguous."""
+        self._request.infer(list(inputs), share_inputs=True)
+        # The next batch is computed into the same memory.
+        return [self._request.get_output_tensor(place).data.copy() for place in range(len(self.described.outputs))]
+
+
+# What is raised by files that are spoilt: OpenVINO knows no closer name than RuntimeError.
+_BROKEN = (
+    *(OSError, EOFError, RuntimeError, ValueError, TypeError, KeyError, IndexError),
+    *(zipfile.BadZipFile, zlib.error),
+)
+
+
+def _tell(error: Exception) -> str:
+    """In one line of bounded length, from its end: OpenVINO begins with its own source's lines."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[-1] if lines else type(error).__name__)[:300]
+
+
+def compute_checksums(entry: Path) -> dict[str, int]:
+    """Of a network's files, for damage that nobody meant: of half a file, pages would be missing when it is read."""
+    return {name: _compute_checksum(entry / name) for name in (NETWORK, WEIGHTS)}
+
+
+def _compute_checksum(path: Path) -> int:
+    checksum = 0
+    with path.open("rb") as file:
+        while part := file.read(_PART_BYTES):
+            checksum = zlib.crc32(part, checksum)
+    return checksum
+
+
+def write_check(entry: Path, inputs: Sequence[Array], expected: Sequence[Array]) -> None:
+    """What an entry is checked by."""
+    arrays = {f"input_{place}": array for place, array in enumerate(inputs)}
+    arrays |= {f"output_{place}": array for place, array in enumerate(expected)}
+    np.savez(entry / CHECK, allow_pickle=False, **arrays)
+
+
+def read_check(entry: Path) -> tuple[list[Array], list[Array]]:
+    """The inputs, and what is to come of them."""
+    with (entry / CHECK).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        kinds = ([name for name in arrays if name.startswith(kind)] for kind in ("input_", "output_"))
+        inputs, expected = ([arrays[name] for name in sorted(names, key=_place)] for names in kinds)
+    return inputs, expected
+
+
+def _place(name: str) -> int:
+    return int(name.rpartition("_")[2])
+
+
+def check(given: Sequence[Array], expected: Sequence[Array], least: float) -> None:
+    """Whether two forms agree; `least` as in Description. Raises ConversionError."""
+    if len(given) != len(expected) or any(one.dtype != other.dtype for one, other in zip(given, expected, strict=True)):
+        raise ConversionError("the compiled form cannot be used: it gives other outputs")
+    for one, other in zip(given, expected, strict=True):
+        if one.dtype == np.bool_:
+            difference = float((one != other).any()) if one.shape == other.shape else 1.0
+        else:
+            try:
+                difference = measure_drift(one.astype(np.float32), other.astype(np.float32), least)
+            except ValueError as error:
+                raise ConversionError(f"the compiled form cannot be used: {error}") from None
+        if difference > TOLERANCE:
+            raise ConversionError(f"the compiled form differs from the first one by {difference:.4f}")
+
+
+class PictureRunner:
+    """A classifier's compiled form."""
+
+    form: Form = "compiled"
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+        self.batch = network.described.batch
+
+    def __call__(self, pictures: Sequence[Array]) -> npt.NDArray[np.float32]:
+        """Float32 [pictures, classes] of any number of pictures [side, side, 3], at least one."""
+        parts = [
+            self._network([_stack(pictures[start : start + LARGEST_BATCH])])[0]
+            for start in range(0, len(pictures), LARGEST_BATCH)
+        ]
+        return np.concatenate(parts) if len(parts) > 1 else parts[0]
+
+
+def _stack(pictures: Sequence[Array]) -> Array:
+    return np.ascontiguousarray(pictures[0][None]) if len(pictures) == 1 else np.stack(pictures)
+
+
+class TensorRunner:
+    """The compiled form of a program of named tensors."""
+
+    form: Form = "compiled"
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+        self.batch = network.described.batch
+
+    def __call__(self, batch: Sequence[Array]) -> dict[str, Array]:
+        """The outputs by their names, for one array an input with the batch first."""
+        names = (spec.name for spec in self._network.described.outputs)
+        return dict(zip(names, self._network(batch), strict=True))
