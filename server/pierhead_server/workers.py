@@ -446,7 +446,11 @@ class Workers:
                     self._last_light = batch.sent
         if worker.leaving and not worker.in_hand:
             worker.close()
-        self._dispatch()
+        if job.piece:
+            # Its request hears of it first, which may need no more of its pieces.
+            asyncio.get_running_loop().call_soon(self._dispatch)
+        else:
+            self._dispatch()
 
     def _observe(self, answered: Hashable, reply: Reply) -> None:
         self._deaths.acquit(answered)

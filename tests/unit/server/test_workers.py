@@ -979,8 +979,8 @@ async def test_first_piece_that_fails_answers_for_all(tmp_path):
     async with running(workers := Watched(workers=2)):
         # A later one fails first, and yet it is the earlier one that one worker would have told of.
         split = workers.ask(make_parts(first, REFUSE, DIE))
-        await until(lambda: workers.batches == [[1], []])
-        assert not split.done()
+        await until(lambda: [gathering.left for gathering in workers._pieces._known] == [0])
+        assert (split.done(), workers.batches) == (False, [[1], []])
         gates[0].touch()
         assert (await split).body == b"refused"
         assert workers.metric("pierhead_model_process_restarts_total") == 0  # what comes after it is never begun
