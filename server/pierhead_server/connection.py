@@ -158,9 +158,8 @@ class _Answer:
 
     def __init__(self, connection: "Connection") -> None:
         self.begun = time.monotonic()
-        self.held = 0
+        self.held = self._most = connection.unsent
         self._connection = connection
-        self._most = connection.unsent
 
     def measure(self) -> Progress:
         """What was sent of it since it did not go at once."""
@@ -310,7 +309,6 @@ class Connection(HttpToolsProtocol):
         self.flow.pause_reading()  # or who reads no answers has more and more of them
         self._answer = _Answer(self)
         self._budget.begin(self._answer)
-        self._budget.resize(self._answer, self.unsent)
         self._stall = self.loop.call_later(SLOW_AFTER_SECONDS, self._on_stall, self.loop.time(), self.unsent)
 
     def resume_writing(self) -> None:

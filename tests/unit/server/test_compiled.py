@@ -383,15 +383,21 @@ def write_classifier(folder, kind, **more):
     return folder
 
 
-@pytest.mark.parametrize("kind", ["torch.export", "scripted", "traced"])
-def test_classifier_computes_the_same_in_batches_of_any_size(tmp_path, kind):
-    folder = write_classifier(tmp_path / "artifact", kind)
-    quick = load_from(folder, tmp_path / "cache")
+def load_both(folder, cache):
+    """An artifact in its quick form and in the compiled one, which is made."""
+    quick = load_from(folder, cache)
     assert make(quick.order)
-    loaded = load_from(folder, tmp_path / "cache")
+    loaded = load_from(folder, cache)
     loaded.network.load()
     assert loaded.model.form == "compiled"
     assert loaded.model.signature == quick.model.signature
+    return quick, loaded
+
+
+@pytest.mark.parametrize("kind", ["torch.export", "scripted", "traced"])
+def test_classifier_computes_the_same_in_batches_of_any_size(tmp_path, kind):
+    folder = write_classifier(tmp_path / "artifact", kind)
+    quick, loaded = load_both(folder, tmp_path / "cache")
     for count in range(1, 10):
         given = synthetic_pictures(count, SIDE)
         np.testing.assert_allclose(loaded.model.runner(given), quick.model.runner(given), atol=1e-5)
@@ -419,12 +425,7 @@ def test_program_of_named_tensors_computes_the_same(tmp_path, kind):
         torch.jit.script(Scores()).save(tmp_path / "model.pt")
         (tmp_path / "model.yaml").write_text(SCORES % (kind, "model.pt"))
     (tmp_path / "warmup.json").write_text('{"instances": [{"vector": [1, 2], "scale": 3}]}')
-    quick = load_from(tmp_path, tmp_path / "cache")
-    assert make(quick.order)
-    loaded = load_from(tmp_path, tmp_path / "cache")
-    loaded.network.load()
-    assert loaded.model.form == "compiled"
-    assert loaded.model.signature == quick.model.signature
+    quick, loaded = load_both(tmp_path, tmp_path / "cache")
     bodies = [
         instances({"vector": [1, 2], "scale": 2}, {"vector": [1, 2, 3], "scale": 0.5}),
         instances(*({"vector": [number, -1, 1], "scale": 1} for number in range(9))),
