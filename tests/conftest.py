@@ -6,8 +6,9 @@ import re
 import pytest
 
 from tests.audit import find_refused, make_user
-from tests.kube import OPERATOR, SYSTEM, scratch_namespace
+from tests.kube import OPERATOR, SYSTEM, Kubectl, describe, scratch_namespace
 
+KUBECTL = pytest.StashKey[Kubectl]()
 # By the refusal it sees that another installation, whose Lease everybody may read, is gone.
 ASKED_IN_VAIN = {("coordination.k8s.io", "leases", "get")}
 # What the chart grants by its values: with them the role changes first, and the last of the old operator is refused.
@@ -34,4 +35,14 @@ def cluster():
 def kubectl(cluster, request):
     """kubectl in a namespace of this test's own."""
     with scratch_namespace(re.sub(r"[^a-z0-9]+", "-", request.node.name.lower()).strip("-")) as kubectl:
+        request.node.stash[KUBECTL] = kubectl
         yield kubectl
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """A test that failed tells what there was in its namespace, which is gone soon."""
+    report = yield
+    if report.when == "call" and report.failed and KUBECTL in item.stash:
+        report.sections.append(("the namespace", describe(item.stash[KUBECTL])))
+    return report

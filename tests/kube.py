@@ -105,6 +105,25 @@ def scratch_namespace(name: str) -> Iterator[Kubectl]:
         kubectl("delete", "namespace", kubectl.namespace, "--wait=false")
 
 
+def describe(kubectl: Kubectl) -> str:
+    """What there is in a namespace, and what became of it, for who reads of a failure later: some 60 lines."""
+    asked = [
+        (kubectl, "get", "models,endpoints,deployedmodels,batchpredictionjobs,pods", "--output=wide"),
+        (kubectl, "get", "events", "--sort-by=.lastTimestamp", "--no-headers"),
+        (SYSTEM, "logs", f"deployment/{OPERATOR}", "--tail=2000"),
+    ]
+    return "\n".join(_describe_one(by, *arguments, about=kubectl.namespace) for by, *arguments in asked)
+
+
+def _describe_one(by: Kubectl, *arguments: str, about: str) -> str:
+    try:
+        lines = by(*arguments).splitlines()
+    except (KubectlError, subprocess.TimeoutExpired) as error:
+        return f"{' '.join(arguments)}: {error}"
+    told = [line for line in lines if by.namespace == about or about in line]
+    return "\n".join(line[:300] for line in told[-25:])
+
+
 @contextmanager
 def forwarded(kubectl: Kubectl, service: str, port: int) -> Iterator[str]:
     """The URL on this machine at which a port of a Service answers meanwhile."""

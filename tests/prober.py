@@ -63,7 +63,7 @@ class Prober:
         rate = self.answers.total / (time.monotonic() - self._begun)
         print(
             f"\n{self.answers.total} predictions, {rate:.1f} a second, {len(self.answers.failures)} failed,"
-            f" the slowest {self.answers.slowest:.1f} s; {dict(self.answers.counts)}"
+            f" the slowest {self.answers.slowest:.1f} s; {dict(self.answers.counts)} {self.answers.failures[:3]}"
         )
 
     def _run(self, number: int) -> None:
