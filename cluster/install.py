@@ -26,9 +26,10 @@ NAMESPACE = "pierhead-system"
 RELEASE = "pierhead"
 BUCKET_FOLDER = "gs://models/photos"
 
-# Two cores carry the control plane, the gateway and all the models of the tests: small requests, so that all fit.
+# Two cores carry the control plane, the gateway and all the models of the tests: small requests, so that all fit. A
+# test whose update finds no room beside its old pod would see that one leave first.
 SMALL_MACHINES = ("n1-standard-2", "n1-standard-4")  # Vertex AI's names, whose true size no model of the tests needs
-SERVER_RESOURCES = {"requests": {"cpu": "150m", "memory": "256Mi"}, "limits": {"memory": "2Gi"}}
+SERVER_RESOURCES = {"requests": {"cpu": "50m", "memory": "256Mi"}, "limits": {"memory": "2Gi"}}
 
 
 @dataclass(frozen=True)
