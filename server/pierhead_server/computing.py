@@ -2,12 +2,11 @@
 
 import logging
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
-
-from torch import AcceleratorError, OutOfMemoryError
 
 from pierhead_server.errors import ApiError, InstanceError, InstanceFailedError, InternalError
 from pierhead_server.protocol import Request, Result
@@ -100,15 +99,15 @@ def compute(
 def _try_all(forward: Forward[R], rows: Sequence[R]) -> Outputs | None:
     """What the model gives for all rows; None where it raises, and so for somebody's row.
 
-    Raises AcceleratorError: a GPU that failed once fails at everything, until another process takes it.
+    Raises torch's AcceleratorError.
     """
     if not rows:
         return None
     try:
         return forward(rows)
-    except AcceleratorError:
-        raise
-    except Exception:  # the model is a stranger's program and may raise anything on its input
+    except Exception as error:  # the model is a stranger's program and may raise anything on its input
+        if is_of_accelerator(error):
+            raise
         logger.warning("the model raised on a batch of %d: each request is tried by itself", len(rows), exc_info=True)
         return None
 
@@ -142,9 +141,11 @@ class _Alone(Generic[R]):
     def _try(self, rows: Sequence[R], index: int | None, when: str) -> Outputs:
         try:
             return self.forward(rows)
-        except (AcceleratorError, ApiError):
+        except ApiError:
             raise
         except Exception as error:  # as above
+            if is_of_accelerator(error):
+                raise
             cause = f"the model raised {describe(error)}{when}"
             if index is not None and isinstance(error, self.faults) and not _is_of_the_machine(error):
                 raise InstanceError(index, "", cause) from error
@@ -153,14 +154,28 @@ class _Alone(Generic[R]):
 
 _MOST_CHARACTERS = 300
 
+
+def is_of_accelerator(error: BaseException) -> bool:
+    """Whether a GPU failed: it fails at everything from then on, until another process takes it."""
+    return _is_of_torch(error, "AcceleratorError")
+
+
+def _is_of_torch(error: BaseException, name: str) -> bool:
+    """Whether it is this error of torch's, which nobody raises who has not imported it."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(error, getattr(torch, name))
+
+
 # torch tells most of these by their words alone.
 _OF_THE_MACHINE = re.compile(r"out of memory|not enough memory|allocate memory|CUDA|cuDNN|CUDNN|CUBLAS|cuBLAS|NCCL")
 
 
 def _is_of_the_machine(error: Exception) -> bool:
     """Whether an error is of memory or of a device: another row could have met it."""
-    return isinstance(error, OutOfMemoryError | NotImplementedError | RecursionError) or bool(
-        _OF_THE_MACHINE.search(text_of(error))
+    return (
+        _is_of_torch(error, "OutOfMemoryError")
+        or isinstance(error, NotImplementedError | RecursionError)
+        or bool(_OF_THE_MACHINE.search(text_of(error)))
     )
 
 

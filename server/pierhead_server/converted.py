@@ -36,13 +36,20 @@ LARGEST_BATCH = 8  # beyond that no CPU was seen to gain, and memory grows
 # Of the largest number that comes out: two forms in float32 add up in another order, and no more.
 TOLERANCE = 2e-3
 
-_VERSION = 3  # of what an entry holds
+_VERSION = 4  # of what an entry holds
 _PART_BYTES = 1 << 20  # of a file that is read
 _HINTS: dict[Precision, str] = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 
 
 class ConversionError(Exception):
     """There is no compiled form, or it cannot be used; the message says why. The first form computes."""
+
+
+class Metadata(msgspec.Struct, frozen=True):
+    """What torchvision says of its weights, for whoever computes without it."""
+
+    labels: tuple[str, ...]
+    preprocessing: dict[str, Any]  # config.Preprocessing's fields
 
 
 class Description(msgspec.Struct, frozen=True):
@@ -56,6 +63,7 @@ class Description(msgspec.Struct, frozen=True):
     least: float  # numbers are compared to their largest, or to this where all are smaller
     checksums: dict[str, int]  # of its files
     versions: dict[str, str]  # of what made it
+    metadata: Metadata | None = None  # where the artifact leaves it to torchvision
 
 
 @dataclass(frozen=True)
@@ -65,6 +73,7 @@ class Order:
     load: "Callable[[], Source]"
     entry: Path
     precision: Precision
+    metadata: Metadata | None = None
 
 
 def compute_key(*, weights: Path, model: str) -> str:
@@ -77,7 +86,7 @@ def compute_key(*, weights: Path, model: str) -> str:
 
 def read_versions() -> dict[str, str]:
     """Of what makes and runs an entry; nothing is imported for it."""
-    return {name: importlib.metadata.version(name) for name in ("openvino", "torch")}
+    return {name: importlib.metadata.version(name) for name in ("openvino", "torch", "torchvision")}
 
 
 def _describe_cpu() -> str:
@@ -92,7 +101,8 @@ def _describe_cpu() -> str:
 class Network:
     """An entry's network, for one thread.
 
-    It is described at once. `load` starts threads, and so is for the process that computes: no fork takes them along.
+    It is described at once. `load` is for the process that computes: of a network that is ready OpenVINO does not say
+    that it survives a fork.
     """
 
     def __init__(self, entry: Path) -> None:
@@ -127,9 +137,10 @@ class Network:
         import openvino
 
         options = {
-            # A worker computes on its CPU alone, where it is kept already.
+            # A worker computes on its CPU alone, where it is kept already: without a stream of its own, OpenVINO
+            # computes in the thread that asks. To wake another takes a fifth of a small network's time.
             "INFERENCE_NUM_THREADS": 1,
-            "NUM_STREAMS": 1,
+            "NUM_STREAMS": 0,
             "ENABLE_CPU_PINNING": False,
             # By itself it would take bfloat16 wherever the CPU has it.
             "INFERENCE_PRECISION_HINT": _HINTS[self.described.precision],

@@ -129,6 +129,7 @@ def _convert_into(entry: Path, order: Order) -> None:
         least=source.least,
         checksums=compute_checksums(entry),
         versions=read_versions(),
+        metadata=order.metadata,
     )
     made = _describe(entry, described)
     _compare(made, source, expected)
@@ -211,7 +212,6 @@ def _measure(network: Network, batch: Sequence[Array]) -> float:
     """Milliseconds of CPU for one row; the best of several, since others compute meanwhile."""
     best, begun = float("inf"), time.process_time()
     for run in range(_MEASURED):
-        # Of the whole process: it is a thread of OpenVINO's that computes.
         start = time.process_time()
         network(batch)
         best = min(best, time.process_time() - start)

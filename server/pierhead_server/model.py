@@ -15,6 +15,7 @@ from pierhead_server.computing import Computed
 from pierhead_server.config import CustomPredictor, ExportedProgram, Preprocessing, TorchScriptProgram, TorchvisionModel
 from pierhead_server.converted import (
     ConversionError,
+    Metadata,
     Network,
     Order,
     PictureRunner,
@@ -24,7 +25,6 @@ from pierhead_server.converted import (
 )
 from pierhead_server.errors import ApiError, ArtifactInvalidError
 from pierhead_server.messages import Call
-from pierhead_server.modules import load_program, load_torchvision, read_metadata
 from pierhead_server.program import TensorProgram
 from pierhead_server.protocol import Limits, Request, parse
 from pierhead_server.splitting import Measured
@@ -164,6 +164,7 @@ def _load_eager_program(
 ) -> Loaded:
     # Imported here: the compiled form does without torch.
     from pierhead_server.eager import make_program
+    from pierhead_server.modules import load_program
 
     assert config.inputs is not None
     pixels = options.max_image_pixels
@@ -194,16 +195,16 @@ def _load_eager_program(
 def _load_classifier(
     artifact: Artifact, config: TorchvisionModel | ExportedProgram | TorchScriptProgram, options: LoadOptions
 ) -> Loaded:
-    labels, preprocessing = _resolve_metadata(artifact, config)
-    classifier = _Classifier(artifact, config, labels, preprocessing)
+    own_labels = artifact.labels and len(artifact.labels)
     key = compute_key(
         weights=artifact.folder / (config.weights if isinstance(config, TorchvisionModel) else config.program),
-        model=f"{config.model_dump_json(exclude={'labels'})} {preprocessing.model_dump_json()} {len(labels)}",
+        # What is left out torchvision's metadata may say.
+        model=f"{config.model_dump_json(exclude={'labels'}, exclude_unset=True)} {own_labels}",
     )
-    load_first = partial(_load_eager_classifier, classifier, options, key)
+    load_first = partial(_load_eager_classifier, artifact, config, options, key)
     for network in _find_networks(artifact, options, key):
-        model = classifier.make(PictureRunner(network), options)
-        return Loaded(model, network=network, load_first=load_first)
+        classifier = _Classifier.complete(artifact, config, network.described.metadata)
+        return Loaded(classifier.make(PictureRunner(network), options), network=network, load_first=load_first)
     return load_first()
 
 
@@ -216,6 +217,21 @@ class _Classifier:
     labels: Sequence[str]
     preprocessing: Preprocessing
 
+    @classmethod
+    def complete(
+        cls,
+        artifact: Artifact,
+        config: TorchvisionModel | ExportedProgram | TorchScriptProgram,
+        metadata: Metadata | None,
+    ) -> "_Classifier":
+        """The labels and the preprocessing: model.yaml's, where it has them, else torchvision's."""
+        if metadata is None:
+            assert artifact.labels is not None
+            return cls(artifact, config, artifact.labels, config.preprocessing)
+        given = "preprocessing" in config.model_fields_set
+        preprocessing = config.preprocessing if given else Preprocessing(**metadata.preprocessing)
+        return cls(artifact, config, artifact.labels or metadata.labels, preprocessing)
+
     def make(self, runner: Runner, options: LoadOptions) -> ImageClassifier:
         return ImageClassifier(
             runner,
@@ -227,16 +243,27 @@ class _Classifier:
 
     def load_network(self) -> "torch.nn.Module":
         """Torch's. Raises ArtifactInvalidError."""
+        from pierhead_server.modules import load_program, load_torchvision
+
         if isinstance(self.config, TorchvisionModel):
             return load_torchvision(self.artifact, self.config, len(self.labels))
         return load_program(self.artifact, self.config)
 
 
-def _load_eager_classifier(classifier: _Classifier, options: LoadOptions, key: str) -> Loaded:
+def _load_eager_classifier(
+    artifact: Artifact,
+    config: TorchvisionModel | ExportedProgram | TorchScriptProgram,
+    options: LoadOptions,
+    key: str,
+) -> Loaded:
     # Imported here: the compiled form does without torch.
     from pierhead_server.eager import ClassifierModule, EagerRunner, check_classes
+    from pierhead_server.modules import read_metadata
 
-    config, preprocessing, classes = classifier.config, classifier.preprocessing, len(classifier.labels)
+    named = config.metadata if isinstance(config, TorchvisionModel) else None
+    metadata = None if named is None else read_metadata(named)
+    classifier = _Classifier.complete(artifact, config, metadata)
+    preprocessing, classes = classifier.preprocessing, len(classifier.labels)
     side = preprocessing.crop
     network = classifier.load_network()
     exact = None
@@ -261,11 +288,11 @@ def _load_eager_classifier(classifier: _Classifier, options: LoadOptions, key: s
             side,
             classes,
             is_script=isinstance(config, TorchScriptProgram),
-            samples=_prepare_sample(model) if classifier.artifact.sample else (),
+            samples=_prepare_sample(model) if artifact.sample else (),
         )
 
-    loaded = Loaded(model, load_first=partial(_load_eager_classifier, classifier, options, key))
-    return _order(loaded, load_source, options, key, config.precision)
+    loaded = Loaded(model, load_first=partial(_load_eager_classifier, artifact, config, options, key))
+    return _order(loaded, load_source, options, key, config.precision, metadata)
 
 
 _COMPARED = 8  # pictures by which precisions are compared
@@ -290,18 +317,6 @@ def _report_drift(precision: str, given: Confidences, exact: Confidences) -> Non
     logger.info(told, precision, len(exact), drift, changed)
 
 
-def _resolve_metadata(
-    artifact: Artifact, config: TorchvisionModel | ExportedProgram | TorchScriptProgram
-) -> tuple[Sequence[str], Preprocessing]:
-    """The labels and the preprocessing: model.yaml's, where it has them, else torchvision's."""
-    if not isinstance(config, TorchvisionModel) or config.metadata is None:
-        assert artifact.labels is not None
-        return artifact.labels, config.preprocessing
-    labels, preprocessing = read_metadata(config.metadata)
-    given = "preprocessing" in config.model_fields_set
-    return artifact.labels or labels, config.preprocessing if given else preprocessing
-
-
 # --- the compiled form ---
 
 
@@ -324,12 +339,17 @@ def _find_networks(artifact: Artifact, options: LoadOptions, key: str) -> Iterat
 
 
 def _order(
-    loaded: Loaded, load: "Callable[[], Source]", options: LoadOptions, key: str, precision: Precision
+    loaded: Loaded,
+    load: "Callable[[], Source]",
+    options: LoadOptions,
+    key: str,
+    precision: Precision,
+    metadata: Metadata | None = None,
 ) -> Loaded:
     """The same with an order for its compiled form, where there may be one."""
     if options.compiled_dir is None or options.device != "cpu":
         return loaded
-    return replace(loaded, order=Order(load, options.compiled_dir / key, precision))
+    return replace(loaded, order=Order(load, options.compiled_dir / key, precision, metadata))
 
 
 def _prepare_sample(model: ImageClassifier | TensorProgram) -> Sequence[Any]:

@@ -14,7 +14,8 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from pierhead_server.artifact import Artifact
-from pierhead_server.config import ExportedProgram, Preprocessing, TorchScriptProgram, TorchvisionModel
+from pierhead_server.config import ExportedProgram, TorchScriptProgram, TorchvisionModel
+from pierhead_server.converted import Metadata
 from pierhead_server.errors import ArtifactInvalidError
 from pierhead_server.operators import find_unchecked
 
@@ -140,26 +141,25 @@ def _is_zip(path: Path) -> bool:
         return file.read(2) == b"PK"
 
 
-def read_metadata(name: str) -> tuple[tuple[str, ...], Preprocessing]:
+def read_metadata(name: str) -> Metadata:
     """The labels and the preprocessing of torchvision's weights of this name. Raises ArtifactInvalidError."""
     models = import_torchvision().models
     try:
         weights = models.get_weight(name)
         preset: Any = weights.transforms()
-        labels = tuple(weights.meta["categories"])
-        preprocessing = Preprocessing(
-            resize=preset.resize_size[0],
-            crop=preset.crop_size[0],
-            mean=tuple(preset.mean),
-            std=tuple(preset.std),
-            interpolation=preset.interpolation.value,
-        )
+        preprocessing = {
+            "resize": preset.resize_size[0],
+            "crop": preset.crop_size[0],
+            "mean": tuple(preset.mean),
+            "std": tuple(preset.std),
+            "interpolation": preset.interpolation.value,
+        }
+        return Metadata(tuple(weights.meta["categories"]), preprocessing)
     except (ValueError, KeyError, AttributeError):
         raise ArtifactInvalidError(
             f"metadata: {name} names no weights of torchvision's classifiers: "
             "write it like ResNet50_Weights.IMAGENET1K_V2"
         ) from None
-    return labels, preprocessing
 
 
 def load_program(artifact: Artifact, config: ExportedProgram | TorchScriptProgram) -> torch.nn.Module:

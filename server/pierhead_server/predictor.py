@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 from starlette.exceptions import HTTPException
-from torch import AcceleratorError
 
 from pierhead_server.artifact import PREDICTOR_FILE, Sample
-from pierhead_server.computing import Computed, describe, text_of
+from pierhead_server.computing import Computed, describe, is_of_accelerator, text_of
 from pierhead_server.errors import ApiError, ArtifactInvalidError, InternalError, InvalidArgumentError
 from pierhead_server.protocol import Request, encode_json, means_nothing, suggest
 from pierhead_server.signature import Signature
@@ -211,9 +210,9 @@ class PredictorModel:
             outcome = self.predict(request)
         except ApiError as error:
             outcome = error
-        except AcceleratorError:  # a GPU that failed once fails at everything, until another process takes it
-            raise
         except BaseException as error:  # a stranger's code may raise anything on its input, and ends no process by it
+            if is_of_accelerator(error):
+                raise
             logger.warning("the predictor raised", exc_info=True)
             outcome = _judge(error, _name_instances(request))
         return Computed(outcome, len(request.instances), forward_seconds=time.perf_counter() - start)

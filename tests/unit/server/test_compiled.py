@@ -649,7 +649,7 @@ def test_entry_is_made_whole_and_tells_what_pays(order, monkeypatch, took, batch
     described = Network(order.entry).described
     assert (described.batch, described.milliseconds, described.precision) == (batch, took, "float32")
     assert described.outputs == (TensorSpec("confidences", "float32", (3,)),)
-    assert described.versions == {name: metadata.version(name) for name in ("openvino", "torch")}
+    assert described.versions == {name: metadata.version(name) for name in ("openvino", "torch", "torchvision")}
 
 
 def test_what_is_there_is_not_made_again(order, conversions):
