@@ -17,7 +17,6 @@ from pierhead_server.artifact import Sample
 from pierhead_server.comparing import measure_drift, synthetic_pictures
 from pierhead_server.computing import Computed, Prepared, compute, measure_rows, prepare_rows
 from pierhead_server.config import Preprocessing
-from pierhead_server.converted import Network, PictureRunner
 from pierhead_server.errors import ApiError, ArtifactInvalidError, InternalError
 from pierhead_server.images import BadPictureError, PixelBudget, Pixels, fit, measure, read_image
 from pierhead_server.messages import Call, Form
@@ -164,10 +163,6 @@ class ImageClassifier:
         if not np.isfinite(rows).all():
             raise InternalError("the model gave confidences that are no numbers")
         return Classes(rows, self._labels, prepared.parameters)
-
-    def take(self, network: Network) -> None:
-        """Compute in the compiled form from now on."""
-        self.runner = PictureRunner(network)
 
     def move(self, device: "torch.device") -> None:
         """Compute on a GPU from now on."""

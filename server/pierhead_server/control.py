@@ -15,8 +15,12 @@ _MOST_BYTES = 64 * 1024
 _MOST_DESCRIPTORS = 1
 
 
+class Expect(msgspec.Struct, frozen=True, tag=True):
+    """To the fork server, if at all before Load: a model of torch's is being fetched."""
+
+
 class Load(msgspec.Struct, frozen=True, tag=True):
-    """To the fork server, first: what to serve, and how."""
+    """To the fork server: what to serve, and how."""
 
     folder: str  # of the artifact
     served: ServedModel
@@ -60,6 +64,12 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
     message: str
 
 
+class NotFormed(msgspec.Struct, frozen=True, tag=True):
+    """From the fork server: why there will be no faster form."""
+
+    reason: str
+
+
 class Formed(msgspec.Struct, frozen=True, tag=True):
     """From the fork server: workers forked from now on have a faster form."""
 
@@ -75,8 +85,18 @@ class Died(msgspec.Struct, frozen=True, tag=True):
     words: str = ""  # its last
 
 
-ToForkServer = Load | Fork | Kill
-FromForkServer = Ready | Failed | Formed | Died
+class Handover(msgspec.Struct, frozen=True):
+    """From a fork server to the one that takes its place in the same process; descriptors are open in both."""
+
+    load: Load
+    announced: bool  # whether the listener knows of the model
+    made_anew: bool
+    children: list[tuple[int, int, int, int]]  # number, pid, pidfd, and what its words are read from
+    share: int | None = None
+
+
+ToForkServer = Expect | Load | Fork | Kill
+FromForkServer = Ready | Failed | Formed | NotFormed | Died
 
 _TO: msgspec.msgpack.Decoder[ToForkServer] = msgspec.msgpack.Decoder(ToForkServer)
 _FROM: msgspec.msgpack.Decoder[FromForkServer] = msgspec.msgpack.Decoder(FromForkServer)

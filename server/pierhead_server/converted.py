@@ -117,10 +117,6 @@ class Network:
             raise ConversionError(f"the compiled form in {entry} cannot be used: it is another one, or damaged")
         self._request: Any = None
 
-    def preload(self) -> None:
-        """Import OpenVINO, which starts no thread: for a process that is going to be forked."""
-        import openvino  # noqa: F401
-
     def load(self) -> None:
         """Make it ready, and check what it computes. Raises ConversionError."""
         try:

@@ -22,7 +22,7 @@ from urllib.parse import unquote, urlsplit
 
 from pierhead_server.artifact import check_links, compute_digest, verify_digest
 from pierhead_server.cache import Cache, make_key
-from pierhead_server.config import MAX_MODEL_FILE_BYTES, MODEL_FILE, check_inside, parse_config
+from pierhead_server.config import MAX_MODEL_FILE_BYTES, MODEL_FILE, ModelConfig, check_inside, parse_config
 from pierhead_server.errors import (
     ArtifactInvalidError,
     ArtifactNotFoundError,
@@ -47,9 +47,17 @@ _MEGABYTE = 1_000_000
 
 
 def fetch_artifact(
-    uri: str, cache: Cache, *, emulator: str | None, max_bytes: int | None, digest: str | None = None
+    uri: str,
+    cache: Cache,
+    *,
+    emulator: str | None,
+    max_bytes: int | None,
+    digest: str | None = None,
+    on_download: Callable[[ModelConfig], object] = lambda _: None,
 ) -> Path:
     """Put the artifact on this machine's disk, with this digest where one is given, and return its folder.
+
+    `on_download` is told what comes, where there is no copy of it yet.
 
     `file://` is read where it is; everything else is copied into the cache, where a copy that an earlier start or
     another process made is taken if it is provably the same. Blocks: not for the event loop.
@@ -66,7 +74,7 @@ def fetch_artifact(
     from obstore.exceptions import BaseError
 
     try:
-        return _Source(uri, open_store(uri, emulator), max_bytes).fetch(cache, digest)
+        return _Source(uri, open_store(uri, emulator), max_bytes, on_download).fetch(cache, digest)
     except BaseError as error:
         raise ArtifactUnreachableError(f"{uri}: {first_line(error)}") from None
     except OSError as error:  # no space, or no right to write; or a file that vanished meanwhile
@@ -120,6 +128,7 @@ class _Source:
     uri: str
     store: "ObjectStore"
     max_bytes: int | None
+    on_download: Callable[[ModelConfig], object]
 
     def fetch(self, cache: Cache, digest: str | None) -> Path:
         """A whole copy of it."""
@@ -129,7 +138,7 @@ class _Source:
             if copy is not None:
                 return copy
         # Before all else: a missing or wrong model.yaml is known before gigabytes of weights are copied.
-        self._check_model_file()
+        config = self._read_model_file()
         listing = self._list()
         key = _make_key(self.uri, listing, digest)
         while (incoming := cache.begin(key)) is None:
@@ -138,6 +147,7 @@ class _Source:
             )
             if copy is not None:
                 return copy
+        self.on_download(config)
         try:
             cache.make_room(sum(entry.size for entry in listing))
             _Download(self.store, incoming, listing).run()
@@ -163,7 +173,7 @@ class _Source:
         cache.make_room()
         return copy
 
-    def _check_model_file(self) -> None:
+    def _read_model_file(self) -> ModelConfig:
         try:
             content = self.store.get(MODEL_FILE)
         except FileNotFoundError:
@@ -172,7 +182,7 @@ class _Source:
             raise ArtifactInvalidError(
                 f"{MODEL_FILE}: larger than {MAX_MODEL_FILE_BYTES} bytes: put labels into a file"
             )
-        parse_config(bytes(content.bytes()))
+        return parse_config(bytes(content.bytes()))
 
     def _missing_model_file(self) -> StartupError:
         from obstore.exceptions import BaseError

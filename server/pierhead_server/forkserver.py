@@ -1,7 +1,10 @@
-"""The model's first process: imports torch and loads the model once, then forks the workers, who share its memory.
+"""The model's first process: loads the model once, then forks the workers, who share its memory.
 
 It is single-threaded, so that a fork is a whole copy. It never computes for a client: when a worker dies, the next one
 is a fork away. It also makes the compiled form, in a child of low priority.
+
+torch is imported for what needs it. Once there is a compiled form nothing does, and the process begins anew without:
+`exec` keeps its workers, and the memory goes that torch took.
 """
 
 import contextlib
@@ -17,12 +20,29 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
+
+import msgspec
 
 from pierhead_server import memory
-from pierhead_server.control import Died, Failed, Fork, Formed, Kill, Load, Ready, describe_exit, receive_command, send
+from pierhead_server.control import (
+    Died,
+    Expect,
+    Failed,
+    Fork,
+    Formed,
+    Handover,
+    Kill,
+    Load,
+    NotFormed,
+    Ready,
+    describe_exit,
+    receive_command,
+    send,
+)
 from pierhead_server.devices import cpu_count
 from pierhead_server.errors import ArtifactInvalidError, StartupError
+from pierhead_server.launch import FORK_SERVER
 from pierhead_server.logs import configure_logging
 from pierhead_server.words import Words
 
@@ -60,10 +80,12 @@ class Child:
 class ForkServer:
     """One model and the processes forked from it."""
 
-    def __init__(self, control: socket.socket, loaded: "Loaded", load: Load) -> None:
+    def __init__(self, control: socket.socket, loaded: "Loaded", load: Load, handover: Handover | None = None) -> None:
+        """`handover` is of the fork server that this process was before."""
         self._control = control
         self._loaded = loaded
         self._load = load
+        self._before = handover
         self._children: dict[int, Child] = {}  # by pidfd
         self._share: int | None = None  # of memory, for each worker
         self._unusable = os.eventfd(0, os.EFD_CLOEXEC)  # written by a worker that cannot use the compiled form
@@ -71,11 +93,18 @@ class ForkServer:
         self._selector = selectors.DefaultSelector()
         self._selector.register(control, selectors.EVENT_READ)
         self._selector.register(self._unusable, selectors.EVENT_READ)
+        if handover:
+            self._share, self._made_anew = handover.share, handover.made_anew
+            for number, pid, descriptor, reader in handover.children:
+                self._adopt(Child(number, pid, Words(reader)), descriptor)
 
     def run(self) -> None:
         """Until the listener is gone."""
+        if self._load.device == "cpu" and self._loaded.network and "torch" in sys.modules:
+            self._begin_anew(announced=False)
         self._announce()
-        if self._loaded.order:
+        # Whose form was made before, and is gone again, goes without: to make it time and again would never end.
+        if self._loaded.order and not self._before:
             self._start(_COMPILER, self._compile)
         while True:
             for key, _ in self._selector.select():
@@ -90,9 +119,10 @@ class ForkServer:
 
     def _announce(self) -> None:
         model = self._loaded.model
-        if self._loaded.network:
-            self._loaded.network.preload()
         _settle_memory()
+        if self._before and self._before.announced:
+            send(self._control, Formed(model.form, model.batch))
+            return
         self._share = self._load.worker_memory_bytes or memory.compute_share(
             memory.read_limit(), memory.read_used(), self._load.workers
         )
@@ -123,10 +153,7 @@ class ForkServer:
         pid = os.fork()
         if pid:
             words.leave_to_child()
-            descriptor = os.pidfd_open(pid)
-            self._children[descriptor] = Child(number, pid, words)
-            self._selector.register(descriptor, selectors.EVENT_READ)
-            self._selector.register(words.reader, selectors.EVENT_READ, words)
+            self._adopt(Child(number, pid, words), os.pidfd_open(pid))
             return
         code = 1
         try:
@@ -141,6 +168,30 @@ class ForkServer:
             # Nothing of the parent's is to be flushed or cleaned up twice.
             os._exit(code)
 
+    def _adopt(self, child: Child, descriptor: int) -> None:
+        """`descriptor` is the child's pidfd."""
+        self._children[descriptor] = child
+        self._selector.register(descriptor, selectors.EVENT_READ)
+        self._selector.register(child.words.reader, selectors.EVENT_READ, child.words)
+
+    def _begin_anew(self, *, announced: bool) -> NoReturn:
+        """Become a process without torch, with the same children."""
+        handover = Handover(
+            self._load,
+            announced,
+            self._made_anew,
+            [(child.number, child.pid, descriptor, child.words.reader) for descriptor, child in self._children.items()],
+            self._share,
+        )
+        file = os.memfd_create("handover", 0)
+        os.write(file, msgspec.msgpack.encode(handover))
+        kept = [self._control.fileno(), *(fd for _, _, *both in handover.children for fd in both)]
+        for descriptor in kept:
+            os.set_inheritable(descriptor, True)
+        logging.shutdown()
+        command = [*FORK_SERVER, str(self._control.fileno()), str(file)]
+        os.execv(command[0], command)  # noqa: S606 - there is nothing for a shell to do
+
     def _forget(self, parent: int) -> None:
         """In a child: what belongs to the parent. Held open, the listener would not notice the parent's end."""
         # A child that computes notices nothing: without its parent it is killed.
@@ -154,7 +205,6 @@ class ForkServer:
         self._control.close()
 
     def _work(self, connection: socket.socket, place: int) -> None:
-        from pierhead_server.accelerator import enter_device
         from pierhead_server.worker import Contract, refuse, run_pipelined_worker, run_worker
 
         contract = Contract(self._load.served, self._load.limits)
@@ -171,6 +221,8 @@ class ForkServer:
         if self._share is not None:
             model.limit_memory(int(memory.DECODING * self._share))
         if device is not None and _move(model, device):
+            from pierhead_server.accelerator import enter_device
+
             run_pipelined_worker(connection, model, contract, partial(enter_device, device))
             return
         if self._load.device != "cpu":
@@ -199,10 +251,10 @@ class ForkServer:
 
     def _take_device(self, place: int) -> "torch.device | None":
         """The GPU that this worker computes on; None where it is the CPU. Raises DriverTooOldError."""
-        from pierhead_server.accelerator import take_device
-
         if self._load.device == "cpu":
             return None
+        from pierhead_server.accelerator import take_device
+
         try:
             return take_device(self._load.device, place)
         except RuntimeError:
@@ -233,29 +285,29 @@ class ForkServer:
         self._selector.unregister(descriptor)
         os.close(descriptor)
         _, status = os.waitpid(child.pid, 0)
-        if child.number == _COMPILER:
-            self._take_compiled_form()
-            return
         child.words.hear()  # all that a pipe can hold; its end is an event of its own
-        send(self._control, Died(child.number, describe_exit(os.waitstatus_to_exitcode(status)), child.words.last()))
+        how = describe_exit(os.waitstatus_to_exitcode(status))
+        if child.number == _COMPILER:
+            self._take_compiled_form(child.words.last() if status == 0 else how)
+        else:
+            send(self._control, Died(child.number, how, child.words.last()))
 
-    def _take_compiled_form(self) -> None:
+    def _take_compiled_form(self, last_words: str) -> None:
         """From now on workers are forked with it; the listener exchanges those that are there."""
         from pierhead_server.converted import ConversionError, Network
 
-        order, model = self._loaded.order, self._loaded.model
+        order = self._loaded.order
         assert order is not None
         if not order.entry.is_dir():
-            return  # why, the child has said
+            send(self._control, NotFormed(last_words))
+            return
         try:
-            network = Network(order.entry)
+            Network(order.entry)
         except ConversionError as error:
             logger.warning("%s: the quick form stays", error)
+            send(self._control, NotFormed(str(error)))
             return
-        network.preload()
-        self._loaded = self._loaded.take(network)  # and with it goes the quick form
-        _settle_memory()
-        send(self._control, Formed(model.form, model.batch))
+        self._begin_anew(announced=True)
 
     def _make_anew(self) -> None:
         """A worker could not use the compiled form: until there is another one, all are forked with the quick one."""
@@ -268,7 +320,9 @@ class ForkServer:
         if self._loaded.order is None:
             return
         if self._made_anew:
-            logger.error("the compiled form was made anew and still cannot be used: the quick form stays")
+            reason = "the compiled form was made anew and still cannot be used"
+            logger.error("%s: the quick form stays", reason)
+            send(self._control, NotFormed(reason))
             return
         self._made_anew = True
         self._start(_COMPILER, self._compile)
@@ -323,21 +377,17 @@ def _keep_freed_memory() -> None:
     libc.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
 
 
-def _import_torch() -> None:
-    """What takes the seconds; a tenth of them, where garbage is collected while nothing but modules is made."""
+def _settle_process() -> None:
+    """Before anything large is imported."""
     _keep_freed_memory()
-    gc.disable()  # until the model is loaded
+    gc.disable()  # until the model is loaded: a tenth of the seconds, while nothing but modules is made
     for variable in THREAD_VARIABLES:
         os.environ[variable] = "1"
-    import torch
-
-    torch.set_num_threads(1)
-    gc.freeze()  # a collection that looks at all of torch takes a tenth of a second
 
 
 def compile_beside(folder: Path) -> None:
     """Make a folder's compiled form for this machine's CPU, and leave it there. Raises StartupError."""
-    _import_torch()
+    _settle_process()
     from pierhead_server.artifact import read_artifact
     from pierhead_server.converted import ConversionError
     from pierhead_server.converting import make
@@ -359,17 +409,25 @@ def compile_beside(folder: Path) -> None:
         print("nothing to do: the model is served in its compiled form")
 
 
-def main(control: socket.socket) -> None:
-    """Import torch, load what the listener says, serve forks."""
+def main(control: socket.socket, handover: Handover | None = None) -> None:
+    """Load what the listener says, serve forks."""
     # A terminal's Ctrl-C and a careless `kill` reach the whole group; the listener decides when this process ends.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    _import_torch()  # before the first message: it comes when the artifact is there
+    _settle_process()
+    # All that a worker needs, for it to be forked with; before the first message, which comes with the artifact.
+    import openvino  # noqa: F401 - it starts no thread
+
+    import pierhead_server.worker
     from pierhead_server.artifact import read_artifact
     from pierhead_server.images import bound_pillow
     from pierhead_server.model import LoadOptions, load_model
 
-    command, _ = receive_command(control)
+    command = handover.load if handover else receive_command(control)[0]
+    if isinstance(command, Expect):
+        import pierhead_server.eager  # noqa: F401 - and with it torch, while the artifact is fetched
+
+        command, _ = receive_command(control)
     if not isinstance(command, Load):
         return
     configure_logging(level=command.log_level, json=command.log_json)
@@ -381,11 +439,24 @@ def main(control: socket.socket) -> None:
     except StartupError as error:
         send(control, Failed(error.reason, str(error)))
         return
-    ForkServer(control, loaded, command).run()
+    ForkServer(control, loaded, command, handover).run()
+
+
+def _read_handover(descriptor: int) -> Handover:
+    """What `_begin_anew` left."""
+    with os.fdopen(descriptor, "rb") as file:
+        file.seek(0)
+        handover = msgspec.msgpack.decode(file.read(), type=Handover)
+    for _, _, *both in handover.children:
+        for kept in both:
+            os.set_inheritable(kept, False)
+    return handover
 
 
 if __name__ == "__main__":
-    main(socket.socket(fileno=int(sys.argv[1])))
+    channel = socket.socket(fileno=int(sys.argv[1]))
+    channel.set_inheritable(False)
+    main(channel, _read_handover(int(sys.argv[2])) if len(sys.argv) > 2 else None)
     logging.shutdown()
     # Taking torch down bit by bit takes a second, and some of it complains.
     os._exit(0)

@@ -1,4 +1,4 @@
-"""Starts the fork server. Before anything else is imported, for importing torch is what takes the longest."""
+"""Starts the fork server. Before anything else is imported: its own imports take as long as the listener's."""
 
 import socket
 import subprocess
@@ -11,7 +11,7 @@ FORK_SERVER = (sys.executable, "-m", "pierhead_server.forkserver")
 
 @dataclass(frozen=True)
 class Launched:
-    """A fork server that begins to import torch, and this end of the channel to it."""
+    """A fork server that begins to import what it needs, and this end of the channel to it."""
 
     process: "subprocess.Popen[bytes]"
     channel: socket.socket

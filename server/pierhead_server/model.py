@@ -109,12 +109,6 @@ class Loaded:
     # The same in its first form, where a worker cannot use `network`. Raises ArtifactInvalidError.
     load_first: "Callable[[], Loaded] | None" = None
 
-    def take(self, network: Network) -> "Loaded":
-        """The same in the compiled form; the first form's memory is free then."""
-        assert isinstance(self.model, ImageClassifier | TensorProgram)
-        self.model.take(network)
-        return replace(self, order=None, network=network)
-
 
 def load_model(artifact: Artifact, options: LoadOptions) -> Loaded:
     """Load, run on synthetic input, and check what comes. Raises ArtifactInvalidError that names field and fix.

@@ -15,7 +15,6 @@ from PIL import Image
 from pierhead_server.artifact import Sample
 from pierhead_server.computing import Computed, Prepared, compute, measure_rows, prepare_rows
 from pierhead_server.config import ImageInput, Input, Preprocessing, TensorInput
-from pierhead_server.converted import Network, TensorRunner
 from pierhead_server.errors import ApiError, InternalError
 from pierhead_server.images import BadPictureError, PixelBudget, fit, measure, read_image
 from pierhead_server.messages import Form
@@ -124,10 +123,6 @@ class TensorProgram:
     def compute(self, prepared: Sequence[Prepared[Row, None] | ApiError]) -> list[Computed]:
         """One outcome for each request, whatever the others are."""
         return compute(prepared, self._forward, self._shape, faults=_FAULTS)
-
-    def take(self, network: Network) -> None:
-        """Compute in the compiled form from now on."""
-        self.runner = TensorRunner(network)
 
     def move(self, device: "torch.device") -> None:
         """Compute on a GPU from now on. Raises what the program raises there."""

@@ -5,6 +5,7 @@ import logging
 import os
 import resource
 import socket
+from collections.abc import Callable
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -16,6 +17,7 @@ from starlette.applications import Starlette
 from pierhead_server.app import Gate, Listener, create_app
 from pierhead_server.artifact import read_artifact
 from pierhead_server.cache import Cache
+from pierhead_server.config import CustomPredictor, ModelConfig
 from pierhead_server.connection import Connection
 from pierhead_server.control import Load
 from pierhead_server.devices import count_gpus, cpu_count
@@ -100,7 +102,10 @@ async def serve(settings: Settings, launched: Launched) -> None:
     server = Server(create_app(listener), listener, drain_seconds=settings.drain_seconds)
     with socket.create_server((settings.host, settings.port), backlog=2048) as port:
         logger.info("listening on %s:%d", *port.getsockname()[:2])
-        model = asyncio.create_task(workers.run(lambda: fetch(settings), lambda folder: make_load(settings, folder)))
+        expect_torch = partial(asyncio.get_running_loop().call_soon_threadsafe, workers.expect_torch)
+        model = asyncio.create_task(
+            workers.run(lambda: fetch(settings, expect_torch), lambda folder: make_load(settings, folder))
+        )
         # When the model ends, it ends by an error, and with it the server.
         model.add_done_callback(lambda _: server.stop())
         await server.serve(sockets=[port])
@@ -144,8 +149,11 @@ def make_pool(settings: Settings) -> Pool:
     )
 
 
-def fetch(settings: Settings) -> Path:
-    """The artifact's folder, on this machine and checked. Raises StartupError."""
+def fetch(settings: Settings, expect_torch: Callable[[], object]) -> Path:
+    """The artifact's folder, on this machine and checked; blocks. Raises StartupError.
+
+    `expect_torch` is called while a model is downloaded that needs it.
+    """
     logger.info("fetching %s", settings.artifact_uri)
     folder = fetch_artifact(
         settings.artifact_uri,
@@ -153,9 +161,20 @@ def fetch(settings: Settings) -> Path:
         emulator=settings.storage_emulator_host,
         max_bytes=settings.max_artifact_bytes,
         digest=settings.artifact_digest,
+        on_download=lambda config: expect_torch() if needs_torch(config, settings) else None,
     )
     read_artifact(folder)
     return folder
+
+
+def needs_torch(config: ModelConfig, settings: Settings) -> bool:
+    """Whether a model that was never served here will be loaded by torch, as far as can be told before it is there.
+
+    Where there are compiled forms, one of them is likely to be this model's.
+    """
+    if isinstance(config, CustomPredictor):
+        return False
+    return not (settings.compile and any(settings.compiled_dir.glob("*/"))) or make_pool(settings).device != "cpu"
 
 
 def make_load(settings: Settings, folder: Path) -> Load:

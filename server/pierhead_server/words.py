@@ -15,8 +15,9 @@ _KEPT_BYTES = 8 << 10
 class Words:
     """One child's stderr, as its parent hears it."""
 
-    def __init__(self) -> None:
-        self.reader, self._writer = os.pipe()
+    def __init__(self, reader: int | None = None) -> None:
+        """`reader` is of a child that is there already."""
+        self.reader, self._writer = os.pipe() if reader is None else (reader, -1)
         os.set_blocking(self.reader, False)  # a child of the child may keep it open for ever
         self._line = b""  # begun
         self._kept = b""

@@ -31,7 +31,7 @@ from pierhead_server.batching import (
     has_room_for_heavy,
 )
 from pierhead_server.budget import Budget
-from pierhead_server.control import Died, Failed, Fork, Formed, Kill, Load, Ready
+from pierhead_server.control import Died, Expect, Failed, Fork, Formed, Kill, Load, NotFormed, Ready
 from pierhead_server.deaths import Deaths
 from pierhead_server.errors import (
     ApiError,
@@ -274,6 +274,7 @@ class Workers:
         self._policy = pool.policy(1)  # what suits those that were asked last
         self.start_seconds = START_SECONDS  # that a worker may take until its first message
         self._form: Hello | None = None
+        self.form_reason: str | None = None  # why there is no compiled form, where one was tried
         self._server: ForkServer | None = None
         self._in_a_row = 0  # deaths of workers without an answer between
         self._deaths = Deaths(clock)
@@ -489,20 +490,25 @@ class Workers:
         if self._server:
             self._server.send(Kill(worker.number))
 
+    def expect_torch(self) -> None:
+        """Have torch imported while the artifact is fetched."""
+        if self._server:
+            self._server.send(Expect())
+
     async def run(self, fetch: Callable[[], Path], make_load: Callable[[Path], Load]) -> None:
         """Load the artifact whose folder `fetch` returns and answer calls, over deaths of processes.
 
         `fetch` is called in a thread. Ends only by cancellation or by a StartupError.
         """
         try:
-            # Beside the start of the process: importing torch takes as long as most downloads.
+            # Beside the start of the process, whose imports take as long as many downloads.
             fetched = asyncio.create_task(asyncio.to_thread(fetch))
             deaths = 0
             while True:
                 answered = self._answered
                 try:
-                    async with ForkServer.run(self._start()) as server:
-                        await self._serve(server, make_load(await fetched))
+                    async with ForkServer.run(self._start()) as self._server:
+                        await self._serve(self._server, make_load(await fetched))
                 except ProcessDiedError as death:
                     deaths = deaths + 1 if self._answered == answered else 1
                     await self._back_off(death, deaths)
@@ -528,7 +534,6 @@ class Workers:
 
     async def _serve(self, server: "ForkServer", load: Load) -> None:
         """Load, fork the workers, and do what the fork server's events ask for. Raises ProcessDiedError."""
-        self._server = server
         server.send(load)
         try:
             async for event in server.events():
@@ -545,6 +550,8 @@ class Workers:
                     case Formed():
                         self._take_form(Hello(event.form, event.batch))
                         await self._exchange_workers()
+                    case NotFormed():
+                        self.form_reason = event.reason
                     case Died():
                         await self._replace(event)
         finally:
@@ -684,7 +691,7 @@ class ForkServer:
     def __init__(self, launched: Launched) -> None:
         self._process = launched.process
         self._channel = launched.channel
-        self._told = False  # anything
+        self._told = False  # what to load
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -701,7 +708,7 @@ class ForkServer:
 
     def send(self, message: control.ToForkServer, *descriptors: int) -> None:
         """Send a command; a process that is gone is told by `events`."""
-        self._told = True
+        self._told = self._told or isinstance(message, Load)
         control.send(self._channel, message, descriptors)
 
     async def events(self) -> AsyncIterator[control.FromForkServer]:

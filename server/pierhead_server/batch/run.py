@@ -69,9 +69,9 @@ class Worker:
 
     def fetch(self) -> Path:
         """The artifact's folder, on this machine. Blocks. Raises StartupError."""
-        folder = fetch(self._settings)
-        arguments = make_arguments(read_artifact(folder).config, self._task.document.model_parameters)
         loop = self._arguments.get_loop()
+        folder = fetch(self._settings, lambda: loop.call_soon_threadsafe(self._workers.expect_torch))
+        arguments = make_arguments(read_artifact(folder).config, self._task.document.model_parameters)
         loop.call_soon_threadsafe(self._arguments.set_result, arguments)
         return folder
 

@@ -65,6 +65,8 @@ class Compilation:
     compiled: list  # and after
     logs: list
     workers: tuple  # the first server's, before and after
+    parents: tuple  # whom they were forked from
+    torch: list  # the processes that hold torch afterwards
 
 
 @pytest.fixture(scope="session")
@@ -78,7 +80,11 @@ def compilation(torchvision_folder, tmp_path_factory):
         running_server(torchvision_folder, logs[1], **settings) as second,
     ):
         first.wait_ready(1)
-        before, quick = first.one_worker(), first.client.post(PREDICT, json=body).json()["predictions"]
+        parent, before, quick = (
+            first.fork_server(),
+            first.one_worker(),
+            first.client.post(PREDICT, json=body).json()["predictions"],
+        )
         with clients(first, body, codes):
             wait_until(lambda: first.form() == second.form() == "compiled", first.process, seconds=600)
             so_far = len(codes)
@@ -86,8 +92,10 @@ def compilation(torchvision_folder, tmp_path_factory):
         wait_until(lambda: first.metric("pierhead_workers") == 1 and not set(before) & set(first.workers()))
         compiled = first.client.post(PREDICT, json=body).json()["predictions"]
         after = first.one_worker()
+        parents, torch = (parent, first.fork_server()), first.find_torch()
     (entry,) = [path for path in (folder / "cache").iterdir() if path.is_dir()]
-    return Compilation(entry, body, codes, quick, compiled, [log.read_text() for log in logs], (before, after))
+    logs = [log.read_text() for log in logs]
+    return Compilation(entry, body, codes, quick, compiled, logs, (before, after), parents, torch)
 
 
 @contextlib.contextmanager
@@ -148,6 +156,11 @@ class Server:
     def fork_server(self):
         """The pid of the process that holds the model."""
         return next(pid for pid in children(self.process.pid) if "pierhead_server.forkserver" in command(pid))
+
+    def find_torch(self):
+        """The processes that hold it."""
+        pids = (self.process.pid, self.fork_server(), *self.workers())
+        return [pid for pid in pids if "libtorch" in Path(f"/proc/{pid}/maps").read_text()]
 
     def workers(self):
         """The pids of those that compute."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import msgspec
-from pierhead_server.control import Failed, Formed, Load, Ready, receive_command, send
+from pierhead_server.control import Expect, Failed, Formed, Load, NotFormed, Ready, receive_command, send
 from pierhead_server.errors import DriverTooOldError
 from pierhead_server.forkserver import ForkServer
 from pierhead_server.messages import Call, Hello, Refusal, Reply, Split, pack, read
@@ -22,6 +22,7 @@ from pierhead_server.signature import Signature
 DIE, REFUSE, WAIT_FOR, LEAVE, SAY = b"die", b"refuse", b"wait for ", b"leave", b"say "
 SPLIT = b"split "  # and the pieces, as `make_parts` writes them
 SIGNATURE = Signature((), ())
+EXPECTED = []  # that this process was told
 
 
 class Obedient(ForkServer):
@@ -40,7 +41,7 @@ class Obedient(ForkServer):
     def _compile(self):
         wait_for(self._form_when)
 
-    def _take_compiled_form(self):
+    def _take_compiled_form(self, _):
         model = self._loaded.model
         model.form, model.batch = "compiled", self.FORMED_BATCH
         send(self._control, Formed(model.form, model.batch))
@@ -197,6 +198,19 @@ def on_a_device(control, load, how="moves"):
     kind(control, SimpleNamespace(model=Model(), order=None, load=None, network=None), load).run()
 
 
+def unformed(control, load):
+    """Finds that there will be no faster form."""
+    send(control, NotFormed("the model cannot be converted: of no kind"))
+    obedient(control, load)
+
+
+def expectant(control, load):
+    """Was told that torch will be needed before it was told what to load, or ends."""
+    if not EXPECTED:
+        os._exit(7)
+    obedient(control, load)
+
+
 def misfit(control, load):
     """Finds the artifact wrong."""
     send(control, Failed("ArtifactInvalid", "weights: do not fit"))
@@ -227,6 +241,9 @@ def main():
     name, *arguments, descriptor = sys.argv[1:]
     control = socket.socket(fileno=int(descriptor))
     command, _ = receive_command(control)
+    if isinstance(command, Expect):
+        EXPECTED.append(command)
+        command, _ = receive_command(control)
     if isinstance(command, Load):
         globals()[name](control, command, *arguments)
     os._exit(0)

@@ -62,6 +62,12 @@ def test_workers_are_exchanged_one_by_one(compilation):
     assert before != after
 
 
+def test_torch_goes_with_the_quick_form(compilation):
+    before, after = compilation.parents
+    assert before == after  # it keeps its workers until others are there
+    assert compilation.torch == []
+
+
 def test_two_servers_of_one_cache_convert_once(compilation):
     assert sum(log.count("converted in") for log in compilation.logs) == 1
     for log in compilation.logs:
@@ -74,8 +80,10 @@ def test_second_start_takes_it_at_once(compilation, torchvision_folder, tmp_path
     with running_server(torchvision_folder, tmp_path / "log", **settings) as server:
         server.wait_ready()
         assert server.form() == "compiled"
-        # The process that workers are forked from has no thread but its own.
-        assert len(list(Path(f"/proc/{server.fork_server()}/task").iterdir())) == 1
+        # The process that workers are forked from has no thread but its own; nor have those that OpenVINO computes in.
+        for pid in (server.fork_server(), *server.workers()):
+            assert len(list(Path(f"/proc/{pid}/task").iterdir())) == 1
+        assert server.find_torch() == []
         answer = server.client.post(PREDICT, json=compilation.body)
         given, expected = (confidences(each) for each in (answer.json()["predictions"], compilation.compiled))
         for one, other in zip(given, expected, strict=True):

@@ -51,6 +51,14 @@ def test_folder_on_disk_is_read_in_place(folder, tmp_path):
     assert fetch(spaced.as_uri(), tmp_path) == spaced
 
 
+def test_download_is_told_what_comes_and_a_copy_is_not(objects, tmp_path):
+    told = []
+    with running_bucket(objects) as bucket:
+        for _ in range(2):
+            fetch("gs://models/photos/1", tmp_path, bucket.address, on_download=told.append)
+    assert [config.format for config in told] == ["torchvision"]
+
+
 def test_missing_folder_is_not_found(tmp_path):
     with pytest.raises(ArtifactNotFoundError, match="no such folder"):
         fetch((tmp_path / "none").as_uri(), tmp_path)

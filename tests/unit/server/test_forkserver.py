@@ -15,12 +15,14 @@ import pytest
 from pierhead_server import forkserver
 from pierhead_server.control import (
     Died,
+    Expect,
     Failed,
     Fork,
     Formed,
     FromForkServer,
     Kill,
     Load,
+    NotFormed,
     Ready,
     describe_exit,
     receive_command,
@@ -83,6 +85,7 @@ def test_exit_is_described(code, text):
 
 
 COMMANDS = [
+    Expect(),
     Load("/f", ServedModel("a", "b", "c", "d"), Limits(3), 4, True, "/cache", "cuda", 2),
     Fork(1, 2),
     Kill(3),
@@ -91,6 +94,7 @@ EVENTS = [
     Ready("quick", 4, Signature((TensorSpec("x", "float32", (-1, 3)),), ()), slow_start=True),
     Failed("ArtifactInvalid", "weights: do not fit"),
     Formed("compiled", 1),
+    NotFormed("the model cannot be converted"),
     Died(1, "SIGKILL", "boom"),
 ]
 
@@ -344,7 +348,7 @@ def test_faster_form_is_told_and_given_to_who_comes_after(start, tmp_path):
 
 @pytest.fixture
 def folder(tmp_path, exported_folder, monkeypatch):
-    monkeypatch.setattr(forkserver, "_import_torch", lambda: None)  # it is there, with this process's threads
+    monkeypatch.setattr(forkserver, "_settle_process", lambda: None)  # this one goes on
     folder = tmp_path / "artifact"
     folder.mkdir()
     for path in exported_folder.iterdir():

@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 from pierhead_server.app import Listener, create_app
 from pierhead_server.artifact import compute_digest, read_artifact
+from pierhead_server.config import parse_config
 from pierhead_server.control import Load
 from pierhead_server.devices import cpu_count
 from pierhead_server.errors import SettingsInvalidError
@@ -28,7 +29,7 @@ from pierhead_server.logs import RequestLog
 from pierhead_server.metrics import Metrics
 from pierhead_server.model import LoadOptions, load_model
 from pierhead_server.protocol import Limits, ServedModel
-from pierhead_server.serve import Server, make_load, make_pool
+from pierhead_server.serve import Server, make_load, make_pool, needs_torch
 from pierhead_server.settings import load_settings
 from pierhead_server.signature import Signature
 from pierhead_server.telemetry import Telemetry
@@ -216,8 +217,7 @@ def test_probe_is_a_prediction_of_the_models_own_sample(server):
 
 
 def test_listener_holds_no_torch(server):
-    assert "libtorch" not in Path(f"/proc/{server.process.pid}/maps").read_text()
-    assert "libtorch" in Path(f"/proc/{server.fork_server()}/maps").read_text()
+    assert sorted(server.find_torch()) == sorted([server.fork_server(), *server.workers()])
 
 
 def test_each_process_computes_with_one_thread(server):
@@ -749,6 +749,33 @@ def test_gpu_that_is_not_there_is_told(make_settings, monkeypatch):
     monkeypatch.setattr("pierhead_server.serve.count_gpus", lambda: 0)
     with pytest.raises(SettingsInvalidError, match="PIERHEAD_DEVICE: cuda, but this machine shows no GPU"):
         make_pool(make_settings(device="cuda"))
+
+
+@pytest.mark.parametrize(
+    ("format_", "compiled", "settings", "expected"),
+    [
+        ("torchvision", False, {}, True),
+        ("torchvision", True, {}, False),  # which may be this model's
+        ("torchvision", True, {"compile": False}, True),
+        ("torchvision", True, {"device": "cuda"}, True),
+        ("torchscript", False, {}, True),
+        ("predictor", False, {}, False),  # it imports what it needs
+    ],
+)
+def test_torch_is_imported_during_a_download_where_it_is_needed(
+    format_, compiled, settings, expected, make_settings, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("pierhead_server.serve.count_gpus", lambda: 1)
+    if compiled:
+        (tmp_path / "0123").mkdir()
+    needed = {
+        "torchvision": b"{architecture: resnet18, weights: w.pt, labels: [a]}",
+        "torchscript": b"{program: m.pt, labels: [a]}",
+        "predictor": b"{}",
+    }[format_]
+    config = parse_config(needed.replace(b"{", f"{{format: {format_}, ".encode()))
+    chosen = make_settings(**({"device": "cpu", "compiled_dir": tmp_path} | settings))
+    assert needs_torch(config, chosen) == expected
 
 
 def test_fork_server_is_told_what_the_settings_say(make_settings):

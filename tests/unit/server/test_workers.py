@@ -862,6 +862,29 @@ async def test_nothing_is_answered_before_the_model_is_loaded():
         assert workers.answer_seconds == DEADLINE_SECONDS
 
 
+async def test_model_that_stays_in_its_first_form_says_why():
+    workers = Watched("unformed")
+    async with running(workers):
+        assert workers.form_reason == "the model cannot be converted: of no kind"
+
+
+async def test_torch_is_imported_while_the_artifact_is_fetched():
+    workers, loop = Watched("expectant"), asyncio.get_running_loop()
+
+    def fetch():
+        asyncio.run_coroutine_threadsafe(expect(), loop).result()
+        return Path("/")
+
+    async def expect():
+        workers.expect_torch()
+
+    task = asyncio.create_task(workers.run(fetch, make_load))
+    await until(lambda: workers.signature or task.done())
+    assert workers.signature
+    task.cancel()
+    await asyncio.wait({task})
+
+
 async def test_artifact_that_the_process_refuses_ends_it():
     workers = Watched("misfit")
     with pytest.raises(ArtifactInvalidError, match="weights: do not fit"):
