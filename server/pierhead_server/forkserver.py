@@ -418,28 +418,38 @@ def main(control: socket.socket, handover: Handover | None = None) -> None:
     # All that a worker needs, for it to be forked with; before the first message, which comes with the artifact.
     import openvino  # noqa: F401 - it starts no thread
 
-    import pierhead_server.worker
+    import pierhead_server.worker  # noqa: F401
     from pierhead_server.artifact import read_artifact
     from pierhead_server.images import bound_pillow
     from pierhead_server.model import LoadOptions, load_model
 
-    command = handover.load if handover else receive_command(control)[0]
-    if isinstance(command, Expect):
-        import pierhead_server.eager  # noqa: F401 - and with it torch, while the artifact is fetched
-
-        command, _ = receive_command(control)
-    if not isinstance(command, Load):
+    load = handover.load if handover else _receive_load(control)
+    if load is None:
         return
-    configure_logging(level=command.log_level, json=command.log_json)
-    bound_pillow(command.max_image_pixels)
-    compiled_dir = Path(command.compiled_dir) if command.compiled_dir else None
-    options = LoadOptions(command.max_image_pixels, command.allow_code, compiled_dir, command.device)
+    configure_logging(level=load.log_level, json=load.log_json)
+    bound_pillow(load.max_image_pixels)
+    compiled_dir = Path(load.compiled_dir) if load.compiled_dir else None
+    options = LoadOptions(load.max_image_pixels, load.allow_code, compiled_dir, load.device)
     try:
-        loaded = load_model(read_artifact(Path(command.folder)), options)
+        loaded = load_model(read_artifact(Path(load.folder)), options)
     except StartupError as error:
         send(control, Failed(error.reason, str(error)))
         return
-    ForkServer(control, loaded, command, handover).run()
+    ForkServer(control, loaded, load, handover).run()
+
+
+def _receive_load(control: socket.socket) -> Load | None:
+    """What to load, with torch where it is needed in any case; None when the listener is gone."""
+    command, _ = receive_command(control)
+    if isinstance(command, Expect):
+        import pierhead_server.eager
+
+        command, _ = receive_command(control)
+    if not isinstance(command, Load):
+        return None
+    if command.device != "cpu":
+        import pierhead_server.accelerator  # noqa: F401 - or each worker would import torch for itself
+    return command
 
 
 def _read_handover(descriptor: int) -> Handover:
