@@ -2,6 +2,7 @@
 
 `pierhead-server batch` predicts one shard of a batch prediction job, and ends.
 `pierhead-server compile --model DIR` makes the folder's compiled form, and leaves it beside the model.
+`pierhead-server check DIR` tells what each precision makes of the folder's model.
 """
 
 import argparse
@@ -25,6 +26,10 @@ def main() -> None:
 
     Of the batch worker in 65 where no retry helps, else in 75; SIGTERM ends it with 143.
     """
+    if sys.argv[1:2] == ["check"]:
+        from pierhead_server.check import main as check  # numpy comes with it
+
+        sys.exit(check(sys.argv[2:]))
     arguments = _parse_arguments()
     # A container's first process has no default for signals: before uvicorn's handler, SIGTERM would be lost.
     # For a batch worker 0 would mean that its shard is done.
@@ -65,6 +70,7 @@ def _parse_arguments() -> argparse.Namespace:
         "pierhead-server",
         description="Serve a model. Everything else is set by the environment: see docs/model-server.md.",
     )
+    parser.epilog = "pierhead-server check DIR: tell what each precision makes of a model, and how fast it is here."
     parser.add_argument(
         "command",
         nargs="?",

@@ -26,3 +26,9 @@ def measure_drift(given: npt.NDArray[Any], expected: npt.NDArray[Any], least: fl
         raise ValueError("it gives other shapes, or no numbers")
     scale = max(least, float(np.abs(expected).max(initial=0.0)))
     return float(np.abs(given - expected).max(initial=0.0) / scale)
+
+
+def measure_rows(given: npt.NDArray[Any], expected: npt.NDArray[Any], least: float) -> npt.NDArray[np.float32]:
+    """The most that a number of each row differs, as in measure_drift."""
+    one, other = (array.reshape(len(array), -1).astype(np.float32) for array in (given, expected))
+    return np.asarray(np.abs(one - other).max(axis=1) / max(least, float(np.abs(other).max())))

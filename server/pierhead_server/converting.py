@@ -16,7 +16,7 @@ import openvino
 import torch
 from openvino.preprocess import PrePostProcessor
 
-from pierhead_server.comparing import synthetic_pictures
+from pierhead_server.comparing import measure_rows, synthetic_pictures
 from pierhead_server.config import ImageInput, Input
 from pierhead_server.converted import (
     DESCRIPTION,
@@ -25,6 +25,7 @@ from pierhead_server.converted import (
     Array,
     ConversionError,
     Description,
+    Metadata,
     Network,
     Order,
     Precision,
@@ -40,7 +41,7 @@ from pierhead_server.signature import TensorSpec
 
 logger = logging.getLogger(__name__)
 
-_BATCHES = (1, 4, LARGEST_BATCH)  # that are measured
+BATCHES = (1, 4, LARGEST_BATCH)  # that are measured
 _PAYS = 0.96  # of the time that a row takes in the next smaller size; a larger one makes callers wait for longer
 _ROWS = LARGEST_BATCH + 1
 _CHECKED = (1, 2, 3, _ROWS)  # batches that are compared with the first form's when an entry is made
@@ -68,6 +69,15 @@ class Source:
     takes_pictures: bool = False  # one input, of pictures as they lie: uint8 [n, side, side, 3]
 
 
+@dataclass(frozen=True)
+class Conversion:
+    """A model that OpenVINO can read, not yet compared with its first form."""
+
+    source: Source
+    expected: Sequence[Sequence[Array]]  # what the first form makes of the source's batches
+    network: openvino.Model
+
+
 def make(order: Order) -> bool:
     """Convert and keep; waits where another process makes the same. Whether there was none. Raises ConversionError."""
     entry = order.entry
@@ -81,7 +91,12 @@ def make(order: Order) -> bool:
             shutil.rmtree(making, ignore_errors=True)  # of a process that was killed
             try:
                 (making / entry.name).mkdir(parents=True)
-                _convert_into(making / entry.name, order)
+                begun = time.monotonic()
+                conversion = convert_source(order.load)
+                precision = choose_precision(order.precision)
+                took = write_entry(making / entry.name, conversion, precision, order.metadata).milliseconds
+                told = ", ".join(f"{one:.2f} ms in a batch of {count}" for count, one in took.items())
+                logger.info("converted in %.1f s: a row takes %s", time.monotonic() - begun, told)
                 (making / entry.name).rename(entry)
             finally:
                 shutil.rmtree(making, ignore_errors=True)
@@ -108,18 +123,25 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _convert_into(entry: Path, order: Order) -> None:
-    begun = time.monotonic()
+def convert_source(load: Callable[[], Source]) -> Conversion:
+    """Load a model, compute its batches in the first form, and convert it. Raises ConversionError."""
     try:
-        source = order.load()
+        source = load()
         expected = [source.compute(batch) for batch in source.batches]
-        network = convert(source)
+        return Conversion(source, expected, convert(source))
     except ConversionError:
         raise
     except Exception as error:  # torch, OpenVINO and a stranger's model raise whatever makes them trip
         cause = f"{type(error).__name__}: {' '.join(str(error).split())[:_MOST_CHARACTERS]}"
         raise ConversionError(f"the model cannot be converted: {cause}") from error
-    openvino.save_model(network, str(entry / NETWORK), compress_to_fp16=False)
+
+
+def write_entry(
+    entry: Path, conversion: Conversion, precision: Precision, metadata: Metadata | None = None
+) -> Description:
+    """Fill an empty folder with a network that was compared with its first form. Raises ConversionError."""
+    source, expected = conversion.source, conversion.expected
+    openvino.save_model(conversion.network, str(entry / NETWORK), compress_to_fp16=False)
     described = Description(
         key=entry.name,
         outputs=source.outputs,
@@ -129,11 +151,10 @@ def _convert_into(entry: Path, order: Order) -> None:
         least=source.least,
         checksums=compute_checksums(entry),
         versions=read_versions(),
-        metadata=order.metadata,
+        metadata=metadata,
     )
     made = _describe(entry, described)
     _compare(made, source, expected)
-    precision = choose_precision(order.precision)
     if precision != "float32":
         described = msgspec.structs.replace(described, precision=precision)
         made = _describe(entry, described)
@@ -141,10 +162,9 @@ def _convert_into(entry: Path, order: Order) -> None:
     kept = _cut(source.batches[0], _KEPT)
     write_check(entry, kept, _cut(expected[0], _KEPT) if precision == "float32" else made(kept))
     made.load()
-    milliseconds = {count: _measure(made, _cut(source.batches[0], count)) for count in _BATCHES}
-    _describe(entry, msgspec.structs.replace(described, batch=choose_batch(milliseconds), milliseconds=milliseconds))
-    told = ", ".join(f"{took:.2f} ms in a batch of {count}" for count, took in milliseconds.items())
-    logger.info("converted in %.1f s: a row takes %s", time.monotonic() - begun, told)
+    milliseconds = {count: measure(made, _cut(source.batches[0], count)) for count in BATCHES}
+    described = msgspec.structs.replace(described, batch=choose_batch(milliseconds), milliseconds=milliseconds)
+    return _describe(entry, described).described
 
 
 def _compare(made: Network, source: Source, expected: Sequence[Sequence[Array]]) -> None:
@@ -163,7 +183,7 @@ def _compare_precision(made: Network, source: Source, expected: Sequence[Sequenc
     made.start()
     drifts = np.concatenate(
         [
-            _measure_rows(given, wanted, source.least)
+            measure_rows(given, wanted, source.least)
             for batch, outputs in zip(source.batches, expected, strict=True)
             for given, wanted in zip(made(batch), outputs, strict=True)
         ]
@@ -172,12 +192,6 @@ def _compare_precision(made: Network, source: Source, expected: Sequence[Sequenc
     logger.info("%s on average, by at most %.4f", told, drifts.max())
     if not drifts.mean() <= _MOST_DRIFT:  # also where it is no number
         raise ConversionError(f"the compiled form differs from the first one: {told}")
-
-
-def _measure_rows(given: Array, expected: Array, least: float) -> Array:
-    """The most that a number of each row moves, to the largest of all that are expected."""
-    one, other = (array.reshape(len(array), -1).astype(np.float32) for array in (given, expected))
-    return np.asarray(np.abs(one - other).max(axis=1) / max(least, float(np.abs(other).max())))
 
 
 def _describe(entry: Path, described: Description) -> Network:
@@ -191,12 +205,17 @@ def _cut(arrays: Sequence[Array], count: int) -> list[Array]:
 
 def choose_precision(asked: Precision) -> Precision:
     """What this CPU computes in: float32 where it has no arithmetic for what is asked."""
-    if asked == "float32":
-        return asked
-    if _CAPABILITIES[asked] in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if has_arithmetic(asked):
         return asked
     logger.warning("precision %s: this CPU has none: the compiled form computes in float32", asked)
     return "float32"
+
+
+def has_arithmetic(precision: Precision) -> bool:
+    """Whether this CPU computes in it, and not in float32 between two conversions."""
+    if precision == "float32":
+        return True
+    return _CAPABILITIES[precision] in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def choose_batch(milliseconds: Mapping[int, float]) -> int:
@@ -208,12 +227,12 @@ def choose_batch(milliseconds: Mapping[int, float]) -> int:
     return best
 
 
-def _measure(network: Network, batch: Sequence[Array]) -> float:
+def measure(form: Callable[[Sequence[Array]], object], batch: Sequence[Array]) -> float:
     """Milliseconds of CPU for one row; the best of several, since others compute meanwhile."""
     best, begun = float("inf"), time.process_time()
     for run in range(_MEASURED):
         start = time.process_time()
-        network(batch)
+        form(batch)
         best = min(best, time.process_time() - start)
         if run >= 2 and time.process_time() - begun > _MEASURED_SECONDS:
             break

@@ -377,7 +377,7 @@ def _keep_freed_memory() -> None:
     libc.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
 
 
-def _settle_process() -> None:
+def settle_process() -> None:
     """Before anything large is imported."""
     _keep_freed_memory()
     gc.disable()  # until the model is loaded: a tenth of the seconds, while nothing but modules is made
@@ -387,7 +387,7 @@ def _settle_process() -> None:
 
 def compile_beside(folder: Path) -> None:
     """Make a folder's compiled form for this machine's CPU, and leave it there. Raises StartupError."""
-    _settle_process()
+    settle_process()
     from pierhead_server.artifact import read_artifact
     from pierhead_server.converted import ConversionError
     from pierhead_server.converting import make
@@ -414,7 +414,7 @@ def main(control: socket.socket, handover: Handover | None = None) -> None:
     # A terminal's Ctrl-C and a careless `kill` reach the whole group; the listener decides when this process ends.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    _settle_process()
+    settle_process()
     # All that a worker needs, for it to be forked with; before the first message, which comes with the artifact.
     import openvino  # noqa: F401 - it starts no thread
 

@@ -651,7 +651,7 @@ def conversions(monkeypatch):
 
 @pytest.mark.parametrize(("took", "batch"), [({1: 9.0, 4: 2.0, 8: 1.0}, 8), ({1: 9.0, 4: 2.0, 8: 3.0}, 4)])
 def test_entry_is_made_whole_and_tells_what_pays(order, monkeypatch, took, batch):
-    monkeypatch.setattr(converting, "_measure", lambda _network, given: took[len(given[0])])
+    monkeypatch.setattr(converting, "measure", lambda _network, given: took[len(given[0])])
     assert make(order)
     assert {path.name for path in order.entry.iterdir()} == {"model.xml", "model.bin", "check.npz", "form.json"}
     described = Network(order.entry).described

@@ -348,7 +348,7 @@ def test_faster_form_is_told_and_given_to_who_comes_after(start, tmp_path):
 
 @pytest.fixture
 def folder(tmp_path, exported_folder, monkeypatch):
-    monkeypatch.setattr(forkserver, "_settle_process", lambda: None)  # this one goes on
+    monkeypatch.setattr(forkserver, "settle_process", lambda: None)  # this one goes on
     folder = tmp_path / "artifact"
     folder.mkdir()
     for path in exported_folder.iterdir():
