@@ -53,6 +53,7 @@ class Listener:
         self._workers = workers
         self._telemetry = telemetry
         telemetry.metrics.watch_intake(lambda: self._intake.reading, lambda: workers.budget.held)
+        telemetry.metrics.watch_form_reason(lambda: workers.form_reason)
         self.draining = False
         self.head_seconds = settings.head_timeout_seconds
 
@@ -115,10 +116,13 @@ class Listener:
         return self._when_ready(request, {"name": self._served.name, "ready": True})
 
     async def oip_model(self, request: Request) -> Response:
-        """OIP: the model's inputs and outputs, known once it is loaded."""
+        """OIP: the model's inputs and outputs, known once it is loaded; and why it stays in its quick form."""
         if not self._workers.signature:
             return _refuse(request, UnavailableError(self._workers.failure or self._workers.not_ready or ""))
-        return _json(describe_model(self._served.name, self._served.version, self._workers.signature))
+        described = describe_model(self._served.name, self._served.version, self._workers.signature)
+        if reason := self._workers.form_reason:
+            described["parameters"] = {"form_reason": reason}
+        return _json(described)
 
     def _when_ready(self, request: Request, body: Mapping[str, object]) -> Response:
         reason = self._explain_unready()

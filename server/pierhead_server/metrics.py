@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from prometheus_client import (
@@ -15,6 +15,8 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
 
 from pierhead_server.logs import Tally
 from pierhead_server.messages import Dialect, Reply
@@ -29,6 +31,7 @@ _COUNTS = (1, 2, 4, 8, 16, 32, 64, 128)
 # Refused by the server as it is, without a look at the instances.
 _REJECTIONS = {408: "too_slow", 413: "too_large", 429: "queue_full", 503: "unavailable"}
 _BYTES_FULL = "bytes_full"  # a 429, too
+_MOST_REASON = 300  # characters of a label
 
 
 class Outcome:
@@ -60,6 +63,24 @@ class Outcome:
         if self._counts:
             self._in_flight.dec()
         return time.perf_counter() - self.start
+
+
+class _FormReason(Collector):
+    """Why the model stays in its quick form, which its label tells; without a series where there is no reason."""
+
+    def __init__(self) -> None:
+        self.read: Callable[[], str | None] = lambda: None
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        """Asked for whenever metrics are."""
+        family = GaugeMetricFamily(
+            "pierhead_model_not_compiled",
+            "1 while the model stays in its quick form because there is no compiled one, with the reason.",
+            labels=["reason"],
+        )
+        if reason := self.read():
+            family.add_metric([reason[:_MOST_REASON]], 1)
+        yield family
 
 
 class Metrics:
@@ -150,6 +171,8 @@ class Metrics:
             ["deployed_model_id", "model", "model_version_id", "form"],
             registry=self.registry,
         )
+        self._form_reason = _FormReason()
+        self.registry.register(self._form_reason)
 
     def _make_histogram(
         self, name: str, help_text: str, buckets: Sequence[float], labels: Sequence[str] = ()
@@ -168,6 +191,10 @@ class Metrics:
     def watch_deaths(self, dies: Callable[[], bool]) -> None:
         """Read from here, whenever it is asked for, whether deaths of the model's processes keep the server away."""
         self._dies.set_function(dies)
+
+    def watch_form_reason(self, reason: Callable[[], str | None]) -> None:
+        """Read from here, whenever it is asked for, why the model stays in its quick form; None: it does not."""
+        self._form_reason.read = reason
 
     def set_form(self, form: str) -> None:
         """What computes from now on: quick, compiled or cuda."""

@@ -221,7 +221,8 @@ def _descriptions() -> Schema:
             "platform": {"type": "string"},
             "inputs": specs,
             "outputs": specs,
-        }
+        },
+        {"parameters": _object({}, {"form_reason": {"type": "string"}})},
     )
     oip = "/v2/models/{model}"
     return {

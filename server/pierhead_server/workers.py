@@ -290,6 +290,7 @@ class Workers:
         self.loaded = asyncio.Event()  # a model was, at least once
         self.not_ready: str | None = "the model is loading"  # why, or None
         self.failure: str | None = None  # why there will be no model again
+        self.form_reason: str | None = None  # why the model stays in its quick form; None while it may still leave it
 
     @property
     def answer_seconds(self) -> float:

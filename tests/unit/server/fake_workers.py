@@ -53,6 +53,7 @@ class FakeWorkers:
         self.not_ready: str | None = None
         self.failure: str | None = None
         self.dying: str | None = None
+        self.form_reason: str | None = None
         self.refusal: ApiError | None = None  # of check_capacity
         self.held = False  # whether answers are withheld
         self.waiting = 0

@@ -479,6 +479,15 @@ async def test_descriptions(served):
     assert not served.listener.was_ready
 
 
+async def test_reason_of_the_quick_form_is_told(served):
+    reason = 'the model is not converted: it calls "x"'
+    served.workers.form_reason = reason
+    for path in ("/v2/models/m", "/v2/models/m/versions/1"):
+        assert (await served.client.get(path)).json()["parameters"] == {"form_reason": reason}
+    metrics = (await served.client.get("/metrics")).text
+    assert 'pierhead_model_not_compiled{reason="the model is not converted: it calls \\"x\\""} 1.0\n' in metrics
+
+
 async def test_metrics_are_prometheus(served):
     answer = await served.client.get("/metrics")
     assert answer.headers["Content-Type"].startswith("text/plain")

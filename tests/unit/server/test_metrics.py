@@ -96,6 +96,17 @@ def test_form_is_the_models_present_one(metrics):
     assert read(metrics, "pierhead_model_info", **labels, form="compiled") == 1
 
 
+def test_reason_of_the_quick_form_is_told_while_there_is_one(metrics):
+    assert b"\npierhead_model_not_compiled{" not in metrics.expose()
+    reasons = ["the model is not converted: it takes int64", "x" * 1000, None]
+    metrics.watch_form_reason(lambda: reasons[0])
+    assert read(metrics, "pierhead_model_not_compiled", reason="the model is not converted: it takes int64") == 1
+    del reasons[0]
+    assert read(metrics, "pierhead_model_not_compiled", reason="x" * 300) == 1
+    del reasons[0]
+    assert b"\npierhead_model_not_compiled{" not in metrics.expose()
+
+
 def test_queue_is_asked_when_it_is_read(metrics):
     waiting = []
     metrics.watch_queue(waiting.__len__)
