@@ -12,7 +12,12 @@ uv=$1
 compile operator --extra operator --extra api pyproject.toml
 compile server --extra server pyproject.toml
 compile dev --extra operator --extra api --extra server --extra dev pyproject.toml
-# The peer of bench/server runs with the versions that the server runs with.
-compile bench --extra server --extra bench --constraints requirements/dev.txt pyproject.toml
+# The peers of bench/server run with the versions that the server runs with.
+compile bench-litserve --extra server --extra bench-litserve --constraints requirements/dev.txt pyproject.toml
+# BentoML wants some others than these: of what computes, none.
+pins=$(mktemp)
+grep -oE '^(numpy|openvino|pillow|simplejpeg|torch|torchvision|starlette|uvicorn|uvloop)==[^ ]+' requirements/dev.txt > "$pins"
+compile bench-bentoml --extra bench-bentoml --constraints "$pins" pyproject.toml
+rm "$pins"
 compile sbom --extra sbom pyproject.toml
 compile docs --extra docs pyproject.toml

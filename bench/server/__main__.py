@@ -1,7 +1,8 @@
-"""`python -m bench.server`: the model server's speed beside a raw PyTorch loop, and LitServe, in the same run.
+"""`python -m bench.server`: the model server's speed beside a raw PyTorch loop, and peers, in the same run.
 
 Contenders take turns, round by round, while all others wait; figures are medians over the rounds, ratios medians of the
-rounds' ratios. It takes about eleven minutes a model on two cores, and seven more with LitServe.
+rounds' ratios. It takes about eleven minutes a model on two cores, seven more with LitServe,
+and three more with BentoML.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from bench.program import run_program
 from bench.server import report
 from bench.server.machine import describe_machine
 from bench.server.measure import SECTIONS, Bench, Wanted
+from bench.server.peers import PEERS
 from bench.server.processes import BenchError
 from bench.server.workshop import MODELS, Workshop
 from cluster import locks
@@ -27,6 +29,7 @@ from cluster.progress import say
 from cluster.settings import Paths
 
 Model = enum.StrEnum("Model", [(name, name) for name in MODELS])  # type: ignore[misc]
+Peer = enum.StrEnum("Peer", [(name, name) for name in PEERS])  # type: ignore[misc]
 Section = enum.StrEnum("Section", [(name, name) for name in SECTIONS])  # type: ignore[misc]
 
 
@@ -35,15 +38,11 @@ class Device(enum.StrEnum):
     cuda = "cuda"
 
 
-class PeerName(enum.StrEnum):
-    litserve = "litserve"
-
-
 def bench(
     model: Annotated[list[Model] | None, typer.Option(help="One or several; all if not said.")] = None,
     rounds: Annotated[int, typer.Option(min=1, max=50)] = 5,
     seconds: Annotated[float, typer.Option(min=1, max=60, help="A round's length.")] = 8.0,
-    peer: Annotated[PeerName | None, typer.Option(help="A peer to measure beside.")] = None,
+    peer: Annotated[list[Peer] | None, typer.Option(help="One or several peers to measure beside.")] = None,
     only: Annotated[list[Section] | None, typer.Option(help="One or several sections; all if not said.")] = None,
     device: Annotated[Device, typer.Option()] = Device.cpu,
     code: Annotated[Path | None, typer.Option(help="Another checkout's server/, to be measured instead.")] = None,
@@ -52,8 +51,12 @@ def bench(
     if device is Device.cuda and not _has_cuda():
         say("there is no CUDA device here")
         raise typer.Exit(2)
+    if device is Device.cuda and "bentoml" in (peer or ()):
+        say("BentoML serves OpenVINO's network, and that is a CPU's")
+        raise typer.Exit(2)
     sections = tuple(map(str, only or SECTIONS))
-    wanted = Wanted(rounds, seconds, str(device), sections, peer is not None, code.resolve() if code else None)
+    named = [name for name in PEERS if name in (peer or ())]
+    wanted = Wanted(rounds, seconds, str(device), sections, named, code.resolve() if code else None)
     paths = Paths.from_environment()
     run = Bench(Workshop(paths), wanted)
     facts = describe_machine(wanted.device)

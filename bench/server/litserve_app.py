@@ -1,7 +1,8 @@
 """LitServe serving the same networks. Run as a program, in LitServe's own environment, with a PeerPlan as JSON.
 
 `EagerClassifier` is written as LitServe's documentation writes its image classifiers: PIL, torchvision's transforms,
-the eager network. `CompiledClassifier` has what the raw loop has: its decoding and its AOTInductor packages.
+the eager network. The others have what the raw loop has: its decoding, and on a CPU its network of OpenVINO's, on a GPU
+its AOTInductor packages.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
 from bench.server.networks import load_classifier
+from bench.server.openvino_network import read_openvino
 from bench.server.peers import PATH, PeerPlan
 from bench.server.preprocessing import CROP, RESIZE, preprocess
 
@@ -102,8 +104,22 @@ class EagerClassifier(_Classifier):
         return self.network(pictures.to(self.device)).softmax(1)  # type: ignore[no-any-return]
 
 
+class OpenvinoClassifier(_Classifier):
+    """The raw loop's way on a CPU."""
+
+    def load(self) -> None:
+        assert self.plan.network
+        self.network = read_openvino(Path(self.plan.network))
+
+    def decode_picture(self, jpeg: bytes) -> Tensor:
+        return preprocess(jpeg)[0]
+
+    def compute(self, pictures: Tensor) -> Tensor:
+        return self.network(pictures.contiguous(memory_format=torch.channels_last))
+
+
 class CompiledClassifier(_Classifier):
-    """The raw loop's way."""
+    """The raw loop's way on a GPU."""
 
     def load(self) -> None:
         self.packages = {
@@ -126,7 +142,7 @@ class CompiledClassifier(_Classifier):
 
 def main(argument: str) -> None:
     plan = msgspec.json.decode(argument, type=PeerPlan)
-    api = CompiledClassifier(plan) if plan.compiled else EagerClassifier(plan)
+    api = {"eager": EagerClassifier, "openvino": OpenvinoClassifier, "aoti": CompiledClassifier}[plan.form](plan)
     server = litserve.LitServer(
         api, accelerator=plan.device, workers_per_device=plan.workers, fast_queue=plan.fast_queue
     )

@@ -17,7 +17,7 @@ from pathlib import Path
 from bench.server import forms, load, peers, processes
 from bench.server.client import Job, Outcome
 from bench.server.forms import Report
-from bench.server.peers import Peer, PeerPlan
+from bench.server.peers import Peer, PeerName, PeerPlan
 from bench.server.pierhead import PATH, Plan, Server, start_server
 from bench.server.processes import BenchError, Program
 from bench.server.raw import RawLoop, start_raw_loop
@@ -47,7 +47,7 @@ class Wanted:
     seconds: float = 8.0
     device: str = "cpu"
     sections: Sequence[str] = SECTIONS
-    peer: bool = False
+    peers: Sequence[PeerName] = ()
     code: Path | None = None
 
     @property
@@ -97,7 +97,7 @@ class Bench:
             finalists = self._calibrate_raw(piece.model, raw) if "saturation" in wanted.sections else []
             alone = self._calibrate_alone(piece.model, raw) if "latency" in wanted.sections else ""
             raw.keep([*finalists, alone])
-            rivals = self._start_peers(stack, piece, right) if wanted.peer and "saturation" in wanted.sections else []
+            rivals = self._start_peers(stack, piece, right) if "saturation" in wanted.sections else []
             server = stack.enter_context(start_server(self.workshop, Plan(piece.artifact, code=wanted.code)))
             self._wait_for_server(piece.model, server)
             ours = _Target(piece, server.port, PATH, server.program, right)
@@ -162,9 +162,9 @@ class Bench:
         return min(names, key=lambda form: self.records.median(model, "forms alone", form, "p50") or float("inf"))
 
     def _start_peers(self, stack: contextlib.ExitStack, piece: Workpiece, right: Report) -> list[Contender]:
-        """Each of LitServe's contenders with its best settings, running and held still until its turn."""
+        """Each of the peers' contenders with its best settings, running and held still until its turn."""
         chosen = []
-        for name, plans in peers.list_plans(piece, self.wanted.device, self.cores).items():
+        for name, plans in self._list_plans(piece).items():
             with contextlib.ExitStack() as tried:
                 started: dict[str, tuple[PeerPlan, Peer, contextlib.ExitStack]] = {}
                 contenders = []
@@ -187,6 +187,9 @@ class Bench:
             target = _Target(piece, peer.port, peers.PATH, peer.program, right)
             chosen.append(Contender(name, partial(_saturate_awake, peer, target, self.wanted.seconds)))
         return chosen
+
+    def _list_plans(self, piece: Workpiece) -> dict[str, list[PeerPlan]]:
+        return peers.list_plans(piece, self.wanted.device, self.cores, self.wanted.peers)
 
     # --- start and memory ---
 

@@ -1,10 +1,14 @@
-"""A classifier as a network of OpenVINO's in float32, on one thread: a form of the raw loop."""
+"""A classifier as a network of OpenVINO's in float32, on one thread: a form of the raw loop, and what peers serve.
+
+`python -m bench.server.openvino_network MODEL ARTIFACT FILE` writes it as FILE, whose name ends in .xml.
+"""
 
 from __future__ import annotations
 
 import functools
+import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import openvino
@@ -25,7 +29,16 @@ _OPTIONS = {
 
 def make_openvino(name: str, artifact: Path) -> Callable[[Tensor], Tensor]:
     """What computes pictures as they lie, the channels of a pixel beside each other."""
-    request = openvino.Core().compile_model(_convert(name, artifact), "CPU", _OPTIONS).create_infer_request()
+    return _compile(_convert(name, artifact))
+
+
+def read_openvino(file: Path) -> Callable[[Tensor], Tensor]:
+    """The same of a file. What it gives lies in memory that the next call writes to."""
+    return _compile(openvino.Core().read_model(file))
+
+
+def _compile(network: openvino.Model) -> Callable[[Tensor], Tensor]:
+    request = openvino.Core().compile_model(network, "CPU", _OPTIONS).create_infer_request()
 
     def run(pictures: Tensor) -> Tensor:
         request.infer([pictures.permute(0, 2, 3, 1).numpy()], share_inputs=True)
@@ -46,3 +59,12 @@ def _convert(name: str, artifact: Path) -> openvino.Model:
     steps.input().tensor().set_layout(openvino.Layout("NHWC"))
     steps.input().model().set_layout(openvino.Layout("NCHW"))
     return steps.build()
+
+
+def main(arguments: Sequence[str]) -> None:
+    name, artifact, file = arguments
+    openvino.save_model(_convert(name, Path(artifact)), file, compress_to_fp16=False)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,4 +1,4 @@
-"""LitServe as a peer: which of its settings are tried, and how it is started. No torch."""
+"""Other servers as peers: which of their settings are tried, and how they are started. No torch."""
 
 from __future__ import annotations
 
@@ -7,29 +7,37 @@ import http.client
 import signal
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Literal
 
 import msgspec
 
+from bench.server import forms
 from bench.server.processes import Program, running, wait_until
 from bench.server.workshop import Workpiece, Workshop, make_environment
 
 PATH = "/predict"
+PLAN_VARIABLE = "BENCH_PEER_PLAN"  # of a peer whose program takes no arguments of ours
 READY_SECONDS = 180.0
 _TRY_AGAIN_SECONDS = 0.1
+_HEALTH = {"litserve": "/health", "bentoml": "/readyz"}
+
+PeerName = Literal["litserve", "bentoml"]
+PEERS: Mapping[PeerName, str] = {"litserve": "LitServe", "bentoml": "BentoML"}
 
 
 class PeerPlan(msgspec.Struct, frozen=True):
-    """How LitServe is started."""
+    """How a peer is started."""
 
+    peer: PeerName
     model: str
     artifact: str
     packages: dict[int, str]
     device: str
+    network: str | None = None  # OpenVINO's
     port: int = 0
-    compiled: bool = False  # or the eager network
+    form: Literal["eager", "aoti", "openvino"] = "eager"
     workers: int = 1
     threads: int | None = None  # of each worker; None leaves it to torch, which takes all cores
     batch: int = 1
@@ -39,9 +47,10 @@ class PeerPlan(msgspec.Struct, frozen=True):
 
     @property
     def settings(self) -> str:
-        """The settings that are not LitServe's defaults, in its own words."""
+        """The settings that are not the peer's defaults, in its own words."""
+        workers = "workers_per_device" if self.peer == "litserve" else "workers"
         parts = [
-            f"workers_per_device={self.workers}" if self.workers > 1 else "",
+            f"{workers}={self.workers}" if self.workers > 1 else "",
             f"OMP_NUM_THREADS={self.threads}" if self.threads else "",
             f"max_batch_size={self.batch}" if self.batch > 1 else "",
             f"batch_timeout={self.batch_timeout}" if self.batch_timeout else "",
@@ -53,7 +62,7 @@ class PeerPlan(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Peer:
-    """A LitServe that runs."""
+    """A peer that runs."""
 
     program: Program
     port: int
@@ -72,18 +81,30 @@ class Peer:
             self.hold()
 
 
-def list_plans(piece: Workpiece, device: str, cores: int) -> dict[str, list[PeerPlan]]:
-    """The plans to try for each of the three contenders; the quickest of a list is the one to be measured."""
-    base = PeerPlan(
-        piece.model, str(piece.artifact), {batch: str(file) for batch, file in piece.packages.items()}, device
-    )
+def list_plans(piece: Workpiece, device: str, cores: int, names: Sequence[PeerName]) -> dict[str, list[PeerPlan]]:
+    """The plans to try for each contender of these peers; the quickest of a list is the one to be measured."""
+    batches = [batch for batch in forms.list_package_batches(device) if batch > 1]
+    plans: dict[str, list[PeerPlan]] = {}
+    for name in names:
+        base = PeerPlan(
+            name,
+            piece.model,
+            str(piece.artifact),
+            {batch: str(file) for batch, file in piece.packages.items()},
+            device,
+            network=str(piece.network) if piece.network else None,
+        )
+        plans |= _list_litserve(base, batches, cores) if name == "litserve" else _list_bentoml(base, batches, cores)
+    return plans
 
+
+def _list_litserve(base: PeerPlan, batches: Sequence[int], cores: int) -> dict[str, list[PeerPlan]]:
     def plan(**changes: object) -> PeerPlan:
         return msgspec.structs.replace(base, **changes)
 
-    each: dict[str, object] = {"workers": cores, "threads": 1} if device == "cpu" else {"workers": 2}
+    each: dict[str, object] = {"workers": cores, "threads": 1} if base.device == "cpu" else {"workers": 2}
     each["log_level"] = "warning"
-    batches = sorted(batch for batch in piece.packages if batch > 1)
+    form = "openvino" if base.device == "cpu" else "aoti"
     return {
         "litserve default": [base],
         "litserve eager": [
@@ -92,22 +113,33 @@ def list_plans(piece: Workpiece, device: str, cores: int) -> dict[str, list[Peer
             *(plan(**each, batch=batch, batch_timeout=0.01) for batch in batches),
             plan(log_level="warning", batch=max(batches), batch_timeout=0.01),
         ],
-        "litserve compiled": [
-            plan(**each, compiled=True),
-            plan(**each, compiled=True, fast_queue=True),
-            *(plan(**each, compiled=True, batch=batch, batch_timeout=0.01) for batch in batches),
+        f"litserve {form}": [
+            plan(**each, form=form),
+            plan(**each, form=form, fast_queue=True),
+            *(plan(**each, form=form, batch=batch, batch_timeout=0.01) for batch in batches),
         ],
     }
 
 
+def _list_bentoml(base: PeerPlan, batches: Sequence[int], cores: int) -> dict[str, list[PeerPlan]]:
+    """Of a CPU's alone. Its batches adapt themselves: how long a request waits for others, it finds out."""
+    each = msgspec.structs.replace(base, form="openvino", workers=cores, threads=1, log_level="warning")
+    return {"bentoml openvino": [each, *(msgspec.structs.replace(each, batch=batch) for batch in batches)]}
+
+
 @contextlib.contextmanager
 def start_peer(workshop: Workshop, plan: PeerPlan) -> Iterator[Peer]:
-    """Starts LitServe, waits until it is ready and ends it at the end."""
+    """Starts a peer, waits until it is ready and ends it at the end."""
     plan = msgspec.structs.replace(plan, port=find_free_port())
-    python: Path = workshop.peer_python()
-    command = [str(python), "-m", "bench.server.litserve_app", msgspec.json.encode(plan).decode()]
-    threads: Mapping[str, str] = {"OMP_NUM_THREADS": str(plan.threads)} if plan.threads else {}
-    with running(command, log=workshop.log("litserve"), environment=make_environment(threads)) as program:
+    command = [str(workshop.peer_python(plan.peer)), *_make_arguments(plan)]
+    more = {"OMP_NUM_THREADS": str(plan.threads)} if plan.threads else {}
+    if plan.peer == "bentoml":
+        more |= {
+            PLAN_VARIABLE: msgspec.json.encode(plan).decode(),
+            "BENTOML_HOME": str(workshop.folder / "bentoml-home"),
+            "BENTOML_DO_NOT_TRACK": "True",
+        }
+    with running(command, log=workshop.log(plan.peer), environment=make_environment(more)) as program:
 
         def ready() -> bool:
             program.check_alive()
@@ -115,16 +147,32 @@ def start_peer(workshop: Workshop, plan: PeerPlan) -> Iterator[Peer]:
             connection = http.client.HTTPConnection("127.0.0.1", plan.port, timeout=10)
             with contextlib.closing(connection):
                 try:
-                    connection.request("GET", "/health")
+                    connection.request("GET", _HEALTH[plan.peer])
                     return connection.getresponse().status == http.client.OK
                 except OSError:
                     return False
 
-        wait_until("LitServe is ready", ready, READY_SECONDS)
+        wait_until(f"{PEERS[plan.peer]} is ready", ready, READY_SECONDS)
         yield Peer(program, plan.port)
 
 
+def _make_arguments(plan: PeerPlan) -> list[str]:
+    """Python's arguments."""
+    if plan.peer == "litserve":
+        return ["-m", "bench.server.litserve_app", msgspec.json.encode(plan).decode()]
+    return [
+        "-m",
+        "bentoml",
+        "serve",
+        "bench.server.bentoml_app:Classifier",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(plan.port),
+    ]
+
+
 def find_free_port() -> int:
-    """A port that nobody listens on now: LitServe wants to be told one."""
+    """A port that nobody listens on now: a peer wants to be told one."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         return int(probe.getsockname()[1])

@@ -105,6 +105,17 @@ def _stat(pid: int) -> list[str] | None:
     return None if fields[0] in "ZX" else fields
 
 
+def _find_group(pid: int) -> int | None:
+    fields = _stat(pid)
+    return int(fields[2]) if fields else None
+
+
+def _find_start(pid: int) -> int | None:
+    """In ticks since the machine started."""
+    fields = _stat(pid)
+    return int(fields[19]) if fields else None
+
+
 class Program:
     """A program in a session of its own, so that it can be ended, and held still, with all that it started."""
 
@@ -133,22 +144,26 @@ class Program:
             raise BenchError(f"{self.log.stem} ended with status {self.process.returncode}:\n{tail}")
 
     def signal(self, number: signal.Signals) -> None:
-        """Signals the whole group, while its leader lives: only then the group's number is surely its own."""
+        """Signals it and all that it started, while it lives: only then the group's number is surely its own."""
         if self.process.poll() is None:
+            others = [pid for pid in self.pids if _find_group(pid) != self.process.pid]
             os.killpg(self.process.pid, number)
+            for pid in others:  # that have gone into groups of their own
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
 
     def end(self) -> None:
         """SIGTERM to it, and SIGKILL to what is left of its family."""
-        pids = self.pids
+        begun = {pid: _find_start(pid) for pid in self.pids}
         if self.process.poll() is None:
             self.signal(signal.SIGCONT)
             self.process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(_END_SECONDS)
         self.signal(signal.SIGKILL)
-        for pid in family(self.process.pid):
-            # Of our session, or a child of one that is: nobody else's, however old `pids` is.
-            if pid in pids:
+        for pid, start in begun.items():
+            # Whatever session it has gone into: with another start the number would be somebody else's by now.
+            if start is not None and _find_start(pid) == start:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
         self.process.wait(_END_SECONDS)

@@ -10,7 +10,7 @@ from bench.server.stats import Records, Spread, View
 
 SATURATED_GOALS = {"mobilenet_v3_small": 0.90}
 SATURATED_GOAL = 0.95
-PEER_GOALS = {"litserve default": 3.0, "litserve eager": 1.75, "litserve compiled": 1.0}
+PEER_GOALS = {"litserve default": 4.0, "litserve eager": 2.5, "litserve openvino": 1.4, "litserve aoti": 1.0}
 LATENCY_GOAL_MS = 1.0
 TAIL_GOAL = 3.0
 START_GOAL = 1.15
@@ -130,7 +130,7 @@ def _tabulate_peers(records: Records, models: Sequence[str]) -> Table:
         for model in models
         for name in records.contenders(model, "peers")
     ]
-    return Table("LitServe's settings (calibration)", ("model", "settings", "pictures/s"), rows)
+    return Table("The peers' settings (calibration)", ("model", "settings", "pictures/s"), rows)
 
 
 def _tabulate_saturation(records: Records, models: Sequence[str]) -> Table:

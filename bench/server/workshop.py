@@ -1,4 +1,4 @@
-"""What is measured with: artifacts, compiled packages, requests, the peer's environment. Made once, then cached."""
+"""What is measured with: artifacts, compiled packages, requests, the peers' environments. Made once, then cached."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ class Workpiece:
     packages: Mapping[int, Path]  # by batch
     jpegs: list[Path]
     bodies: list[Path]
+    network: Path | None = None  # OpenVINO's, for peers on a CPU
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,8 @@ class Workshop:
             packages = {
                 batch: self._compile(model, artifact, batch, device) for batch in forms.list_package_batches(device)
             }
-        return replace(piece, packages=packages)
+            network = self._convert(model, artifact) if device == "cpu" else None
+        return replace(piece, packages=packages, network=network)
 
     def prepare_uncompiled(self, model: str) -> Workpiece:
         """The same without packages, which take minutes."""
@@ -90,6 +92,19 @@ class Workshop:
                 made.rename(target)
         return target
 
+    def _convert(self, model: str, artifact: Path) -> Path:
+        source = (Path(__file__).parent / "openvino_network.py").read_text(encoding="utf-8")
+        folder = self._choose_folder(f"{model}-openvino", make_key(source + importlib.metadata.version("openvino")))
+        target = folder / "network.xml"
+        if not target.exists():
+            with step(f"converting {model} for OpenVINO"), folders.fresh(self.folder / f".{model}") as fresh:
+                made = fresh / "made"
+                made.mkdir()
+                program = (sys.executable, "-m", "bench.server.openvino_network")
+                self._run([*program, model, str(artifact), str(made / target.name)], f"openvino-{model}")
+                made.rename(folder)
+        return target
+
     def _choose_folder(self, name: str, key: str) -> Path:
         """The folder for what has this key; those of other keys are of other versions, and are removed."""
         chosen = self.folder / f"{name}-{key}"
@@ -102,21 +117,21 @@ class Workshop:
         environment = make_environment(more or {})
         commands.run(argv, log=self.log(log), env=environment, cwd=settings.REPOSITORY, timeout=_COMPILE_SECONDS)
 
-    def peer_python(self) -> Path:
-        """The Python of LitServe's own environment, made of requirements/bench.txt; raises BenchError without uv."""
-        requirements = settings.REPOSITORY / "requirements" / "bench.txt"
+    def peer_python(self, peer: str) -> Path:
+        """The Python of a peer's own environment, made of its locked requirements; raises BenchError without uv."""
+        requirements = settings.REPOSITORY / "requirements" / f"bench-{peer}.txt"
         with locks.exclusive(self.paths.locks / "bench"):
-            folder = self._choose_folder("peer", hashlib.sha256(requirements.read_bytes()).hexdigest()[:12])
+            folder = self._choose_folder(f"peer-{peer}", hashlib.sha256(requirements.read_bytes()).hexdigest()[:12])
             python = folder / "bin" / "python"
             if not (folder / "installed").exists():
                 uv = settings.REPOSITORY / ".uv" / "bin" / "uv"
                 if not uv.exists():
                     raise BenchError(f"{uv} is not there: `make .uv/installed` makes it")
-                with step("installing LitServe into an environment of its own"):
+                with step(f"installing {peer} into an environment of its own"):
                     create = [str(uv), "venv", "--quiet", "--allow-existing", "--python", sys.executable, str(folder)]
-                    commands.run(create, log=self.log("peer"))
+                    commands.run(create, log=self.log(f"peer-{peer}"))
                     sync = [str(uv), "pip", "sync", "--quiet", "--python", str(python), "--require-hashes"]
-                    commands.run([*sync, str(requirements)], log=self.log("peer"), timeout=_COMPILE_SECONDS)
+                    commands.run([*sync, str(requirements)], log=self.log(f"peer-{peer}"), timeout=_COMPILE_SECONDS)
                     (folder / "installed").touch()
         return python
 

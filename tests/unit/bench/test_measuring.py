@@ -18,6 +18,7 @@ from bench.server.measure import Contender, rotate
 from bench.server.pictures import make_body, make_jpegs
 from bench.server.preprocessing import preprocess
 from bench.server.raw_process import CpuLoop, DeviceLoop
+from cluster.settings import REPOSITORY
 
 
 @pytest.fixture(scope="module")
@@ -74,8 +75,10 @@ def test_rates_of_processes_add_up_over_the_time_that_each_took():
 def test_answers_are_compared_with_the_eager_networks():
     right = Report(classes=[[7, 1], [3, 1]], confidences=[[0.9, 0.1], [0.5, 0.2]])
     body = '{"predictions": [{"ids": ["7"], "displayNames": ["x"], "confidences": [0.88]}], "model": ""}'
-    figures = load.compare_answers({0: body, 1: body}, right)
-    assert figures == {"same_top": 1, "pictures": 2, "largest_difference": pytest.approx(0.38)}
+    bare = '[{"ids": ["7"], "displayNames": ["x"], "confidences": [0.88]}]'  # of BentoML in batches
+    for other in (body, bare):
+        figures = load.compare_answers({0: body, 1: other}, right)
+        assert figures == {"same_top": 1, "pictures": 2, "largest_difference": pytest.approx(0.38)}
     with pytest.raises(processes.BenchError, match="no prediction"):
         load.compare_answers({0: '{"error": {}}'}, right)
 
@@ -105,16 +108,23 @@ def test_own_memory_and_time_are_found():
     assert processes.memory([2**22 + 1]) == []
 
 
-def test_program_is_ended_with_all_that_it_started_even_when_it_stands_still(tmp_path):
-    code = "import subprocess, sys, time; subprocess.Popen(['sleep', '60']); print(1, flush=True); time.sleep(60)"
+def state(pid):
+    fields = processes._stat(pid)
+    return fields and fields[0]
+
+
+@pytest.mark.parametrize("more", ["", ", start_new_session=True"])
+def test_program_is_ended_with_all_that_it_started_even_when_it_stands_still(tmp_path, more):
+    code = f"import subprocess, time; subprocess.Popen(['sleep', '60']{more}); print(1, flush=True); time.sleep(60)"
     log = tmp_path / "log"
     with processes.running([sys.executable, "-c", code], log=log, environment=os.environ) as started:
         processes.wait_until("it started", lambda: log.read_text() == "1\n", 30)
         pids = started.pids
         assert len(pids) == 2
         started.signal(signal.SIGSTOP)
+        processes.wait_until("all stand still", lambda: [state(pid) for pid in pids] == ["T", "T"], 10)
     assert started.process.returncode == -signal.SIGTERM
-    processes.wait_until("all are gone", lambda: not processes.family(pids[0]), 10)
+    processes.wait_until("all are gone", lambda: [state(pid) for pid in pids] == [None, None], 10)
 
 
 def test_end_of_a_program_is_told_with_its_log(tmp_path):
@@ -147,13 +157,42 @@ def test_environment_of_what_is_measured_has_no_settings_of_the_caller(monkeypat
     assert {name for name in made if name.startswith("PIERHEAD_")} == {"PIERHEAD_PORT"}
 
 
+def list_plans(folder, device, *names):
+    packages = {batch: folder / f"b{batch}" for batch in forms.list_package_batches(device)}
+    piece = workshop.Workpiece("lite0", folder, packages, [], [], network=folder / "network.xml")
+    return peers.list_plans(piece, device, 2, names)
+
+
 def test_litserve_is_tried_with_its_defaults_and_with_its_best(tmp_path):
-    piece = workshop.Workpiece("lite0", tmp_path, {batch: tmp_path / f"b{batch}" for batch in (1, 4, 8)}, [], [])
-    plans = peers.list_plans(piece, "cpu", cores=2)
+    plans = list_plans(tmp_path, "cpu", "litserve")
     assert [plan.settings for plan in plans["litserve default"]] == ["defaults"]
-    assert all(not plan.compiled for plan in plans["litserve eager"])
-    assert all(plan.compiled and (plan.workers, plan.threads) == (2, 1) for plan in plans["litserve compiled"])
-    assert {plan.batch for plan in plans["litserve compiled"]} == {1, 4, 8}
+    assert all(plan.form == "eager" for plan in plans["litserve eager"])
+    assert all((plan.form, plan.workers, plan.threads) == ("openvino", 2, 1) for plan in plans["litserve openvino"])
+    assert all(plan.network == str(tmp_path / "network.xml") for plan in plans["litserve openvino"])
+    assert {plan.batch for plan in plans["litserve openvino"]} == {1, 4, 8}
+
+
+def test_litserve_has_the_compiled_packages_on_a_gpu(tmp_path):
+    plans = list_plans(tmp_path, "cuda", "litserve")
+    assert list(plans) == ["litserve default", "litserve eager", "litserve aoti"]
+    assert {plan.batch for plan in plans["litserve aoti"]} == {1, 8, 32}
+
+
+def test_bentoml_is_tried_with_and_without_its_batches(tmp_path):
+    plans = list_plans(tmp_path, "cpu", "litserve", "bentoml")
+    assert list(plans)[-1] == "bentoml openvino"
+    assert [plan.settings for plan in plans["bentoml openvino"]] == [
+        "workers=2 OMP_NUM_THREADS=1 log_level=warning",
+        "workers=2 OMP_NUM_THREADS=1 max_batch_size=4 log_level=warning",
+        "workers=2 OMP_NUM_THREADS=1 max_batch_size=8 log_level=warning",
+    ]
+    assert list_plans(tmp_path, "cpu") == {}
+
+
+def test_each_peer_has_requirements_of_its_own():
+    for name in peers.PEERS:
+        locked = (REPOSITORY / "requirements" / f"bench-{name}.txt").read_text()
+        assert f"\n{name}==" in locked
 
 
 def test_rounds_begin_with_another():

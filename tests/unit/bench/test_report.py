@@ -49,13 +49,13 @@ def test_best_raw_form_is_what_the_server_is_compared_with():
 
 
 def test_peers_have_a_goal_each():
-    peers = [rates("litserve default", 30), rates("litserve eager", 60), rates("litserve compiled", 100)]
-    records = make_records(saturation=[rates("server", 99), *peers])
+    peers = [rates("litserve default", 30), rates("litserve eager", 60), rates("litserve openvino", 100)]
+    records = make_records(saturation=[rates("server", 125), *peers, rates("bentoml openvino", 100)])
     held = {goal.what: goal.held for goal in report.compute_goals(records, [MODEL])}
     assert held == {
         "saturated, to litserve default": True,
         "saturated, to litserve eager": False,
-        "saturated, to litserve compiled": False,
+        "saturated, to litserve openvino": False,
     }
 
 
