@@ -60,6 +60,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _MOST_MMAP_THRESHOLD = 32 << 20  # that glibc takes
 _KEPT_BYTES = 256 << 20
 _NICE = 19  # those that serve come first
+_STAYS = ": the quick form stays"  # behind a reason, in the log
 # Of a worker, where the kernel looks for memory: one is a fork away, while the listener and this process hold all else.
 _WORKER_OOM_SCORE = "500"
 
@@ -273,7 +274,7 @@ class ForkServer:
         try:
             make(self._loaded.order)
         except ConversionError as error:
-            logger.warning("%s: the quick form stays", error)
+            logger.warning("%s%s", error, _STAYS)
 
     def _hear(self, words: Words) -> None:
         if not words.hear():
@@ -288,7 +289,7 @@ class ForkServer:
         child.words.hear()  # all that a pipe can hold; its end is an event of its own
         how = describe_exit(os.waitstatus_to_exitcode(status))
         if child.number == _COMPILER:
-            self._take_compiled_form(child.words.last() if status == 0 else how)
+            self._take_compiled_form(child.words.last().removesuffix(_STAYS) if status == 0 else how)
         else:
             send(self._control, Died(child.number, how, child.words.last()))
 
@@ -304,7 +305,7 @@ class ForkServer:
         try:
             Network(order.entry)
         except ConversionError as error:
-            logger.warning("%s: the quick form stays", error)
+            logger.warning("%s%s", error, _STAYS)
             send(self._control, NotFormed(str(error)))
             return
         self._begin_anew(announced=True)
@@ -321,7 +322,7 @@ class ForkServer:
             return
         if self._made_anew:
             reason = "the compiled form was made anew and still cannot be used"
-            logger.error("%s: the quick form stays", reason)
+            logger.error("%s%s", reason, _STAYS)
             send(self._control, NotFormed(reason))
             return
         self._made_anew = True

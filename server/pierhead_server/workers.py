@@ -290,7 +290,6 @@ class Workers:
         self.loaded = asyncio.Event()  # a model was, at least once
         self.not_ready: str | None = "the model is loading"  # why, or None
         self.failure: str | None = None  # why there will be no model again
-        self.form_reason: str | None = None  # why the model stays in its quick form; None while it may still leave it
 
     @property
     def answer_seconds(self) -> float:
@@ -568,6 +567,8 @@ class Workers:
         if hello == self._form:
             return
         self._form = hello
+        if hello.form != "quick":
+            self.form_reason = None
         self._policy = self._pool.policy(hello.batch, pipelined=hello.pipelined)
         self._metrics.set_form(hello.form)
         logger.info("the model is there in its %s form, batches of %d", hello.form, hello.batch)

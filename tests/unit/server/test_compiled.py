@@ -734,3 +734,21 @@ def test_environment_is_left_as_it_is(order):
     make(order)
     Network(order.entry).load()
     assert dict(os.environ) == environment
+
+
+def test_server_tells_why_a_model_stays_in_its_quick_form(tmp_path):
+    folder = tmp_path / "artifact"
+    folder.mkdir()
+    program = torch.export.export(
+        Function(lambda x: x.argmax(dim=1)), (torch.zeros(2, 3),), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)
+    )
+    torch.export.save(program, folder / "model.pt2")
+    (folder / "model.yaml").write_text("{format: torch.export, program: model.pt2, inputs: [{name: x, shape: [3]}]}")
+    settings = {"COMPILE": "true", "COMPILED_DIR": tmp_path / "cache", "WORKERS": 1, "MODEL": "scores"}
+    with running_server(folder, tmp_path / "log", **settings) as server:
+        wait_until(lambda: server.metric("pierhead_model_not_compiled"), server.process)
+        assert server.form() == "quick"
+        told = server.client.get("/v2/models/scores").json()["parameters"]
+        assert told == {
+            "form_reason": "the model is not converted: it gives int64, which OpenVINO computes with other numbers"
+        }

@@ -868,6 +868,17 @@ async def test_model_that_stays_in_its_first_form_says_why():
         assert workers.form_reason == "the model cannot be converted: of no kind"
 
 
+async def test_reason_of_the_first_form_goes_with_it(tmp_path):
+    form_when = tmp_path / "form"
+    async with running(workers := Watched("obedient", 1, form_when)):
+        workers.form_reason = "the model process of before said so"
+        assert read(await workers.ask())["form"] == "quick"
+        assert workers.form_reason
+        form_when.touch()
+        await until(lambda: workers.form_reason is None)
+        assert 'form="compiled"' in workers.metrics.expose().decode()
+
+
 async def test_torch_is_imported_while_the_artifact_is_fetched():
     workers, loop = Watched("expectant"), asyncio.get_running_loop()
 
