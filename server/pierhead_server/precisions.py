@@ -130,24 +130,25 @@ def advise(checked: Checked) -> str:
     """One sentence: what to write into model.yaml, and what it costs."""
     exact = checked.rows["float32"]
     if isinstance(exact, Missing):
-        return "Keep `precision: float32`: only the first form serves this model."
+        return "Use `precision: float32` in model.yaml: only the first form serves this model."
     faster: dict[Precision, Measured] = {
         precision: row
         for precision, row in checked.rows.items()
         if isinstance(row, Measured) and row.speed.best * _FASTER <= exact.speed.best
     }
     if not faster:
-        return f"Keep `precision: float32`: no other is at least {_FASTER} times as fast on this CPU."
+        return f"Use `precision: float32` in model.yaml: no other is at least {_FASTER} times as fast on this CPU."
     harmless = {precision: row for precision, row in faster.items() if _is_harmless(row.agreement)}
     enough = checked.are_own and checked.samples >= ENOUGH_SAMPLES
     chosen = harmless if enough and harmless else faster
     precision = min(chosen, key=lambda one: chosen[one].speed.best)
     cost = _tell_cost(precision, chosen[precision], exact)
+    exactly = "Use `precision: float32` in model.yaml"
     if not enough:
-        return f"Keep `precision: float32` until you have compared {ENOUGH_SAMPLES} samples of your own: {cost}."
+        return f"{exactly} until you have compared {ENOUGH_SAMPLES} samples of your own: {cost}."
     if not harmless:
-        return f"Keep `precision: float32` unless you accept this: {cost}."
-    return f"Set `precision: {precision}` in model.yaml: {cost}."
+        return f"{exactly} unless you accept this: {cost}."
+    return f"Use `precision: {precision}` in model.yaml: {cost}."
 
 
 def _is_harmless(agreement: Agreement) -> bool:

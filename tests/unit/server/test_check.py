@@ -88,45 +88,45 @@ BFLOAT16 = "bfloat16 is 2.3 times as fast"
     [
         (
             checked(float32=Missing("it takes int64"), bfloat16=Missing("it takes int64")),
-            "Keep `precision: float32`: only the first form serves this model.",
+            "Use `precision: float32` in model.yaml: only the first form serves this model.",
         ),
         (
             checked(bfloat16=Missing("none"), float16=measured(0.0, 8.5)),
-            "Keep `precision: float32`: no other is at least 1.15 times as fast on this CPU.",
+            "Use `precision: float32` in model.yaml: no other is at least 1.15 times as fast on this CPU.",
         ),
         (
             checked(bfloat16=measured(0.01, 4.0), float16=measured(0.0, 6.0)),
-            f"Set `precision: bfloat16` in model.yaml: {BFLOAT16}, "
+            f"Use `precision: bfloat16` in model.yaml: {BFLOAT16}, "
             "a confidence moves by 0.0100 on average, and the top class changes for 0 of 60 samples.",
         ),
         (
             checked(bfloat16=measured(0.01, 4.0, changed=3), float16=measured(0.0, 6.0)),
-            "Set `precision: float16` in model.yaml: float16 is 1.5 times as fast, "
+            "Use `precision: float16` in model.yaml: float16 is 1.5 times as fast, "
             "a confidence moves by 0.0000 on average, and the top class changes for 0 of 60 samples.",
         ),
         (
             checked(bfloat16=measured(0.01, 4.0, changed=3)),
-            f"Keep `precision: float32` unless you accept this: {BFLOAT16}, "
+            f"Use `precision: float32` in model.yaml unless you accept this: {BFLOAT16}, "
             "a confidence moves by 0.0100 on average, and the top class changes for 3 of 60 samples.",
         ),
         (
             checked(bfloat16=measured(np.nan, 4.0)),
-            f"Keep `precision: float32` unless you accept this: {BFLOAT16}, "
+            f"Use `precision: float32` in model.yaml unless you accept this: {BFLOAT16}, "
             "a confidence moves by nan on average, and the top class changes for 0 of 60 samples.",
         ),
         (
             checked(are_own=False, bfloat16=measured(0.01, 4.0)),
-            f"Keep `precision: float32` until you have compared 30 samples of your own: {BFLOAT16}, "
+            f"Use `precision: float32` in model.yaml until you have compared 30 samples of your own: {BFLOAT16}, "
             "a confidence moves by 0.0100 on average, and the top class changes for 0 of 60 samples.",
         ),
         (
             checked(ENOUGH_SAMPLES - 1, bfloat16=measured(0.01, 4.0, count=ENOUGH_SAMPLES - 1)),
-            f"Keep `precision: float32` until you have compared 30 samples of your own: {BFLOAT16}, "
+            f"Use `precision: float32` in model.yaml until you have compared 30 samples of your own: {BFLOAT16}, "
             "a confidence moves by 0.0100 on average, and the top class changes for 0 of 29 samples.",
         ),
         (
             checked(has_classes=False, bfloat16=measured(0.01, 4.0, has_classes=False)),
-            f"Set `precision: bfloat16` in model.yaml: {BFLOAT16}, and a number moves by 0.0100 on average.",
+            f"Use `precision: bfloat16` in model.yaml: {BFLOAT16}, and a number moves by 0.0100 on average.",
         ),
     ],
 )
@@ -184,7 +184,7 @@ def test_images_are_compared_as_the_server_reads_them(exported_folder, images, t
     assert lines[0] == f"{exported_folder}: torch.export, precision float32"
     assert lines[1] == f"samples: 3 images of {images}; skipped: empty.png, labels.txt"
     check_forms(lines, 3)
-    assert lines[-1].startswith("Keep `precision: float32`")
+    assert lines[-1].startswith("Use `precision: float32` in model.yaml")
 
 
 def test_sample_of_the_artifact_is_compared_too(exported_folder, images, tell, tmp_path):
@@ -241,7 +241,7 @@ def test_model_that_is_not_converted_is_told_with_the_reason(tell, tmp_path):
         assert "it takes indices out of its inputs" in " ".join(forms(lines)[precision])
     assert len(forms(lines)["first form"]) == 4
     assert lines[1] == "samples: 9 synthetic ones, since there are no others"
-    assert lines[-1] == "Keep `precision: float32`: only the first form serves this model."
+    assert lines[-1] == "Use `precision: float32` in model.yaml: only the first form serves this model."
 
 
 def test_precision_that_the_cpu_has_not_is_told(exported_folder, tell, monkeypatch):
@@ -281,7 +281,7 @@ def test_command_prints_the_report_alone(exported_folder, images):
     first, *_, last = lines = ended.stdout.splitlines()
     assert first == f"{exported_folder}: torch.export, precision float32"
     check_forms(lines, 3)
-    assert last.startswith("Keep `precision: float32`")
+    assert last.startswith("Use `precision: float32` in model.yaml")
     assert ended.stderr == "loading and converting takes some seconds ...\n"
 
 
