@@ -8,13 +8,13 @@ from bench.server.stats import Record, Records, Spread, percentile
 MODEL = "mobilenet_v3_small"
 
 
-def make_records(**sections):
+def make_records(model=MODEL, **sections):
     """section=[(contender, figures of each round, ...)]"""
     records = Records()
     for section, contenders in sections.items():
         for name, *rounds in contenders:
             for number, figures in enumerate(rounds):
-                records.add(MODEL, section, name, number, figures)
+                records.add(model, section, name, number, figures)
     return records
 
 
@@ -45,7 +45,7 @@ def test_best_raw_form_is_what_the_server_is_compared_with():
     (goal,) = report.compute_goals(records, [MODEL])
     assert goal.what == "saturated, to the raw loop (a b8)"
     assert not goal.held
-    assert goal.wanted == ">= 0.90"
+    assert goal.wanted == ">= 0.85"
 
 
 def test_peers_have_a_goal_each():
@@ -81,20 +81,29 @@ def test_overload(changes, held):
     assert [goal.held for goal in report.compute_goals(records, [MODEL])] == held
 
 
-def test_memory_of_more_workers_is_judged_by_that_of_one():
-    one, two = {"workers": 1, "pss": 1000.0, "rss": 1000.0}, {"workers": 2, "pss": 1600.0, "rss": 1601.0}
-    goals = report.compute_goals(make_records(memory=[("1 workers", one), ("2 workers", two)]), [MODEL])
-    assert [(goal.wanted, goal.held) for goal in goals] == [("<= 1600 MB", True), ("<= 1600 MB", False)]
+@pytest.mark.parametrize(("pss", "held"), [(600.0, True), (601.0, False)])
+def test_memory_of_two_workers(pss, held):
+    one, two = {"workers": 1, "pss": 700.0, "rss": 1000.0}, {"workers": 2, "pss": pss, "rss": 1600.0}
+    records = make_records(model="resnet50", memory=[("1 workers", one), ("2 workers", two)])
+    (goal,) = report.compute_goals(records, ["resnet50"])
+    assert (goal.wanted, goal.held) == ("<= 600 MB", held)
 
 
 def test_start_and_latency():
     records = make_records(
-        start=[(report.READY_QUICK, {"seconds": 4.5}), (report.WEIGHTS_READ, {"seconds": 4.0})],
+        start=[
+            (report.READY_COMPILED, {"seconds": 0.9}),
+            (report.READY_QUICK, {"seconds": 5.5}),
+            (report.WEIGHTS_READ, {"seconds": 4.0}),
+        ],
         latency=[("raw a b1", {"p50": 10.0}), ("server", {"p50": 11.5})],
         load=[("evenly", {"p50": 10.0, "p99": 29.0}), ("at random", {"p50": 10.0, "p99": 90.0})],
     )
     goals = {goal.what: goal.held for goal in report.compute_goals(records, [MODEL])}
-    assert list(goals.values()) == [False, True, True]
+    assert goals[report.READY_COMPILED]
+    assert not goals[f"{report.READY_QUICK}, to `{report.WEIGHTS_READ}`"]
+    assert not goals["one client, p50 over raw"]
+    assert goals["p99 / p50 at 80 % load"]
 
 
 def test_every_section_has_its_table():
