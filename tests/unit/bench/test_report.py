@@ -41,7 +41,7 @@ def test_rounds_that_only_one_has_are_left_out():
 
 
 def test_best_raw_form_is_what_the_server_is_compared_with():
-    records = make_records(saturation=[rates("raw a b1", 100), rates("raw a b8", 120), rates("server", 105)])
+    records = make_records(saturation=[rates("raw a b1", 100), rates("raw a b8", 120), rates("server", 101)])
     (goal,) = report.compute_goals(records, [MODEL])
     assert goal.what == "saturated, to the raw loop (a b8)"
     assert not goal.held
