@@ -3,6 +3,7 @@
 `pierhead-server batch` predicts one shard of a batch prediction job, and ends.
 `pierhead-server compile --model DIR` makes the folder's compiled form, and leaves it beside the model.
 `pierhead-server check DIR` tells what each precision makes of the folder's model.
+`pierhead-server convert SOURCE DESTINATION` makes an artifact of `format: openvino` of one of torch's.
 """
 
 import argparse
@@ -50,6 +51,10 @@ def main() -> None:
             from pierhead_server.forkserver import compile_beside
 
             compile_beside(arguments.model)
+        elif arguments.command == "convert":
+            from pierhead_server.rewriting import run as run_convert
+
+            run_convert(settings, arguments.paths[1])
         elif arguments.command == "batch" and launched:
             from pierhead_server.batch.document import read_task
             from pierhead_server.batch.run import run as run_batch
@@ -74,10 +79,14 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "command",
         nargs="?",
-        choices=("serve", "batch", "compile"),
+        choices=("serve", "batch", "compile", "convert"),
         default="serve",
         help="serve a model (what it does if left out), predict one shard of a batch prediction job, "
-        "or compile the model and leave the compiled form in its folder",
+        "compile the model and leave the compiled form in its folder, "
+        "or convert the artifact SOURCE into one of format openvino, DESTINATION",
+    )
+    parser.add_argument(
+        "paths", nargs="*", metavar="PATH", help="of convert: SOURCE and DESTINATION, folders or gs://, s3://, az://"
     )
     parser.add_argument(
         "--model", type=Path, metavar="DIR", help="a folder with model.yaml; else PIERHEAD_ARTIFACT_URI"
@@ -87,6 +96,8 @@ def _parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.command == "compile" and arguments.model is None:
         parser.error("compile needs --model DIR")
+    if len(arguments.paths) != (2 if arguments.command == "convert" else 0):
+        parser.error("convert needs SOURCE and DESTINATION, and nothing else takes a path")
     return arguments
 
 
@@ -95,6 +106,9 @@ def _given(arguments: argparse.Namespace) -> dict[str, object]:
     given: dict[str, object] = {"host": arguments.host, "port": arguments.port}
     if arguments.model is not None:
         given["artifact_uri"] = arguments.model.resolve().as_uri()
+    if arguments.command == "convert":
+        source = arguments.paths[0]
+        given["artifact_uri"] = source if "://" in source else Path(source).resolve().as_uri()
     return {name: value for name, value in given.items() if value is not None}
 
 

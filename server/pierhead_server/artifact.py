@@ -4,12 +4,13 @@ import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from pierhead_server.config import (
     CustomPredictor,
     ExportedProgram,
     ModelConfig,
+    OpenvinoProgram,
     TorchScriptProgram,
     TorchvisionModel,
     read_config,
@@ -130,6 +131,14 @@ def read_artifact(folder: Path) -> Artifact:
         case TorchScriptProgram():
             _check_file(folder, "program", config.program, (".pt", ".ts"))
             labels = config.labels
+        case OpenvinoProgram():
+            _check_file(folder, "program", config.program, (".xml",))
+            weights = PurePosixPath(config.program).with_suffix(".bin")
+            if not (folder / weights).is_file():
+                raise ArtifactInvalidError(
+                    f"program: the artifact has no file {weights}, the weights of {config.program}"
+                )
+            labels = config.labels
         case CustomPredictor():
             if not (folder / PREDICTOR_FILE).is_file():
                 raise ArtifactInvalidError(f"{PREDICTOR_FILE}: missing: format predictor is a class Predictor in it")
@@ -147,7 +156,8 @@ def _read_sample(folder: Path) -> Sample | None:
 
 def _check_file(folder: Path, field: str, name: str, suffixes: tuple[str, ...]) -> None:
     if not name.endswith(suffixes):
-        raise ArtifactInvalidError(f"{field}: {name} must be a {' or '.join(suffixes)} file: a pickle is never loaded")
+        fix = ": a pickle is never loaded" if ".xml" not in suffixes else ", as openvino.save_model writes it"
+        raise ArtifactInvalidError(f"{field}: {name} must be a {' or '.join(suffixes)} file{fix}")
     if not (folder / name).is_file():
         raise ArtifactInvalidError(f"{field}: the artifact has no file {name}")
 

@@ -196,7 +196,8 @@ def make_networks(source: "Source", folder: Path) -> dict[Precision, Network | M
 
 
 def _make_network(conversion: "Conversion", precision: Precision, entry: Path) -> Network | Missing:
-    from pierhead_server.converting import has_arithmetic, write_entry
+    from pierhead_server.converted import has_arithmetic
+    from pierhead_server.converting import write_entry
 
     if not has_arithmetic(precision):
         return Missing("this CPU has no arithmetic for it")

@@ -94,7 +94,8 @@ class TensorInput(_Strict):
 
 
 def _input_type(value: object) -> str:
-    return str(value.get("type", "tensor")) if isinstance(value, dict) else "tensor"
+    """Of what is read, and of what is written again."""
+    return str(value.get("type", "tensor") if isinstance(value, dict) else getattr(value, "type", "tensor"))
 
 
 Input = Annotated[
@@ -158,6 +159,12 @@ class TorchScriptProgram(_Program):
     format: Literal["torchscript"]
 
 
+class OpenvinoProgram(_Program):
+    """A network of OpenVINO's: `model.xml`, with its weights in `model.bin` beside it."""
+
+    format: Literal["openvino"]
+
+
 class CustomPredictor(_Strict):
     """`predictor.py` with a class Predictor: code, which runs only where the model's version allows it."""
 
@@ -166,11 +173,12 @@ class CustomPredictor(_Strict):
     load_in_workers: bool = False
 
 
-ModelConfig = TorchvisionModel | ExportedProgram | TorchScriptProgram | CustomPredictor
+ModelConfig = TorchvisionModel | ExportedProgram | TorchScriptProgram | OpenvinoProgram | CustomPredictor
 _FORMATS: dict[str, type[BaseModel]] = {
     "torchvision": TorchvisionModel,
     "torch.export": ExportedProgram,
     "torchscript": TorchScriptProgram,
+    "openvino": OpenvinoProgram,
     "predictor": CustomPredictor,
 }
 _CONFIG: TypeAdapter[ModelConfig] = TypeAdapter(Annotated[ModelConfig, Field(discriminator="format")])

@@ -6,16 +6,18 @@ precision what came when that was compared with it. The key covers everything th
 it: the artifact, torch and OpenVINO, the CPU. `converting` makes entries.
 """
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
+import logging
 import os
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import msgspec
 import numpy as np
@@ -39,6 +41,9 @@ TOLERANCE = 2e-3
 _VERSION = 4  # of what an entry holds
 _PART_BYTES = 1 << 20  # of a file that is read
 _HINTS: dict[Precision, str] = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
+_CAPABILITIES: dict[Precision, str] = {"bfloat16": "BF16", "float16": "FP16"}
+
+logger = logging.getLogger(__name__)
 
 
 class ConversionError(Exception):
@@ -85,8 +90,12 @@ def compute_key(*, weights: Path, model: str) -> str:
 
 
 def read_versions() -> dict[str, str]:
-    """Of what makes and runs an entry; nothing is imported for it."""
-    return {name: importlib.metadata.version(name) for name in ("openvino", "torch", "torchvision")}
+    """Of what makes and runs an entry, as far as it is installed; nothing is imported for it."""
+    versions = {}
+    for name in ("openvino", "torch", "torchvision"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions
 
 
 def _describe_cpu() -> str:
@@ -124,31 +133,57 @@ class Network:
             inputs, expected = read_check(self.entry)
             given = self(inputs)
         except _BROKEN as error:
-            raise ConversionError(f"the compiled form in {self.entry} cannot be used: {_tell(error)}") from error
+            raise ConversionError(f"the compiled form in {self.entry} cannot be used: {tell(error)}") from error
         check(given, expected, self.described.least)
 
     def start(self) -> None:
         """Make it ready, unchecked. Raises what OpenVINO does."""
-        # Imported here: whoever only looks an entry up does without.
-        import openvino
-
-        options = {
-            # A worker computes on its CPU alone, where it is kept already: without a stream of its own, OpenVINO
-            # computes in the thread that asks. To wake another takes a fifth of a small network's time.
-            "INFERENCE_NUM_THREADS": 1,
-            "NUM_STREAMS": 0,
-            "ENABLE_CPU_PINNING": False,
-            # By itself it would take bfloat16 wherever the CPU has it.
-            "INFERENCE_PRECISION_HINT": _HINTS[self.described.precision],
-        }
-        network = openvino.Core().compile_model(str(self.entry / NETWORK), "CPU", options)
-        self._request = network.create_infer_request()
+        self._request = make_request(str(self.entry / NETWORK), self.described.precision)
 
     def __call__(self, inputs: Sequence[Array]) -> list[Array]:
         """The outputs for a batch: arrays of the network's inputs, in their order and contiguous."""
-        self._request.infer(list(inputs), share_inputs=True)
-        # The next batch is computed into the same memory.
-        return [self._request.get_output_tensor(place).data.copy() for place in range(len(self.described.outputs))]
+        return compute(self._request, inputs, len(self.described.outputs))
+
+
+def make_request(network: Any, precision: Precision) -> Any:
+    """What computes a network (a file's name, or an openvino.Model) in one thread. Raises what OpenVINO does."""
+    # Imported here: whoever only looks an entry up does without.
+    import openvino
+
+    options = {
+        # A worker computes on its CPU alone, where it is kept already: without a stream of its own, OpenVINO
+        # computes in the thread that asks. To wake another takes a fifth of a small network's time.
+        "INFERENCE_NUM_THREADS": 1,
+        "NUM_STREAMS": 0,
+        "ENABLE_CPU_PINNING": False,
+        # By itself it would take bfloat16 wherever the CPU has it.
+        "INFERENCE_PRECISION_HINT": _HINTS[precision],
+    }
+    return openvino.Core().compile_model(network, "CPU", options).create_infer_request()
+
+
+def compute(request: Any, inputs: Sequence[Array], outputs: int) -> list[Array]:
+    """So many outputs for a batch: arrays of the network's inputs, in their order and contiguous."""
+    request.infer(list(inputs), share_inputs=True)
+    # The next batch is computed into the same memory.
+    return [request.get_output_tensor(place).data.copy() for place in range(outputs)]
+
+
+def choose_precision(asked: Precision) -> Precision:
+    """What this CPU computes in: float32 where it has no arithmetic for what is asked."""
+    if has_arithmetic(asked):
+        return asked
+    logger.warning("precision %s: this CPU has none: the compiled form computes in float32", asked)
+    return "float32"
+
+
+def has_arithmetic(precision: Precision) -> bool:
+    """Whether this CPU computes in it, and not in float32 between two conversions."""
+    import openvino
+
+    if precision == "float32":
+        return True
+    return _CAPABILITIES[precision] in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 # What is raised by files that are spoilt: OpenVINO knows no closer name than RuntimeError.
@@ -158,7 +193,7 @@ _BROKEN = (
 )
 
 
-def _tell(error: Exception) -> str:
+def tell(error: Exception) -> str:
     """In one line of bounded length, from its end: OpenVINO begins with its own source's lines."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[-1] if lines else type(error).__name__)[:300]
@@ -212,12 +247,39 @@ def check(given: Sequence[Array], expected: Sequence[Array], least: float) -> No
             raise ConversionError(f"the compiled form differs from the first one by {difference:.4f}")
 
 
+class Facts(Protocol):
+    """What runners know of a network."""
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """In their order."""
+        ...
+
+    @property
+    def batch(self) -> int:
+        """Rows that are best computed together."""
+        ...
+
+
+class Computing(Protocol):
+    """A network that computes: a compiled form, or an artifact's own (`openvino_network`)."""
+
+    @property
+    def described(self) -> Facts:
+        """What it gives."""
+        ...
+
+    def __call__(self, inputs: Sequence[Array]) -> list[Array]:
+        """The outputs for a batch."""
+        ...
+
+
 class PictureRunner:
     """A classifier's compiled form."""
 
     form: Form = "compiled"
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Computing) -> None:
         self._network = network
         self.batch = network.described.batch
 
@@ -239,7 +301,7 @@ class TensorRunner:
 
     form: Form = "compiled"
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Computing) -> None:
         self._network = network
         self.batch = network.described.batch
 

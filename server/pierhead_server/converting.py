@@ -23,6 +23,7 @@ from pierhead_server.converted import (
     LARGEST_BATCH,
     NETWORK,
     Array,
+    Computing,
     ConversionError,
     Description,
     Metadata,
@@ -30,6 +31,7 @@ from pierhead_server.converted import (
     Order,
     Precision,
     check,
+    choose_precision,
     compute_checksums,
     read_versions,
     write_check,
@@ -51,7 +53,6 @@ _MOST_DRIFT = 0.1
 _MEASURED, _MEASURED_SECONDS = 12, 0.3  # runs of a batch at most, but for the first three, and the CPU that they take
 _FREE_SIZES = (7, 4)  # in place of a size that is free, none of which torch takes for a fixed one
 _LEAST_CONFIDENCE, _LEAST_NUMBER = 1.0, 1e-3  # what differences are compared to where all numbers are smaller
-_CAPABILITIES: Mapping[Precision, str] = {"bfloat16": "BF16", "float16": "FP16"}
 _MOST_CHARACTERS = 300  # of a cause
 
 
@@ -154,11 +155,13 @@ def write_entry(
         metadata=metadata,
     )
     made = _describe(entry, described)
-    _compare(made, source, expected)
+    made.start()
+    compare(made, source, expected)
     if precision != "float32":
         described = msgspec.structs.replace(described, precision=precision)
         made = _describe(entry, described)
-        _compare_precision(made, source, expected)
+        made.start()
+        compare_precision(made, precision, source, expected)
     kept = _cut(source.batches[0], _KEPT)
     write_check(entry, kept, _cut(expected[0], _KEPT) if precision == "float32" else made(kept))
     made.load()
@@ -167,20 +170,20 @@ def write_entry(
     return _describe(entry, described).described
 
 
-def _compare(made: Network, source: Source, expected: Sequence[Sequence[Array]]) -> None:
+def compare(made: Computing, source: Source, expected: Sequence[Sequence[Array]]) -> None:
     """Whether a network in float32 is the model, in batches of several sizes. Raises ConversionError."""
-    made.start()
     for batch, outputs in zip(source.batches, expected, strict=True):
         for count in sorted({min(count, len(batch[0])) for count in _CHECKED}):
             check(made(_cut(batch, count)), _cut(outputs, count), source.least)
 
 
-def _compare_precision(made: Network, source: Source, expected: Sequence[Sequence[Array]]) -> None:
+def compare_precision(
+    made: Computing, precision: Precision, source: Source, expected: Sequence[Sequence[Array]]
+) -> None:
     """Whether a network in half precision, whose conversion is proven, still says the same. Raises ConversionError.
 
     By its mean: one number may move by any amount, where a network is of two minds about a row.
     """
-    made.start()
     drifts = np.concatenate(
         [
             measure_rows(given, wanted, source.least)
@@ -188,7 +191,7 @@ def _compare_precision(made: Network, source: Source, expected: Sequence[Sequenc
             for given, wanted in zip(made(batch), outputs, strict=True)
         ]
     )
-    told = f"in {made.described.precision} a number of a row moves by {drifts.mean():.4f}"
+    told = f"in {precision} a number of a row moves by {drifts.mean():.4f}"
     logger.info("%s on average, by at most %.4f", told, drifts.max())
     if not drifts.mean() <= _MOST_DRIFT:  # also where it is no number
         raise ConversionError(f"the compiled form differs from the first one: {told}")
@@ -201,21 +204,6 @@ def _describe(entry: Path, described: Description) -> Network:
 
 def _cut(arrays: Sequence[Array], count: int) -> list[Array]:
     return [array[:count] for array in arrays]
-
-
-def choose_precision(asked: Precision) -> Precision:
-    """What this CPU computes in: float32 where it has no arithmetic for what is asked."""
-    if has_arithmetic(asked):
-        return asked
-    logger.warning("precision %s: this CPU has none: the compiled form computes in float32", asked)
-    return "float32"
-
-
-def has_arithmetic(precision: Precision) -> bool:
-    """Whether this CPU computes in it, and not in float32 between two conversions."""
-    if precision == "float32":
-        return True
-    return _CAPABILITIES[precision] in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def choose_batch(milliseconds: Mapping[int, float]) -> int:
@@ -295,7 +283,7 @@ def _take_pictures(network: openvino.Model) -> openvino.Model:
 # --- sources ---
 
 
-class _Flat(torch.nn.Module):
+class Flat(torch.nn.Module):
     """Gives its outputs as a tuple in their order, however the model nests them."""
 
     def __init__(self, module: torch.nn.Module, flatten: Callable[[object], tuple[torch.Tensor, ...]]) -> None:
@@ -314,7 +302,7 @@ def make_classifier_source(
     runner = EagerRunner(module)
     batches = [[np.stack(synthetic_pictures(_ROWS, side))], *([[np.stack(samples)]] if samples else [])]
     return Source(
-        module=_Flat(module, lambda given: (given,)),  # type: ignore[arg-type,return-value]
+        module=Flat(module, lambda given: (given,)),  # type: ignore[arg-type,return-value]
         is_script=is_script,
         shapes=[(3, side, side)],
         compute=lambda batch: [runner(list(batch[0]))],
@@ -339,7 +327,7 @@ def make_program_source(
     batches = [[_make_rows(entry, size) for entry in inputs] for size in sizes]
     batches += [[array[None] for array in row] for row in samples]
     return Source(
-        module=_Flat(runner.module, lambda given: tuple(runner.name(given).values())),
+        module=Flat(runner.module, lambda given: tuple(runner.name(given).values())),
         is_script=is_script,
         shapes=shapes,
         compute=lambda batch: list(runner(batch).values()),

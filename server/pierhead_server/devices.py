@@ -1,6 +1,7 @@
 """What there is to compute on, found without torch."""
 
 import contextlib
+import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -13,6 +14,11 @@ def count_gpus(devices: Path = Path("/dev")) -> int:
     if visible is None:
         return there
     return min(there, len([name for name in visible.split(",") if name.strip() not in ("", "-1")]))
+
+
+def has_torch() -> bool:
+    """Whether PyTorch is installed: the small image is without it. Nothing is imported for it."""
+    return importlib.util.find_spec("torch") is not None
 
 
 def cpu_count() -> int:

@@ -12,7 +12,14 @@ from pierhead_server.artifact import Artifact, Sample
 from pierhead_server.classifier import Confidences, ImageClassifier, Runner
 from pierhead_server.comparing import measure_drift, synthetic_pictures
 from pierhead_server.computing import Computed
-from pierhead_server.config import CustomPredictor, ExportedProgram, Preprocessing, TorchScriptProgram, TorchvisionModel
+from pierhead_server.config import (
+    CustomPredictor,
+    ExportedProgram,
+    OpenvinoProgram,
+    Preprocessing,
+    TorchScriptProgram,
+    TorchvisionModel,
+)
 from pierhead_server.converted import (
     ConversionError,
     Metadata,
@@ -23,6 +30,7 @@ from pierhead_server.converted import (
     TensorRunner,
     compute_key,
 )
+from pierhead_server.devices import has_torch
 from pierhead_server.errors import ApiError, ArtifactInvalidError
 from pierhead_server.messages import Call
 from pierhead_server.program import TensorProgram
@@ -117,6 +125,13 @@ def load_model(artifact: Artifact, options: LoadOptions) -> Loaded:
     """
     if isinstance(artifact.config, CustomPredictor):
         return _load_predictor(artifact, artifact.config, options)
+    if isinstance(artifact.config, OpenvinoProgram):
+        return _load_openvino(artifact, artifact.config, options)
+    if not has_torch():
+        raise ArtifactInvalidError(
+            f"format: {artifact.config.format} needs PyTorch, which this image is without: leave out runtime: "
+            "OpenVINO of the Model's version, or convert the artifact with pierhead-server convert"
+        )
     if artifact.config.labels is None and not isinstance(artifact.config, TorchvisionModel):
         return _load_program(artifact, artifact.config, options)
     return _load_classifier(artifact, artifact.config, options)
@@ -132,6 +147,36 @@ def _load_predictor(artifact: Artifact, config: CustomPredictor, options: LoadOp
     if config.load_in_workers:
         return Loaded(PredictorModel(Unloaded(), artifact.sample), load=load)
     return Loaded(load())
+
+
+def _load_openvino(artifact: Artifact, config: OpenvinoProgram, options: LoadOptions) -> Loaded:
+    """It is compiled already; each worker makes it ready for itself."""
+    # Imported here: other formats do without.
+    from pierhead_server.openvino_network import ArtifactNetwork
+
+    labels, pixels = artifact.labels, options.max_image_pixels
+    classes = None if labels is None else len(labels)
+    network = ArtifactNetwork(artifact.folder, config, classes, allow_code=options.allow_code)
+    model: ImageClassifier | TensorProgram
+    if labels is not None:
+        model = ImageClassifier(
+            PictureRunner(network), labels, config.preprocessing, max_image_pixels=pixels, sample=artifact.sample
+        )
+    else:
+        assert config.inputs is not None
+        model = TensorProgram(
+            TensorRunner(network),
+            config.inputs,
+            network.described.outputs,
+            max_image_pixels=pixels,
+            sample=artifact.sample,
+        )
+
+    def load() -> Model:
+        network.load()
+        return model
+
+    return Loaded(model, load=load)
 
 
 # --- programs of named tensors ---
@@ -197,13 +242,13 @@ def _load_classifier(
     )
     load_first = partial(_load_eager_classifier, artifact, config, options, key)
     for network in _find_networks(artifact, options, key):
-        classifier = _Classifier.complete(artifact, config, network.described.metadata)
+        classifier = ClassifierFacts.complete(artifact, config, network.described.metadata)
         return Loaded(classifier.make(PictureRunner(network), options), network=network, load_first=load_first)
     return load_first()
 
 
 @dataclass(frozen=True)
-class _Classifier:
+class ClassifierFacts:
     """What is known of a classifier before torch is there."""
 
     artifact: Artifact
@@ -217,7 +262,7 @@ class _Classifier:
         artifact: Artifact,
         config: TorchvisionModel | ExportedProgram | TorchScriptProgram,
         metadata: Metadata | None,
-    ) -> "_Classifier":
+    ) -> "ClassifierFacts":
         """The labels and the preprocessing: model.yaml's, where it has them, else torchvision's."""
         if metadata is None:
             assert artifact.labels is not None
@@ -256,7 +301,7 @@ def _load_eager_classifier(
 
     named = config.metadata if isinstance(config, TorchvisionModel) else None
     metadata = None if named is None else read_metadata(named)
-    classifier = _Classifier.complete(artifact, config, metadata)
+    classifier = ClassifierFacts.complete(artifact, config, metadata)
     preprocessing, classes = classifier.preprocessing, len(classifier.labels)
     side = preprocessing.crop
     network = classifier.load_network()

@@ -17,10 +17,10 @@ from starlette.applications import Starlette
 from pierhead_server.app import Gate, Listener, create_app
 from pierhead_server.artifact import read_artifact
 from pierhead_server.cache import Cache
-from pierhead_server.config import CustomPredictor, ModelConfig
+from pierhead_server.config import CustomPredictor, ModelConfig, OpenvinoProgram, read_config
 from pierhead_server.connection import Connection
 from pierhead_server.control import Load
-from pierhead_server.devices import count_gpus, cpu_count
+from pierhead_server.devices import count_gpus, cpu_count, has_torch
 from pierhead_server.errors import SettingsInvalidError
 from pierhead_server.fetch import fetch_artifact
 from pierhead_server.intake import OVERHEAD_BYTES
@@ -134,7 +134,9 @@ def _describe(served: ServedModel) -> dict[str, str]:
 
 def make_pool(settings: Settings) -> Pool:
     """How many processes compute, and where."""
-    gpus = 0 if settings.device == "cpu" else count_gpus()
+    if settings.device == "cuda" and not has_torch():
+        raise SettingsInvalidError("PIERHEAD_DEVICE: cuda, but this image is without PyTorch")
+    gpus = 0 if settings.device == "cpu" or not has_torch() else count_gpus()
     if settings.device == "cuda" and not gpus:
         raise SettingsInvalidError("PIERHEAD_DEVICE: cuda, but this machine shows no GPU")
     return Pool(
@@ -172,7 +174,7 @@ def needs_torch(config: ModelConfig, settings: Settings) -> bool:
 
     Where there are compiled forms, one of them is likely to be this model's.
     """
-    if isinstance(config, CustomPredictor):
+    if isinstance(config, CustomPredictor | OpenvinoProgram) or not has_torch():
         return False
     return not (settings.compile and any(settings.compiled_dir.glob("*/"))) or make_pool(settings).device != "cpu"
 
@@ -187,12 +189,20 @@ def make_load(settings: Settings, folder: Path) -> Load:
         max_image_pixels=settings.max_image_pixels,
         allow_code=settings.allow_code,
         compiled_dir=str(settings.compiled_dir) if settings.compile else None,
-        device=pool.device,
+        device=choose_device(pool, folder),
         workers=pool.workers,
         worker_memory_bytes=settings.worker_memory_bytes,
         log_level=settings.log_level,
         log_json=settings.log_format == "json",
     )
+
+
+def choose_device(pool: Pool, folder: Path) -> str:
+    """What the artifact is computed on: a network of OpenVINO's never on a GPU."""
+    if pool.device == "cpu" or not isinstance(read_config(folder), OpenvinoProgram):
+        return pool.device
+    logger.warning("format: openvino is computed on the CPU: set PIERHEAD_DEVICE=cpu for a worker on each CPU")
+    return "cpu"
 
 
 def allow_connections() -> None:

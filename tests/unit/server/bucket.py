@@ -1,4 +1,6 @@
-"""A bucket on the loopback interface, as far as the XML API of Cloud Storage and of S3 lists and reads objects."""
+"""A bucket on the loopback interface, as far as the XML API of Cloud Storage and of S3 lists, reads and writes
+objects.
+"""
 
 import contextlib
 import hashlib
@@ -53,6 +55,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.answer(200, self.listing(parse_qs(url.query).get("prefix", [""])[0]))
         else:
             self.answer(500)  # what fake-gcs-server says of a missing bucket
+
+    def do_PUT(self):
+        name = unquote(urlsplit(self.path).path).split("/", 2)[2]
+        self.server.objects[name] = self.rfile.read(int(self.headers["Content-Length"]))
+        self.answer(200, headers={"ETag": digest(self.server.objects[name])})
 
     def listing(self, prefix):
         entries = "".join(

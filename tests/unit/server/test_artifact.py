@@ -76,10 +76,13 @@ def test_same_name_may_label_two_classes(folder):
         ("{", "model.yaml: not valid YAML: "),
         ("a: 2026-13-45", "model.yaml: not valid YAML: "),
         ("[" * 5000, "model.yaml: not valid YAML: "),
-        ("labels: labels.txt", "model.yaml: format: must be one of torchvision, torch.export, torchscript, predictor"),
+        (
+            "labels: labels.txt",
+            "model.yaml: format: must be one of torchvision, torch.export, torchscript, openvino, p",
+        ),
         (
             GOOD.replace("torchvision", "pickle"),
-            "model.yaml: format: must be one of torchvision, torch.export, torchscript, predictor",
+            "model.yaml: format: must be one of torchvision, torch.export, torchscript, openvino, p",
         ),
         (GOOD.replace("weights", "weight"), "model.yaml: weights: missing; weight: unknown: did you mean weights?"),
         (GOOD + "program: model.pt2", "model.yaml: program: unknown: known are labels, "),
@@ -102,6 +105,8 @@ def test_same_name_may_label_two_classes(folder):
         (GOOD.replace("model.safetensors", "m.pkl"), "weights: m.pkl must be a .safetensors or .pth or .pt file: a pi"),
         (GOOD.replace("labels: labels.txt\n", ""), "model.yaml: labels: missing: name every class, or give metadata"),
         ("format: torchscript\nprogram: p.pt2\nlabels: [a]", "program: p.pt2 must be a .pt or .ts file: a pickle is "),
+        ("format: openvino\nprogram: p.onnx\nlabels: [a]", "program: p.onnx must be a .xml file, as openvino.save_mo"),
+        ("format: openvino\nprogram: p.xml\nlabels: [a]", "program: the artifact has no file p.xml"),
         ("format: torch.export\nprogram: p.pt2", "model.yaml: give labels (an image classifier) or inputs"),
         ("format: torch.export\nprogram: p.pt2\ninputs: [{name: x, type: text}]", "model.yaml: inputs.0.type: must be"),
         (

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pierhead_server import converting
+from pierhead_server import converted, converting
 from pierhead_server.artifact import read_artifact
 from pierhead_server.check import report
-from pierhead_server.converting import has_arithmetic
+from pierhead_server.converted import has_arithmetic
 from pierhead_server.errors import ArtifactInvalidError
 from pierhead_server.precisions import ENOUGH_SAMPLES, Agreement, Checked, Measured, Missing, Speed, advise, make_table
 from pierhead_server.settings import load_settings
@@ -245,14 +245,14 @@ def test_model_that_is_not_converted_is_told_with_the_reason(tell, tmp_path):
 
 
 def test_precision_that_the_cpu_has_not_is_told(exported_folder, tell, monkeypatch):
-    monkeypatch.setattr(converting, "has_arithmetic", lambda precision: precision == "float32")
+    monkeypatch.setattr(converted, "has_arithmetic", lambda precision: precision == "float32")
     told = forms(tell(exported_folder))
     for precision in ("bfloat16", "float16"):
         assert " ".join(told[precision]) == "this CPU has no arithmetic for it"
 
 
 def test_precision_that_the_server_would_refuse_is_told(exported_folder, tell, monkeypatch):
-    monkeypatch.setattr(converting, "has_arithmetic", lambda _: True)
+    monkeypatch.setattr(converted, "has_arithmetic", lambda _: True)
     monkeypatch.setattr(converting, "_MOST_DRIFT", -1.0)
     told = forms(tell(exported_folder))
     assert "in bfloat16 a number of a row moves by" in " ".join(told["bfloat16"])

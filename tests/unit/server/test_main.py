@@ -20,7 +20,7 @@ def test_pierhead_server_is_its_name():
 def test_help_says_what_there_is():
     ended = run("--help")
     assert ended.returncode == 0
-    for word in ("serve", "compile", "--model DIR", "--host", "--port"):
+    for word in ("serve", "compile", "convert", "--model DIR", "--host", "--port"):
         assert word in ended.stdout
 
 
@@ -31,6 +31,8 @@ def test_help_says_what_there_is():
         (["--modle"], "unrecognized arguments: --modle"),
         (["--port", "http"], "argument --port: invalid int value: 'http'"),
         (["compile"], "compile needs --model DIR"),
+        (["convert", "one"], "convert needs SOURCE and DESTINATION"),
+        (["serve", "one"], "convert needs SOURCE and DESTINATION, and nothing else takes a path"),
     ],
 )
 def test_wrong_arguments_are_told(arguments, message):
@@ -45,6 +47,7 @@ def test_wrong_arguments_are_told(arguments, message):
         ([], "SettingsInvalid: PIERHEAD_ARTIFACT_URI: Field required\n"),
         (["--model", "/no/such folder"], "ArtifactNotFound: file:///no/such%20folder: no such folder\n"),
         (["--model", "/", "--port", "99999"], "SettingsInvalid: PIERHEAD_PORT: "),
+        (["convert", "gs:/x", "/tmp/x"], "ArtifactNotFound: file://"),
         (["compile", "--model", "/no/such/folder"], "ArtifactInvalid: model.yaml: missing: every artifact needs one\n"),
     ],
 )
