@@ -54,9 +54,10 @@ def advertise_gpus(count: Annotated[int, typer.Argument(min=0)]) -> None:
 def build_images(
     verify: Annotated[bool, typer.Option(help="The operator's once more, from nothing: it must be the same.")] = False,
 ) -> None:
-    """Build and push the operator's and the server's image from the working tree; print their references."""
+    """Build and push the operator's image and both of the server from the working tree; print their references."""
     print(f"operator {images.build_operator()}")
     print(f"server {images.build_server()}")
+    print(f"server-openvino {images.build_server_openvino()}")
     if verify:
         print(f"operator {images.verify_operator()}, twice the same")
 

@@ -33,6 +33,7 @@ class Build:
     context: Path
     arguments: Mapping[str, str] = field(default_factory=dict)
     timestamp: int | None = None
+    target: str | None = None  # the stage of the Dockerfile; else its last one
     cached: bool = True  # whether layers of an earlier build may be taken
 
 
@@ -55,6 +56,8 @@ def build_command(paths: Paths, build: Build, mounts: Sequence[str]) -> list[str
     options += [f"--volume={mount}" for mount in mounts]
     if build.timestamp is not None:
         options.append(f"--timestamp={build.timestamp}")
+    if build.target is not None:
+        options.append(f"--target={build.target}")
     if not build.cached:
         options.append("--no-cache")
     return command(

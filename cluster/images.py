@@ -22,7 +22,9 @@ from cluster.settings import Paths
 
 NONROOT = 65532
 # Which packages run from which of Pierhead's images, by the folders that hold them.
-PACKAGES = {"operator": ("operator", "api"), "server": ("server",)}
+PACKAGES = {"operator": ("operator", "api"), "server": ("server",), "server-openvino": ("server",)}
+# Those that are made of a stage of another one's Dockerfile.
+TARGETS = {"server-openvino": ("server", "openvino")}
 PAUSE_FLAGS = ("-Os", "-static", f"-DVERSION=v{settings.KUBERNETES_VERSION}")
 
 
@@ -62,6 +64,11 @@ def build_operator(paths: Paths | None = None) -> str:
 def build_server(paths: Paths | None = None) -> str:
     """Builds and pushes the model server's image from the working tree; returns its reference."""
     return _build_pierhead_image(paths, "server")
+
+
+def build_server_openvino(paths: Paths | None = None) -> str:
+    """Builds and pushes the model server's image without PyTorch from the working tree; returns its reference."""
+    return _build_pierhead_image(paths, "server-openvino")
 
 
 def verify_operator(paths: Paths | None = None) -> str:
@@ -105,9 +112,10 @@ def make_envoy_image() -> Image:
 
 
 def make_pierhead_image(name: str, repository: Path = settings.REPOSITORY) -> Image:
-    """`operator` or `server`: the dependencies of its lock file and the code of the working tree."""
+    """`operator`, `server` or `server-openvino`: the dependencies of its lock file and the code of the working tree."""
+    dockerfile, _ = TARGETS.get(name, (name, None))
     files = [
-        repository / f"Dockerfile.{name}",
+        repository / f"Dockerfile.{dockerfile}",
         repository / ".dockerignore",
         repository / "LICENSE",
         # A release before this one has fewer.
@@ -182,5 +190,6 @@ def _build_envoy(paths: Paths, image: Image, _folder: Path) -> Build:
 
 
 def _build_pierhead(repository: Path, paths: Paths, image: Image, _folder: Path) -> Build:
-    dockerfile = repository / f"Dockerfile.{image.name}"
-    return Build(image.reference, dockerfile, repository, {"BASE_IMAGE": base_image.ensure(paths)}, timestamp=0)
+    name, target = TARGETS.get(image.name, (image.name, None))
+    arguments = {"BASE_IMAGE": base_image.ensure(paths)}
+    return Build(image.reference, repository / f"Dockerfile.{name}", repository, arguments, timestamp=0, target=target)

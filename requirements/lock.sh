@@ -11,6 +11,8 @@ compile() {
 uv=$1
 compile operator --extra operator --extra api pyproject.toml
 compile server --extra server pyproject.toml
+# The image without PyTorch has the versions of the one with it.
+compile server-openvino --extra server-openvino --constraints requirements/server.txt pyproject.toml
 compile dev --extra operator --extra api --extra server --extra dev pyproject.toml
 # The peers of bench/server run with the versions that the server runs with.
 compile bench-litserve --extra server --extra bench-litserve --constraints requirements/dev.txt pyproject.toml

@@ -38,7 +38,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: os._exit(terminated))
     launched = launch() if arguments.command in ("serve", "batch") else None
     # Imported here, beside torch: `--help` needs none of it.
-    from pierhead_server.errors import StartupError
+    from pierhead_server.devices import has_torch
+    from pierhead_server.errors import SettingsInvalidError, StartupError
     from pierhead_server.logs import configure_logging
     from pierhead_server.settings import TERMINATION_LOG, load_settings
 
@@ -47,6 +48,8 @@ def main() -> None:
         settings = load_settings(**_given(arguments))
         termination_log = settings.termination_log
         configure_logging(level=settings.log_level, json=settings.log_format == "json")
+        if arguments.command in ("compile", "convert") and not has_torch():
+            raise SettingsInvalidError(f"{arguments.command} needs PyTorch: run it in the image that has it")
         if arguments.command == "compile":
             from pierhead_server.forkserver import compile_beside
 

@@ -29,7 +29,8 @@ RESTRICTED = {
 def _find_image(name):
     if name == "operator":
         return SYSTEM.get("deployment", OPERATOR)["spec"]["template"]["spec"]["containers"][0]["image"]
-    return yaml.safe_load(SYSTEM.get("configmap", OPERATOR)["data"]["operator.yaml"])["server"]["image"]
+    server = yaml.safe_load(SYSTEM.get("configmap", OPERATOR)["data"]["operator.yaml"])["server"]
+    return server["openvinoImage" if name == "server-openvino" else "image"]
 
 
 def _read_lock(name):
@@ -37,7 +38,7 @@ def _read_lock(name):
     return dict(re.findall(r"^([\w.-]+)==([^\s;]+)", text, re.MULTILINE))
 
 
-@pytest.mark.parametrize("name", ["operator", "server"])
+@pytest.mark.parametrize("name", ["operator", "server", "server-openvino"])
 def test_image_runs_without_rights_and_tells_what_it_is_made_of(kubectl, name):
     container = {
         "name": "ask",

@@ -72,6 +72,22 @@ def test_key_stays_for_what_does_not_go_in(repository):
     assert images.make_pierhead_image("operator", repository).key == before
 
 
+def test_server_without_torch_is_a_target_of_the_same_dockerfile(repository, monkeypatch):
+    for name in ("Dockerfile.server", "requirements/server-openvino.txt", "server/pierhead_server/a.py"):
+        (repository / name).parent.mkdir(parents=True, exist_ok=True)
+        (repository / name).write_text("x\n")
+    small, large = (images.make_pierhead_image(name, repository) for name in ("server-openvino", "server"))
+    (repository / "requirements/server.txt").write_text("torch==2\n")
+    assert images.make_pierhead_image("server-openvino", repository).key == small.key != large.key
+    (repository / "requirements/server-openvino.txt").write_text("openvino==2\n")
+    assert images.make_pierhead_image("server-openvino", repository).key != small.key
+    monkeypatch.setattr(images.base_image, "ensure", lambda _: "base")
+    build = small.build(Paths(Path("/c")), small, Path("/none"))
+    assert (build.dockerfile.name, build.target) == ("Dockerfile.server", "openvino")
+    assert "--target=openvino" in buildah.build_command(Paths(Path("/c")), build, [])
+    assert large.build(Paths(Path("/c")), large, Path("/none")).target is None
+
+
 def test_images_of_programs_follow_their_tool():
     image = images.make_go_image(go_build.COREDNS)
     assert image.name == "coredns"

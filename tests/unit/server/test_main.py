@@ -58,6 +58,19 @@ def test_what_cannot_be_done_is_one_line(arguments, line):
     assert "Traceback" not in ended.stderr
 
 
+@pytest.mark.parametrize("command", [("compile", "--model", "/"), ("convert", "/", "/nowhere/artifact")])
+def test_commands_that_need_torch_say_so_where_it_is_not(command, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("pierhead_server.devices.has_torch", lambda: False)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    monkeypatch.setattr("pierhead_server.logs.configure_logging", lambda **_: None)
+    monkeypatch.setattr("sys.argv", ["pierhead-server", *command])
+    monkeypatch.setenv("PIERHEAD_TERMINATION_LOG", str(tmp_path / "none"))
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 1
+    assert f"SettingsInvalid: {command[0]} needs PyTorch: run it in the image that has it" in capsys.readouterr().err
+
+
 def test_folder_is_served_by_its_name_whatever_the_environment_says(obedient_folder, tmp_path):
     shutil.copytree(obedient_folder, tmp_path / "my model")
     environment = make_environment(
