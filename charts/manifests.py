@@ -31,6 +31,7 @@ def render(helm: Path) -> str:
     argv = [str(helm), "template", "pierhead", str(_CHART), "--namespace", NAMESPACE, "--no-hooks"]
     for name in ("operator", "server"):
         argv += ["--set", f"{name}.image={REGISTRY}/pierhead/{name}:{_find_version()}"]
+    argv += ["--set", f"server.openvinoImage={REGISTRY}/pierhead/server-openvino:{_find_version()}"]
     text = subprocess.run(argv, stdout=subprocess.PIPE, text=True, timeout=60, check=True).stdout
     return _HEADER + _HELMS.sub("", text)
 

@@ -48,6 +48,7 @@ class Target:
     url: str
     storage_env: Mapping[str, str]
     private_gateway: tuple[str, str] | None = None
+    openvino_image: str = ""  # of versions with runtime OpenVINO; server_image has them where it is empty
     envoy_gateway: bool = False  # whether the Gateway is Envoy Gateway's
 
     def kubectl(self, *arguments: str, timeout: float = 60) -> str:
@@ -69,6 +70,7 @@ def make_values(target: Target) -> dict[str, Any]:
         "machines": {"machineTypes": {name: {"resources": SERVER_RESOURCES} for name in SMALL_MACHINES}},
         "server": {
             "image": target.server_image,
+            "openvinoImage": target.openvino_image,
             "env": [{"name": key, "value": value} for key, value in target.storage_env.items()],
             # A test has an S3 of its own.
             "allowedEnv": ["AWS_ENDPOINT_URL"],
@@ -97,6 +99,7 @@ def find_local(*, metrics: bool = False) -> Target:
         environment={**os.environ, **cluster.make_variables(os.environ.get("PATH", ""))},
         operator_image=images.build_operator(),
         server_image=images.build_server(),
+        openvino_image=images.build_server_openvino(),
         gateway=("pierhead-system", "pierhead"),
         url=cluster.gateway_url,
         storage_env={"STORAGE_EMULATOR_HOST": settings.STORAGE_URL_IN_CLUSTER},

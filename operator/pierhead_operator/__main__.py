@@ -194,9 +194,9 @@ def main() -> None:
     logs.configure_logging(json=arguments.log_format == "json")
     lost = False
     try:
-        # In a variable of its own, where Kustomize finds it to replace it.
-        image = os.environ.get("PIERHEAD_SERVER_IMAGE")
-        asyncio.run(run(operator_settings.load(arguments.config, image)))
+        # In variables of their own, where Kustomize finds them to replace them.
+        images = (os.environ.get(f"PIERHEAD_{name}_IMAGE") for name in ("SERVER", "OPENVINO"))
+        asyncio.run(run(operator_settings.load(arguments.config, *images)))
     except* LeaseLostError as group:
         logger.error("ends: %s", "; ".join(str(error) for error in group.exceptions))
         lost = True

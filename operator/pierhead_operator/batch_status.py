@@ -13,6 +13,7 @@ from pierhead_operator.resources import Manifest
 from pierhead_operator.resources.batch import is_queued, renew_value
 from pierhead_operator.status import (
     READY,
+    REASON_ACCELERATOR_NOT_USED,
     REASON_ARTIFACT_INVALID,
     REASON_ARTIFACT_NOT_FOUND,
     REASON_ARTIFACT_UNREACHABLE,
@@ -63,6 +64,7 @@ _CODES = {
     REASON_INPUT_INVALID: 3,
     REASON_ARTIFACT_INVALID: 3,
     REASON_MACHINE_UNKNOWN: 3,
+    REASON_ACCELERATOR_NOT_USED: 3,
     REASON_OVERRIDE_NOT_ALLOWED: 3,
     REASON_SPEC_TOO_LARGE: 3,
     REASON_INVALID: 3,
@@ -76,7 +78,13 @@ _CODES = {
 }
 _UNKNOWN_CODE = 13
 # No worker was made, and none will be: who waits for the job's end shall not wait forever.
-_HOPELESS = (REASON_MACHINE_UNKNOWN, REASON_OVERRIDE_NOT_ALLOWED, REASON_SPEC_TOO_LARGE, REASON_INVALID)
+_HOPELESS = (
+    REASON_MACHINE_UNKNOWN,
+    REASON_ACCELERATOR_NOT_USED,
+    REASON_OVERRIDE_NOT_ALLOWED,
+    REASON_SPEC_TOO_LARGE,
+    REASON_INVALID,
+)
 _INDEX = "batch.kubernetes.io/job-completion-index"
 _MOST_FAILURES = 10
 _STARTING = Finding(REASON_PENDING, "the workers start")

@@ -27,9 +27,11 @@ from pierhead_operator.resources import (
     explain_overrides,
     find_limits,
     is_owned,
+    select_image,
     selector,
     serving_kinds,
     unknown_machine,
+    unused_devices,
 )
 from pierhead_operator.routing import Split
 from pierhead_operator.scaling import judge_scaling
@@ -37,6 +39,7 @@ from pierhead_operator.schema import Resource, Status
 from pierhead_operator.settings import OperatorSettings
 from pierhead_operator.status import (
     AVAILABLE,
+    REASON_ACCELERATOR_NOT_USED,
     REASON_ACCESS_NOT_OFFERED,
     REASON_ENDPOINT_NOT_FOUND,
     REASON_MACHINE_UNKNOWN,
@@ -161,7 +164,8 @@ class Reconciler:
         if serving:
             serving = pinning.pin(serving, before.deployment)
         refused = explain_version(dm.status.versions, model, version)
-        refused = refused or explain_machine(dm.spec.machine_spec, serving.settings if serving else self.settings)
+        present = serving.settings if serving else self.settings
+        refused = refused or explain_machine(dm.spec.machine_spec, serving.version if serving else None, present)
         refused = refused or explain_pods(dm.spec.pod_overrides, self.settings)
         problem = explain_references(dm, model, version, endpoint) or refused
         if refused:
@@ -486,10 +490,12 @@ def explain_version(ran: Sequence[VersionRecord], model: Model | None, version: 
     return Finding(REASON_VERSION_CHANGED, message) if message else None
 
 
-def explain_machine(machine: MachineSpec, settings: OperatorSettings) -> Finding | None:
-    """A machine that the installation does not know."""
-    message = unknown_machine(machine, settings)
-    return Finding(REASON_MACHINE_UNKNOWN, message) if message else None
+def explain_machine(machine: MachineSpec, version: ModelVersion | None, settings: OperatorSettings) -> Finding | None:
+    """A machine that the installation does not know, or whose accelerators the version would make no use of."""
+    if message := unknown_machine(machine, settings):
+        return Finding(REASON_MACHINE_UNKNOWN, message)
+    message = unused_devices(machine, version, settings) if version else None
+    return Finding(REASON_ACCELERATOR_NOT_USED, message) if message else None
 
 
 def explain_pods(overrides: PodOverrides, settings: OperatorSettings) -> Finding | None:
@@ -512,4 +518,6 @@ def make_serving(
 ) -> Serving | None:
     """The DeployedModel with what it resolves to; None where it does not, and what runs is left as it is."""
     found = model.spec.version(version) if model else None
-    return Serving(dm, model, found, settings, endpoint, find_limits(endpoint)) if model and found else None
+    if model is None or found is None:
+        return None
+    return Serving(dm, model, found, select_image(found, settings), endpoint, find_limits(endpoint))

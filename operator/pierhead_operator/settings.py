@@ -29,6 +29,10 @@ class ServerSettings(_Settings):
     """The pods that serve models."""
 
     image: str
+    openvino_image: str | None = Field(
+        None,
+        description="For versions with runtime OpenVINO, an image without PyTorch; `image` if left out.",
+    )
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
     env: list[Annotated[dict[str, Any], AfterValidator(_check_variable)]] = Field(
         default_factory=list, description="Kubernetes EnvVars that every pod is given."
@@ -182,12 +186,13 @@ class OperatorSettings(_Settings):
     network_policy: NetworkPolicySettings | None = Field(None, description="Without it, no NetworkPolicy is made.")
 
 
-def load(path: Path, server_image: str | None = None) -> OperatorSettings:
+def load(path: Path, server_image: str | None = None, openvino_image: str | None = None) -> OperatorSettings:
     """The settings in a YAML file; raises pydantic.ValidationError with the key that is wrong.
 
-    `server_image` counts before the file's `server.image`.
+    `server_image` counts before the file's `server.image`, `openvino_image` before its `server.openvinoImage`.
     """
     data = yaml.safe_load(path.read_text())
-    if server_image:
-        data["server"]["image"] = server_image
+    for key, image in (("image", server_image), ("openvinoImage", openvino_image)):
+        if image:
+            data["server"][key] = image
     return OperatorSettings.model_validate(data)

@@ -64,6 +64,7 @@ REASON_DEPLOYED_MODEL_NOT_FOUND = "DeployedModelNotFound"  # the split names wha
 REASON_TRAFFIC_SPLIT_MISSING = "TrafficSplitMissing"  # several DeployedModels and no split
 REASON_TOO_MANY_DEPLOYED_MODELS = "TooManyDeployedModels"  # more get weight than the provider's rule can lead to
 REASON_MACHINE_UNKNOWN = "MachineUnknown"  # the installation knows no such machineType or acceleratorType
+REASON_ACCELERATOR_NOT_USED = "AcceleratorNotUsed"  # the version's runtime is OpenVINO, and the machine has devices
 REASON_OVERRIDE_NOT_ALLOWED = "OverrideNotAllowed"  # podOverrides says what is not the author's to say
 REASON_ACCESS_NOT_OFFERED = "AccessNotOffered"  # access Private, and the installation has no gateway for it
 REASON_SPEC_TOO_LARGE = "SpecTooLarge"  # BatchPredictionJob: more addresses than a worker can be told
@@ -122,6 +123,7 @@ _PROGRESS_REASONS = (
 # What no waiting mends. A reference that is missing may be on its way in the same commit, an image or a node may come.
 _STALLING_REASONS = (
     REASON_MACHINE_UNKNOWN,
+    REASON_ACCELERATOR_NOT_USED,
     REASON_TOO_MANY_DEPLOYED_MODELS,
     REASON_OVERRIDE_NOT_ALLOWED,
     REASON_VERSION_CHANGED,

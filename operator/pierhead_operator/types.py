@@ -19,6 +19,7 @@ Name = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[a-z0-9]([-a
 Alias = Annotated[str, Field(min_length=2, max_length=128, pattern=r"^[a-z][a-zA-Z0-9-]{0,126}[a-z0-9]$")]
 DisplayName = Annotated[str, Field(max_length=128)]
 Percent = Annotated[int, Field(ge=0, le=100)]
+Runtime = Literal["PyTorch", "OpenVINO"]
 
 
 # --- Model -----------------------------------------------------------------------------------------------------------
@@ -64,6 +65,18 @@ class ModelVersion(ApiObject):
             " a compiled form beside the program."
         ),
     )
+    runtime: Runtime = Field(
+        "PyTorch",
+        description=(
+            "What computes the artifact: PyTorch serves every format, on CPUs and GPUs; OpenVINO serves artifacts of"
+            " format openvino on CPUs, from an image without PyTorch."
+        ),
+        # By itself: it always has a value, that of an object which was written before it was there, too.
+        json_schema_extra={
+            "maxLength": 8,  # of which the API server sees what the rule costs
+            **rule(("self == oldSelf", "a written version never changes: add a new version with this runtime")),
+        },
+    )
 
 
 class ModelSpec(ApiObject):
@@ -105,6 +118,7 @@ class VersionRecord(ApiObject):
     artifact_uri: str = Field(description="Its artifact.")
     digest: str | None = Field(None, description="The artifact's digest, if it had one.")
     allow_code: bool = Field(False, description="Whether code inside the artifact might run.")
+    runtime: Runtime = Field("PyTorch", description="What computed it.")
 
 
 class ModelStatus(Status):

@@ -17,7 +17,11 @@ MOST_RUN = 16
 def make_record(version: ModelVersion) -> VersionRecord:
     """What a version is."""
     return VersionRecord(
-        name=version.name, artifact_uri=version.artifact_uri, digest=version.digest, allow_code=version.allow_code
+        name=version.name,
+        artifact_uri=version.artifact_uri,
+        digest=version.digest,
+        allow_code=version.allow_code,
+        runtime=version.runtime,
     )
 
 
@@ -81,4 +85,5 @@ def explain_version(model: Model, version: ModelVersion, ran: Sequence[VersionRe
 
 def _describe(record: VersionRecord) -> str:
     digest = f" of {record.digest}" if record.digest else ""
-    return f"{record.artifact_uri}{digest}{', whose code may run' if record.allow_code else ''}"
+    runtime = "" if record.runtime == "PyTorch" else f" with runtime {record.runtime}"
+    return f"{record.artifact_uri}{digest}{runtime}{', whose code may run' if record.allow_code else ''}"

@@ -112,7 +112,7 @@ ROWS = {
     )},
     # What somebody must mend.
     **{reason: (_deployed_model(reason), DEGRADED) for reason in (
-        "MachineUnknown", "NotOwned", "ArtifactNotFound", "ArtifactInvalid", "OutOfMemory", "ModelProcessDied",
+        "MachineUnknown", "AcceleratorNotUsed", "NotOwned", "ArtifactNotFound", "ArtifactInvalid", "OutOfMemory", "ModelProcessDied",
         "ModelProcessDies", "CrashLooping", "SettingsInvalid",
     )},
     "endpoint": (_endpoint({"a": 100}, {"a": 100}, "a"), HEALTHY),

@@ -58,6 +58,7 @@ def test_images_are_set_by_kustomize(kubectl):
     environment = {one["name"]: one.get("value") for one in container["env"]}
     assert container["image"] == "registry.example.com/pierhead/operator:0.2.0"
     assert environment["PIERHEAD_SERVER_IMAGE"] == "registry.example.com/pierhead/server:0.2.0"
+    assert environment["PIERHEAD_OPENVINO_IMAGE"] == "registry.example.com/pierhead/server-openvino:0.2.0"
 
 
 def test_health_check_comes_beside_what_argo_cd_has(kubectl):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from pierhead_operator.resources.objects import Manifest
 from pierhead_operator.settings import OperatorSettings
-from pierhead_operator.types import MachineSpec
+from pierhead_operator.types import MachineSpec, ModelVersion
 
 # Names of accelerators begin alike: what is less alike than this is another one.
 _ALIKE = 0.8
@@ -24,9 +24,15 @@ class Machine:
     @property
     def computes_on_cpu(self) -> bool:
         """Whether it asks for CPUs, and for no device."""
+        return any("cpu" in amounts for amounts in self.resources.values()) and not self.devices
+
+    @property
+    def devices(self) -> list[str]:
+        """The devices that it asks for: resources and claims, by their names."""
         asked = {name for amounts in self.resources.values() for name in amounts}
         # The resources of devices are named DOMAIN/NAME, Kubernetes' own are not.
-        return "cpu" in asked and not self.resource_claims and not any("/" in name for name in asked)
+        claims = [claim.get("name", "") for claim in self.resource_claims]
+        return sorted(name for name in asked if "/" in name) + claims
 
 
 def compute_machine(spec: MachineSpec, settings: OperatorSettings) -> Machine:
@@ -61,6 +67,25 @@ def unknown_machine(spec: MachineSpec, settings: OperatorSettings) -> str | None
         if name and name not in known
     ]
     return "; ".join(problems) or None
+
+
+def unused_devices(spec: MachineSpec, version: ModelVersion, settings: OperatorSettings) -> str | None:
+    """Why a version makes no use of the devices of a machine that is known; None where it does, or there are none."""
+    devices = compute_machine(spec, settings).devices
+    if version.runtime != "OpenVINO" or not devices:
+        return None
+    return (
+        f"dedicatedResources.machineSpec: the machine has {', '.join(devices)}, and version {version.name} has runtime"
+        " OpenVINO, which computes on CPUs: take the devices out, or name a version with runtime PyTorch"
+    )
+
+
+def select_image(version: ModelVersion, settings: OperatorSettings) -> OperatorSettings:
+    """The settings with the server's image that computes a version."""
+    server = settings.server
+    if version.runtime != "OpenVINO" or not server.openvino_image:
+        return settings
+    return settings.model_copy(update={"server": server.model_copy(update={"image": server.openvino_image})})
 
 
 def _suggest(name: str, known: list[str]) -> str:

@@ -304,7 +304,7 @@ def released(tmp_path_factory):
 
 
 # What came after it, or has nothing to do with pods.
-NOT_OF_PODS = {"batch": True, "network_policy": True, "routing": True, "server": {"allowed_env"}}
+NOT_OF_PODS = {"batch": True, "network_policy": True, "routing": True, "server": {"allowed_env", "openvino_image"}}
 
 
 def _describe(serving, live):

@@ -74,6 +74,7 @@ FIELDS = {
     "Model.versions[].artifactUri": ("gs://models/photos/other", False),
     "Model.versions[].digest": ("sha256:" + "1" * 64, False),
     "Model.versions[].allowCode": (True, False),
+    "Model.versions[].runtime": ("OpenVINO", False),
     "Endpoint.displayName": ("Photographs", False),
     "Endpoint.description": ("Of cats", False),
     "Endpoint.trafficSplit": ({"photos-1": 50, "photos-2": 50}, False),
@@ -496,8 +497,8 @@ SERVER = {
     "artifactCacheBytes": 1000,
     "resources": {"requests": {"cpu": "2"}},
 }
-# What their authors may ask for.
-ALLOWED = {"allowedEnv": ["MYAPP_*"]}
+# What their authors may ask for; and the image of pods of another runtime.
+ALLOWED = {"allowedEnv": ["MYAPP_*"], "openvinoImage": "pierhead/server-openvino:new"}
 CLASSES = {
     "machineTypes": {"small": {"nodeSelector": {"size": "tiny"}}},
     "acceleratorTypes": {"NVIDIA_L4": {"resource": "nvidia.com/l4"}},

@@ -14,6 +14,18 @@ def test_server_image_is_the_variables_where_there_is_one(tmp_path):
     assert settings.load(file).server.image == "in-the-file"
 
 
+def test_image_without_torch_is_the_variables_where_there_is_one(tmp_path):
+    file = tmp_path / "operator.yaml"
+    file.write_text("server: {image: large, openvinoImage: in-the-file}\n")
+    assert settings.load(file).server.openvino_image == "in-the-file"
+    assert (
+        settings.load(file, None, "registry.example.com/small:1").server.openvino_image
+        == "registry.example.com/small:1"
+    )
+    file.write_text("server: {image: large}\n")
+    assert settings.load(file).server.openvino_image is None
+
+
 def test_more_locations_than_a_rule_takes_are_refused_with_the_number():
     others = [f"us-central{number}" for number in range(10)]
     with pytest.raises(ValidationError, match=r"otherLocations\n.*at most 9 .*, not 10"):
