@@ -57,8 +57,8 @@ Swish Tan Tanh Tile TopK Transpose Unsqueeze VariadicSplit
 _OPERATORS = frozenset(_NAMES.split())
 _STATES = frozenset({"Assign", "ReadValue"})
 _BEGIN = re.compile(r"\ufeff?\s*<(\?xml|net)\b")
-# Whatever a reader of XML takes for it, and more.
-_TYPE = re.compile(r"""\btype\s*=\s*(?:"([^"]*)"|'([^']*)')""")
+# Whatever a reader of XML takes for it, and more; none hides another one.
+_TYPE = re.compile(r"""\btype\s*=\s*(?="([^"]*)"|'([^']*)')""")
 
 
 @dataclass(frozen=True)
@@ -322,9 +322,10 @@ def _take_pictures(network: Any, config: OpenvinoProgram) -> Any:
     steps = PrePostProcessor(network)
     steps.input().tensor().set_element_type(openvino.Type.u8).set_layout(openvino.Layout("NHWC"))
     steps.input().model().set_layout(openvino.Layout("NCHW"))
-    steps.input().preprocess().convert_element_type(openvino.Type.f32).mean([255 * value for value in how.mean]).scale(
-        [255 * value for value in how.std]
-    )
+    given = steps.input().preprocess()
+    # The layout first, which moves nothing: behind the other steps it takes a quarter of a small network's time.
+    given.convert_layout(openvino.Layout("NCHW")).convert_element_type(openvino.Type.f32)
+    given.mean([255 * value for value in how.mean]).scale([255 * value for value in how.std])
     output = steps.output().postprocess().convert_element_type(openvino.Type.f32)
     if config.activation != "none":
         output.custom(activations[config.activation])

@@ -151,6 +151,22 @@ def test_precision_that_the_cpu_lacks_is_told(monkeypatch, caplog):
     assert "this CPU has none" in caplog.text
 
 
+def test_weights_in_half_precision_are_taken(tmp_path):
+    """As OpenVINO's own tools store them."""
+    folder = write_artifact(tmp_path / "artifact", make_classifier())
+    openvino.save_model(make_classifier(), folder / "model.xml", compress_to_fp16=True)
+    given = synthetic_pictures(3, SIDE)
+    expected = compute_classifier(np.stack(given), Preprocessing())
+    assert serve(folder).runner(given) == pytest.approx(expected, abs=2e-2)
+
+
+def test_inputs_of_another_kind_than_float32_are_told(tmp_path):
+    pictures = ops.parameter([-1, 3, SIDE, SIDE], np.uint8)
+    means = ops.reduce_mean(ops.convert(pictures, "f32"), ops.constant([2, 3]), keep_dims=False)
+    folder = write_artifact(tmp_path, openvino.Model([means], [pictures], "bytes"))
+    assert "preprocessing.crop: the program takes uint8, and model.yaml says float32" in refuse(folder)
+
+
 # What is refused
 
 
@@ -244,6 +260,7 @@ def test_rows_that_depend_on_each_other_are_told(tmp_path):
         ),
         (change("Convolution", "Nonsense"), "Nonsense, whose indices OpenVINO does not check: set allowCode"),
         (change('type="ReLU"', "type='&#82;eLU'"), "&#82;eLU, whose indices OpenVINO does not check"),
+        (change('type="ReLU"', 'name=\'type="Add\' type="If"'), " If, whose indices OpenVINO does not check"),
         (change('type="ReLU"', "type\n= 'ReadValue'"), "has ReadValue: a state would pass from one request to"),
     ],
 )
