@@ -266,6 +266,8 @@ REFUSED_AT_UPDATE = {
         MODEL, changed(MODEL, "spec.versions.0.digest", "sha256:" + "b" * 64), "a written version never changes"),
     "code allowed afterwards": (
         MODEL, changed(MODEL, "spec.versions.0.allowCode", True), "a written version never changes"),
+    "another runtime": (
+        MODEL, changed(MODEL, "spec.versions.0.runtime", "OpenVINO"), "a written version never changes"),
     "endpoint": (DEPLOYED_MODEL, changed(DEPLOYED_MODEL, "spec.endpoint", "other"), "endpoint is immutable"),
     "model": (DEPLOYED_MODEL, changed(DEPLOYED_MODEL, "spec.model", "other"), "model is immutable"),
     "model of a job": (
@@ -298,6 +300,7 @@ TAKEN_AT_UPDATE = {
         MODEL,
         changed(MODEL, "spec.versions", [*MODEL["spec"]["versions"], {"name": "3", "artifactUri": "s3://m/3"},
                                          {"name": "4", "artifactUri": "az://m/4", "allowCode": True}])),
+    "the runtime that it had by default": (MODEL, changed(MODEL, "spec.versions.0.runtime", "PyTorch")),
     "code not allowed, as before": (MODEL, changed(MODEL, "spec.versions.0.allowCode", False)),
     "alias moved": (
         MODEL,
