@@ -44,7 +44,7 @@ dashboards: .venv/installed  ## charts/pierhead/files/dashboards from charts/das
 manifests: .venv/installed  ## config/default from the chart
 	$(PYTHON) -m charts.manifests config/default/pierhead.yaml
 
-images: .venv/installed  ## the image of the operator and the API, and the server's
+images: .venv/installed  ## the image of the operator and the API, and both of the server
 	$(PYTHON) -m cluster images
 
 cluster-up: preflight .venv/installed  ## a one-node Kubernetes on this machine

@@ -1,6 +1,7 @@
 """`pierhead-server convert`: an artifact of torch's becomes one of OpenVINO's, which is served without torch."""
 
 import logging
+import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +27,7 @@ from pierhead_server.config import (
 from pierhead_server.converted import NETWORK, Array, ConversionError, Order, choose_precision
 from pierhead_server.converting import Flat, Source, compare, compare_precision, convert
 from pierhead_server.eager import ClassifierModule
-from pierhead_server.errors import ArtifactInvalidError, ArtifactUnreachableError
+from pierhead_server.errors import ArtifactInvalidError, ArtifactUnreachableError, SettingsInvalidError
 from pierhead_server.fetch import fetch_artifact, first_line, open_store
 from pierhead_server.model import ClassifierFacts, LoadOptions, load_model
 from pierhead_server.openvino_network import ArtifactNetwork, find_other_operators, find_types
@@ -36,6 +37,7 @@ from pierhead_server.signature import TensorSpec
 logger = logging.getLogger(__name__)
 
 LABELS_FILE = "labels.txt"
+_ADDRESS = re.compile(r"(gs|s3|az)://[^/]+/.+")
 _ANY_PIXELS = 2**31  # of pictures that nobody sends
 _ONE_REQUEST_BYTES = 64 << 20  # of a file that is put into storage; a larger one goes in parts
 
@@ -50,6 +52,8 @@ class Converted:
 
 def run(settings: Settings, destination: str) -> None:
     """Convert the artifact that the settings name into a folder or an address, and tell of it. Raises StartupError."""
+    if "://" in destination and not _ADDRESS.fullmatch(destination):
+        raise SettingsInvalidError(f"DESTINATION: {destination}: must be a folder, or a path in gs://, s3:// or az://")
     source = fetch_artifact(
         settings.artifact_uri,
         Cache(settings.model_dir, settings.model_cache_bytes),

@@ -47,6 +47,14 @@ def test_wrong_arguments_are_told(arguments, message):
         ([], "SettingsInvalid: PIERHEAD_ARTIFACT_URI: Field required\n"),
         (["--model", "/no/such folder"], "ArtifactNotFound: file:///no/such%20folder: no such folder\n"),
         (["--model", "/", "--port", "99999"], "SettingsInvalid: PIERHEAD_PORT: "),
+        (
+            ["convert", "/tmp", "https://example.com/x"],
+            "SettingsInvalid: DESTINATION: https://example.com/x: must be a f",
+        ),
+        (
+            ["convert", "/tmp", "gs://models"],
+            "SettingsInvalid: DESTINATION: gs://models: must be a folder, or a path in",
+        ),
         (["convert", "gs:/x", "/tmp/x"], "ArtifactNotFound: file://"),
         (["compile", "--model", "/no/such/folder"], "ArtifactInvalid: model.yaml: missing: every artifact needs one\n"),
     ],
