@@ -75,16 +75,19 @@ class ArtifactNetwork:
     """An artifact's own network, for one thread.
 
     It is read and checked at once. `load` is for the process that computes, which reads it again: of a network that is
-    ready OpenVINO does not say that it survives a fork. Its weights are mapped both times.
+    ready OpenVINO does not say that it survives a fork. Its weights are mapped, and shared.
     """
 
     def __init__(self, folder: Path, config: OpenvinoProgram, classes: int | None, *, allow_code: bool) -> None:
         """`classes` of an image classifier. Raises ArtifactInvalidError."""
-        self._path = folder / config.program
+        path = folder / config.program
         self._config = config
         self._classes = classes
         self._request: Any = None
-        check_text(self._path, allow_code=allow_code)
+        # What was looked through is what is read, each time.
+        self._text = read_text(path)
+        check_operators(self._text, path.name, allow_code=allow_code)
+        self._weights = _map(path.with_suffix(".bin"))  # for as long as anything computes with them
         self._precision = choose_precision(config.precision)
         _, self.described = self._read()
 
@@ -113,7 +116,8 @@ class ArtifactNetwork:
         import openvino
 
         try:
-            network = openvino.Core().read_model(str(self._path))
+            weights = openvino.Tensor(self._weights, shared_memory=True)
+            network = openvino.Core().read_model(self._text, weights)
         except RuntimeError as error:
             raise self._refuse(f"OpenVINO cannot read it and its .bin: {tell(error)}") from error
         if self._classes is not None:
@@ -213,10 +217,9 @@ class ArtifactNetwork:
                 return
             for row in range(len(rows[0])):
                 alone = self([array[row : row + 1] for array in rows])
-                for one, other in zip(alone, together, strict=True):
-                    drift = measure_drift(one.astype(np.float32), other[row : row + 1].astype(np.float32))
-                    if drift > TOLERANCE and self._precision == "float32":
-                        raise self._refuse(f"it computes a row otherwise where others are beside it: {_FIX_BATCH}")
+                beside = [array[row : row + 1] for array in together]
+                if not all(map(_agree, alone, beside)) and self._precision == "float32":
+                    raise self._refuse(f"it computes a row otherwise where others are beside it: {_FIX_BATCH}")
         except (RuntimeError, ValueError) as error:
             raise self._refuse(f"it cannot compute a batch of {len(rows[0])}: {tell(error)}: {_FIX_BATCH}") from error
 
@@ -224,7 +227,11 @@ class ArtifactNetwork:
         if self._classes is not None:
             return [np.stack(synthetic_pictures(2, self._config.preprocessing.crop))]
         assert self._config.inputs is not None
-        return [make_zeros(entry, 2) for entry in self._config.inputs]
+        # A zero and ones, which any program takes that takes whole numbers.
+        rows = [make_zeros(entry, 3) for entry in self._config.inputs]
+        for array in rows:
+            array[1:] = 1
+        return rows
 
     def _check_shapes(self, outputs: Sequence[Array], count: int) -> None:
         for output, spec in zip(outputs, self.described.outputs, strict=True):
@@ -239,21 +246,50 @@ class ArtifactNetwork:
         return ArtifactInvalidError(f"program: {self._config.program}: {cause}")
 
 
+def _map(path: Path) -> Array:
+    """A file's bytes, which nothing writes to: OpenVINO asks for memory that could be written to."""
+    if not path.stat().st_size:
+        return np.zeros(0, dtype=np.uint8)  # of a network without weights
+    return np.memmap(path, dtype=np.uint8, mode="c")
+
+
+def _agree(one: Array, other: Array) -> bool:
+    """Whether they are the same numbers, and none at the same places."""
+    if one.shape != other.shape:
+        return False
+    numbers = np.isfinite(one)
+    if not np.array_equal(numbers, np.isfinite(other)):
+        return False
+    given, expected = (array[numbers].astype(np.float32) for array in (one, other))
+    return measure_drift(given, expected) <= TOLERANCE
+
+
 _FIX_BATCH = "make it with a dynamic batch dimension"
 
 
-def check_text(path: Path, *, allow_code: bool) -> None:
-    """Whether OpenVINO may read a file: a network in XML, of operators that are safe. Raises ArtifactInvalidError.
-
-    A text is looked through, and no second reader of XML is asked, which might see it otherwise: what the reader takes
-    for an operator's type stands in it as it is.
-    """
-    name = path.name
+def read_text(path: Path) -> str:
+    """A network's text. Raises ArtifactInvalidError for what is none."""
     if path.stat().st_size > _MOST_TEXT_BYTES:
         raise ArtifactInvalidError(
-            f"program: {name} has more than {_MOST_TEXT_BYTES} bytes: its weights belong into the .bin"
+            f"program: {path.name} has more than {_MOST_TEXT_BYTES} bytes: its weights belong into the .bin"
         )
-    kinds = find_types(path)
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError:
+        raise ArtifactInvalidError(f"program: {path.name} is no network of OpenVINO's: it is not UTF-8") from None
+    # Of any other beginning OpenVINO asks all of its readers, those of other frameworks, too.
+    if not _BEGIN.match(text) or "\0" in text:
+        raise ArtifactInvalidError(f"program: {path.name} is no network of OpenVINO's: save it by openvino.save_model")
+    return text
+
+
+def check_operators(text: str, name: str, *, allow_code: bool) -> None:
+    """Whether OpenVINO may read a network: whether its operators are safe. Raises ArtifactInvalidError.
+
+    The text is looked through, and no second reader of XML is asked, which might see it otherwise: what the reader
+    takes for an operator's type stands in it as it is.
+    """
+    kinds = find_types(text)
     if states := sorted(kinds & _STATES):
         raise ArtifactInvalidError(f"program: {name} has {states[0]}: a state would pass from one request to the next")
     if not allow_code and (others := find_other_operators(kinds)):
@@ -263,15 +299,8 @@ def check_text(path: Path, *, allow_code: bool) -> None:
         )
 
 
-def find_types(path: Path) -> set[str]:
-    """What may be the types of operators in a file's text. Raises ArtifactInvalidError for what is no network."""
-    try:
-        text = path.read_bytes().decode("utf-8")
-    except UnicodeDecodeError:
-        raise ArtifactInvalidError(f"program: {path.name} is no network of OpenVINO's: it is not UTF-8") from None
-    # Of any other beginning OpenVINO asks all of its readers, those of other frameworks, too.
-    if not _BEGIN.match(text) or "\0" in text:
-        raise ArtifactInvalidError(f"program: {path.name} is no network of OpenVINO's: save it by openvino.save_model")
+def find_types(text: str) -> set[str]:
+    """What may be the types of operators."""
     return {double or single for double, single in _TYPE.findall(text)}
 
 

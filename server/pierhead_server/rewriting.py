@@ -30,7 +30,7 @@ from pierhead_server.eager import ClassifierModule
 from pierhead_server.errors import ArtifactInvalidError, ArtifactUnreachableError, SettingsInvalidError
 from pierhead_server.fetch import fetch_artifact, first_line, open_store
 from pierhead_server.model import ClassifierFacts, LoadOptions, load_model
-from pierhead_server.openvino_network import ArtifactNetwork, find_other_operators, find_types
+from pierhead_server.openvino_network import ArtifactNetwork, find_other_operators, find_types, read_text
 from pierhead_server.settings import Settings
 from pierhead_server.signature import TensorSpec
 
@@ -139,7 +139,7 @@ def _convert_into(making: Path, artifact: Artifact) -> list[str]:
         raise
     except Exception as error:  # torch, OpenVINO and a stranger's model raise whatever makes them trip
         raise ArtifactInvalidError(f"the model cannot be converted: {first_line(error)}") from error
-    return find_other_operators(find_types(making / NETWORK))
+    return find_other_operators(find_types(read_text(making / NETWORK)))
 
 
 _TorchConfig = TorchvisionModel | ExportedProgram | TorchScriptProgram

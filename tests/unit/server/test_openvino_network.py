@@ -246,6 +246,56 @@ def test_rows_that_depend_on_each_other_are_told(tmp_path):
     assert "otherwise where others are beside it" in refuse(write_artifact(tmp_path, make_mixing()))
 
 
+def make_logarithm(mixing):
+    """A program for a batch of one that gives no number for a zero."""
+    value = ops.parameter([1, 2], np.float32, name="value")
+    logarithm = ops.log(value)
+    given = ops.add(logarithm, ops.reduce_sum(value, ops.constant([0]), keep_dims=True)) if mixing else logarithm
+    return openvino.Model([given], [value], "logarithm")
+
+
+@pytest.mark.parametrize("mixing", [False, True])
+def test_rows_that_are_no_numbers_are_compared_too(tmp_path, mixing):
+    text = "format: openvino\nprogram: model.xml\ninputs: [{name: value, shape: [2]}]\n"
+    folder = write_artifact(tmp_path, make_logarithm(mixing), text)
+    if mixing:
+        assert "otherwise where others are beside it" in refuse(folder)
+    else:
+        assert predict(serve(folder), instances([1.0, 1.0])) == [[[0.0, 0.0]]]
+
+
+def test_network_without_weights_is_taken(tmp_path):
+    value = ops.parameter([-1, 2], np.float32, name="value")
+    text = "format: openvino\nprogram: model.xml\ninputs: [{name: value, shape: [2]}]\n"
+    folder = write_artifact(tmp_path, openvino.Model([ops.relu(value)], [value], "relu"), text)
+    (folder / "model.bin").write_bytes(b"")
+    assert predict(serve(folder), instances([-1.0, 1.0])) == [[[0.0, 1.0]]]
+
+
+def test_text_that_was_looked_through_is_what_workers_read(folder):
+    loaded = load(folder)
+    (folder / "model.xml").write_text("another one")
+    assert loaded.load().form == "compiled"
+
+
+def test_weights_are_shared_by_processes(tmp_path):
+    """They are mapped: a process's own memory grows by little of them."""
+    weights = np.random.default_rng(0).normal(size=(64 << 20) // 4).astype(np.float32).reshape(1, -1)
+    value = ops.parameter([-1, 1], np.float32, name="value")
+    total = ops.reduce_sum(ops.multiply(ops.constant(weights), value), ops.constant([1]), keep_dims=True)
+    text = "format: openvino\nprogram: model.xml\ninputs: [{name: value, shape: [1]}]\n"
+    folder = write_artifact(tmp_path, openvino.Model([total], [value], "large"), text)
+    code = (
+        "import pathlib, re; from pierhead_server.artifact import read_artifact;"
+        "from pierhead_server.model import LoadOptions, load_model; import openvino;"
+        "own = lambda: int(re.search(r'Anonymous: +(\\d+)', open('/proc/self/smaps_rollup').read())[1]);"
+        f"artifact = read_artifact(pathlib.Path({str(folder)!r})); before = own();"
+        "loaded = load_model(artifact, LoadOptions(10**6)); print(own() - before)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(ended.stdout) < 32 << 10
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
