@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 
 from pierhead_server.artifact import WARMUP_FILE, Artifact, read_artifact
-from pierhead_server.config import CustomPredictor, ImageInput, ModelConfig, TorchvisionModel
+from pierhead_server.config import CustomPredictor, ImageInput, ModelConfig, OpenvinoProgram, TorchvisionModel
 from pierhead_server.converted import Array, ConversionError, Network, Precision
 from pierhead_server.errors import ApiError, ArtifactInvalidError, InvalidArgumentError, StartupError
 from pierhead_server.images import bound_pillow
@@ -72,6 +72,12 @@ def _check(folder: Path, images: Path | None, settings: Settings) -> Iterator[st
     artifact = read_artifact(folder)
     if isinstance(artifact.config, CustomPredictor):
         yield "A custom predictor computes as its code says: it has one form, and no precision to choose."
+        return
+    if isinstance(artifact.config, OpenvinoProgram):
+        loaded = load_model(artifact, LoadOptions(settings.max_image_pixels, settings.allow_code))
+        assert loaded.load is not None
+        loaded.load()
+        yield "A network of OpenVINO's has one form: check the artifact that it was converted from."
         return
     if images and not takes_pictures(artifact.config):
         raise _UsageError("argument --images: the model takes more than a picture: put a sample into warmup.json")

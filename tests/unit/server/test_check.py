@@ -16,6 +16,7 @@ from pierhead_server.precisions import ENOUGH_SAMPLES, Agreement, Checked, Measu
 from pierhead_server.settings import load_settings
 
 from tests.unit.server.conftest import run
+from tests.unit.server.openvino_artifacts import make_classifier, write_artifact
 from tests.unit.server.pictures import encode, picture, write_obedient_artifact
 
 PAGE = (Path(__file__).parents[3] / "docs" / "model-server.md").read_text()
@@ -326,3 +327,14 @@ def test_page_shows_the_columns_that_there_are():
     assert head.split() == make_table(checked())[0].split()
     for form in ("first form", "float32", "bfloat16", "float16"):
         assert f"\n{form} " in shown
+
+
+def test_network_of_openvinos_is_loaded_and_has_one_form(tmp_path):
+    folder = write_artifact(tmp_path / "artifact", make_classifier())
+    ended = run("check", folder)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout.startswith(
+        "A network of OpenVINO's has one form: check the artifact that it was converted from"
+    )
+    write_artifact(folder, make_classifier(classes=4))
+    assert run("check", folder).returncode == 1
