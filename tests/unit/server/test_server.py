@@ -731,12 +731,12 @@ def make_settings(monkeypatch):
         (1, {"device": "cuda"}, 1, "cuda"),
     ],
 )
-def test_pool_is_as_large_as_the_machine(make_settings, monkeypatch, gpus, given, workers, device):
+def test_pool_is_as_large_as_the_machine(make_settings, monkeypatch, torchvision_folder, gpus, given, workers, device):
     monkeypatch.setattr("pierhead_server.serve.count_gpus", lambda: gpus)
     settings = make_settings(**given, queue_size=5, predict_timeout_seconds=2.5)
     pool = make_pool(settings)
     assert (pool.workers, pool.device, pool.queue_size, pool.answer_seconds) == (workers, device, 5, 2.5)
-    assert make_load(settings, Path("/")).device == device
+    assert make_load(settings, torchvision_folder).device == device
 
 
 def test_goal_for_latency_says_how_long_a_batch_waits(make_settings):
