@@ -1,5 +1,6 @@
 """`pierhead-server convert`: an artifact of torch's becomes one of OpenVINO's, which is served without torch."""
 
+import asyncio
 import logging
 import re
 import tempfile
@@ -11,8 +12,12 @@ from typing import Any
 import numpy as np
 import openvino
 import yaml
+from prometheus_client import CollectorRegistry
 
 from pierhead_server.artifact import WARMUP_FILE, Artifact, compute_digest, read_artifact
+from pierhead_server.batch.errors import OutputNotWritableError, RefusedError
+from pierhead_server.batch.pulse import Pulse
+from pierhead_server.batch.storage import Storage
 from pierhead_server.cache import Cache
 from pierhead_server.config import (
     MODEL_FILE,
@@ -28,7 +33,7 @@ from pierhead_server.converted import NETWORK, Array, ConversionError, Order, ch
 from pierhead_server.converting import Flat, Source, compare, compare_precision, convert
 from pierhead_server.eager import ClassifierModule
 from pierhead_server.errors import ArtifactInvalidError, ArtifactUnreachableError, SettingsInvalidError
-from pierhead_server.fetch import fetch_artifact, first_line, open_store
+from pierhead_server.fetch import fetch_artifact, first_line
 from pierhead_server.model import ClassifierFacts, LoadOptions, load_model
 from pierhead_server.openvino_network import ArtifactNetwork, find_other_operators, find_types, read_text
 from pierhead_server.settings import Settings
@@ -39,7 +44,7 @@ logger = logging.getLogger(__name__)
 LABELS_FILE = "labels.txt"
 _ADDRESS = re.compile(r"(gs|s3|az)://[^/]+/.+")
 _ANY_PIXELS = 2**31  # of pictures that nobody sends
-_ONE_REQUEST_BYTES = 64 << 20  # of a file that is put into storage; a larger one goes in parts
+_PART_BYTES = 1 << 20  # of a file that is copied
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,7 @@ def run(settings: Settings, destination: str) -> None:
         digest=settings.artifact_digest,
     )
     if "://" in destination:
-        made = convert_into_storage(source, destination, settings.storage_emulator_host)
+        made = convert_into_storage(source, destination, settings)
     else:
         made = convert_artifact(source, Path(destination))
     print(describe(made, destination))
@@ -78,21 +83,22 @@ def describe(made: Converted, destination: str) -> str:
     return "\n".join(lines)
 
 
-def convert_into_storage(source: Path, uri: str, emulator: str | None) -> Converted:
+def convert_into_storage(source: Path, uri: str, settings: Settings) -> Converted:
     """Convert into an address under which nothing lies. Raises StartupError."""
-    from obstore.exceptions import BaseError
-
+    storage = Storage(settings.storage_emulator_host, Pulse(CollectorRegistry()), settings.batch_allowed_uris)
     with tempfile.TemporaryDirectory(prefix="converted-") as folder:
         made = convert_artifact(source, Path(folder) / "artifact")
         try:
-            store = open_store(uri, emulator)
-            if next(iter(store.list(chunk_size=1)), []):
-                raise ArtifactInvalidError(f"{uri}: something is there: name another address")
-            files = sorted((Path(folder) / "artifact").iterdir(), key=lambda path: path.name == MODEL_FILE)
-            for path in files:  # model.yaml is the last: without it, nobody takes the rest for an artifact
-                store.put(path.name, path, use_multipart=path.stat().st_size > _ONE_REQUEST_BYTES)
-        except (BaseError, OSError) as error:
-            raise ArtifactUnreachableError(f"{uri}: {first_line(error)}") from None
+            there = asyncio.run(storage.list_folder(uri))
+        except (RefusedError, FileNotFoundError) as error:
+            raise OutputNotWritableError(str(error)) from None
+        if there:
+            raise ArtifactInvalidError(f"{uri}: something is there: name another address")
+        # model.yaml is the last: without it, nobody takes the rest for an artifact.
+        for path in sorted((Path(folder) / "artifact").iterdir(), key=lambda path: path.name == MODEL_FILE):
+            with path.open("rb") as file, storage.writer(f"{uri.rstrip('/')}/{path.name}") as sink:
+                while part := file.read(_PART_BYTES):
+                    sink.write(part)
     return made
 
 
