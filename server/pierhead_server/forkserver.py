@@ -129,7 +129,7 @@ class ForkServer:
         )
         if self._share is not None:
             logger.info("each worker may take %d MiB beside the model", self._share >> 20)
-        slow_start = self._load.device != "cpu" or self._loaded.load is not None
+        slow_start = self._load.device != "cpu" or self._loaded.slow
         send(self._control, Ready(model.form, model.batch, model.signature, slow_start))
 
     def _obey(self) -> bool:

@@ -113,6 +113,7 @@ class Loaded:
     model: Model
     order: Order | None = None  # what makes its compiled form; None: there is one, or there will be none
     load: Callable[[], Model] | None = None  # what each worker loads for itself, in place of `model`
+    slow: bool = False  # whether `load` may take minutes: it is a stranger's code
     network: Network | None = None  # what `model` computes with, once a worker has loaded it
     # The same in its first form, where a worker cannot use `network`. Raises ArtifactInvalidError.
     load_first: "Callable[[], Loaded] | None" = None
@@ -145,7 +146,7 @@ def _load_predictor(artifact: Artifact, config: CustomPredictor, options: LoadOp
 
     load = partial(load_predictor, artifact.folder, artifact.sample)
     if config.load_in_workers:
-        return Loaded(PredictorModel(Unloaded(), artifact.sample), load=load)
+        return Loaded(PredictorModel(Unloaded(), artifact.sample), load=load, slow=True)
     return Loaded(load())
 
 

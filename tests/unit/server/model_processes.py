@@ -35,7 +35,9 @@ class Obedient(ForkServer):
 
     def __init__(self, control: socket.socket, load: Load, batch: int, form_when: Path | None) -> None:
         model = SimpleNamespace(form="quick", batch=batch, signature=SIGNATURE)
-        super().__init__(control, SimpleNamespace(model=model, order=form_when, load=None, network=None), load)
+        super().__init__(
+            control, SimpleNamespace(model=model, order=form_when, load=None, slow=False, network=None), load
+        )
         self._form_when = form_when
 
     def _compile(self):
@@ -195,7 +197,7 @@ def on_a_device(control, load, how="moves"):
             raise DriverTooOldError("the node's NVIDIA driver knows CUDA 12.4")
 
     kind = Old if how == "old" else ForkServer
-    kind(control, SimpleNamespace(model=Model(), order=None, load=None, network=None), load).run()
+    kind(control, SimpleNamespace(model=Model(), order=None, load=None, slow=False, network=None), load).run()
 
 
 def unformed(control, load):
