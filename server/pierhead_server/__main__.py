@@ -25,17 +25,19 @@ _EXIT_TERMINATED = 143  # 128 + SIGTERM
 def main() -> None:
     """Serve until SIGTERM (exit 0); a StartupError is told in one line and ends in exit 1.
 
-    Of the batch worker in 65 where no retry helps, else in 75; SIGTERM ends it with 143.
+    Of the batch worker in 65 where no retry helps, else in 75; SIGTERM ends it, and all commands but `serve`, with 143.
     """
+    # What is begun in a folder is removed; a Job that was evicted has not succeeded.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(_EXIT_TERMINATED))
     if sys.argv[1:2] == ["check"]:
         from pierhead_server.check import main as check  # numpy comes with it
 
         sys.exit(check(sys.argv[2:]))
     arguments = _parse_arguments()
-    # A container's first process has no default for signals: before uvicorn's handler, SIGTERM would be lost.
-    # For a batch worker 0 would mean that its shard is done.
-    terminated = _EXIT_TERMINATED if arguments.command == "batch" else 0
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(terminated))
+    if arguments.command in ("serve", "batch"):
+        # Before uvicorn's handler. For a batch worker 0 would mean that its shard is done.
+        terminated = _EXIT_TERMINATED if arguments.command == "batch" else 0
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(terminated))
     launched = launch() if arguments.command in ("serve", "batch") else None
     # Imported here, beside torch: `--help` needs none of it.
     from pierhead_server.devices import has_torch

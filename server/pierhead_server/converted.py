@@ -12,12 +12,12 @@ import importlib.metadata
 import json
 import logging
 import os
-import zipfile
+import re
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 import msgspec
 import numpy as np
@@ -40,6 +40,8 @@ TOLERANCE = 2e-3
 
 _VERSION = 4  # of what an entry holds
 _PART_BYTES = 1 << 20  # of a file that is read
+_KEPT_SHAPES = 500  # of operators; a classifier has some for each size of a batch
+_NO_MEMORY = re.compile(r"bad_alloc|[Ff]ailed to allocate|not enough memory")
 _HINTS: dict[Precision, str] = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 _CAPABILITIES: dict[Precision, str] = {"bfloat16": "BF16", "float16": "FP16"}
 
@@ -63,7 +65,7 @@ class Description(msgspec.Struct, frozen=True):
     key: str
     outputs: tuple[TensorSpec, ...]
     precision: Precision  # what it computes in
-    batch: int  # rows that are best computed together
+    batch: Annotated[int, msgspec.Meta(ge=1, le=LARGEST_BATCH)]  # rows that are best computed together
     milliseconds: dict[int, float]  # of CPU for one row, by batch; measured where it was made
     least: float  # numbers are compared to their largest, or to this where all are smaller
     checksums: dict[str, int]  # of its files
@@ -124,7 +126,7 @@ class Network:
             raise ConversionError(f"the compiled form in {entry} cannot be used: {error}") from error
         if self.described.key != entry.name or self.described.checksums != checksums:
             raise ConversionError(f"the compiled form in {entry} cannot be used: it is another one, or damaged")
-        self._request: Any = None
+        self._inference: Inference | None = None
 
     def load(self) -> None:
         """Make it ready, and check what it computes. Raises ConversionError."""
@@ -132,21 +134,46 @@ class Network:
             self.start()
             inputs, expected = read_check(self.entry)
             given = self(inputs)
-        except _BROKEN as error:
+        except Exception as error:  # numpy and OpenVINO raise whatever a spoilt file makes them trip over
             raise ConversionError(f"the compiled form in {self.entry} cannot be used: {tell(error)}") from error
         check(given, expected, self.described.least)
 
     def start(self) -> None:
         """Make it ready, unchecked. Raises what OpenVINO does."""
-        self._request = make_request(str(self.entry / NETWORK), self.described.precision)
+        self._inference = Inference(str(self.entry / NETWORK), self.described.precision, len(self.described.outputs))
 
     def __call__(self, inputs: Sequence[Array]) -> list[Array]:
         """The outputs for a batch: arrays of the network's inputs, in their order and contiguous."""
-        return compute(self._request, inputs, len(self.described.outputs))
+        assert self._inference is not None
+        return self._inference(inputs)
 
 
-def make_request(network: Any, precision: Precision) -> Any:
-    """What computes a network (a file's name, or an openvino.Model) in one thread. Raises what OpenVINO does."""
+class Inference:
+    """A network (a file's name, or an openvino.Model) that computes in one thread. Raises what OpenVINO does."""
+
+    def __init__(self, network: Any, precision: Precision, outputs: int) -> None:
+        self._outputs = outputs
+        self._compiled = _compile(network, precision)
+        self._request = self._compiled.create_infer_request()
+
+    def __call__(self, inputs: Sequence[Array]) -> list[Array]:
+        """The outputs for a batch: arrays of the network's inputs, in their order and contiguous.
+
+        Raises MemoryError where there is not enough, and else RuntimeError.
+        """
+        try:
+            self._request.infer(list(inputs), share_inputs=True)
+        except RuntimeError as error:
+            # What has raised goes on with the shapes of then: whoever asks next would get the same error.
+            self._request = self._compiled.create_infer_request()
+            if _NO_MEMORY.search(str(error)):
+                raise MemoryError("out of memory") from None
+            raise RuntimeError(tell(error)) from None
+        # The next batch is computed into the same memory.
+        return [self._request.get_output_tensor(place).data.copy() for place in range(self._outputs)]
+
+
+def _compile(network: Any, precision: Precision) -> Any:
     # Imported here: whoever only looks an entry up does without.
     import openvino
 
@@ -158,15 +185,10 @@ def make_request(network: Any, precision: Precision) -> Any:
         "ENABLE_CPU_PINNING": False,
         # By itself it would take bfloat16 wherever the CPU has it.
         "INFERENCE_PRECISION_HINT": _HINTS[precision],
+        # What it prepares for a shape it keeps. By default of 5,000: who sends ever other sizes would fill the memory.
+        "CPU_RUNTIME_CACHE_CAPACITY": str(_KEPT_SHAPES),
     }
-    return openvino.Core().compile_model(network, "CPU", options).create_infer_request()
-
-
-def compute(request: Any, inputs: Sequence[Array], outputs: int) -> list[Array]:
-    """So many outputs for a batch: arrays of the network's inputs, in their order and contiguous."""
-    request.infer(list(inputs), share_inputs=True)
-    # The next batch is computed into the same memory.
-    return [request.get_output_tensor(place).data.copy() for place in range(outputs)]
+    return openvino.Core().compile_model(network, "CPU", options)
 
 
 def choose_precision(asked: Precision) -> Precision:
@@ -184,13 +206,6 @@ def has_arithmetic(precision: Precision) -> bool:
     if precision == "float32":
         return True
     return _CAPABILITIES[precision] in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-
-
-# What is raised by files that are spoilt: OpenVINO knows no closer name than RuntimeError.
-_BROKEN = (
-    *(OSError, EOFError, RuntimeError, ValueError, TypeError, KeyError, IndexError),
-    *(zipfile.BadZipFile, zlib.error),
-)
 
 
 def tell(error: Exception) -> str:

@@ -37,7 +37,7 @@ from pierhead_server.converted import (
     write_check,
 )
 from pierhead_server.eager import ClassifierModule, EagerProgram, EagerRunner, to_batch
-from pierhead_server.faithful import find_assertion, find_branch, find_difference
+from pierhead_server.faithful import find_assertion, find_branch, find_difference, find_refusal
 from pierhead_server.program import make_zeros
 from pierhead_server.signature import TensorSpec
 
@@ -142,7 +142,7 @@ def write_entry(
 ) -> Description:
     """Fill an empty folder with a network that was compared with its first form. Raises ConversionError."""
     source, expected = conversion.source, conversion.expected
-    openvino.save_model(conversion.network, str(entry / NETWORK), compress_to_fp16=False)
+    save(conversion.network, entry / NETWORK)
     described = Description(
         key=entry.name,
         outputs=source.outputs,
@@ -233,7 +233,7 @@ def measure(form: Callable[[Sequence[Array]], object], batch: Sequence[Array]) -
 def convert(source: Source) -> openvino.Model:
     """The model as a network of OpenVINO's. Raises ConversionError, and whatever it makes torch and OpenVINO raise."""
     examples = _make_examples(source)
-    with torch.no_grad(), warnings.catch_warnings():
+    with torch.no_grad(), warnings.catch_warnings(), _own_logging():
         warnings.simplefilter("ignore")  # torch's, of its own internals
         network = _convert_script(source, examples) if source.is_script else _convert_export(source, examples)
     if (len(network.inputs), len(network.outputs)) != (len(source.shapes), len(source.outputs)):
@@ -243,6 +243,25 @@ def convert(source: Source) -> openvino.Model:
         {port: openvino.PartialShape([-1, *shape]) for port, shape in zip(network.inputs, source.shapes, strict=True)}
     )
     return _take_pictures(network) if source.takes_pictures else network
+
+
+@contextmanager
+def _own_logging() -> Iterator[None]:
+    """OpenVINO's converter makes the root logger quiet, and leaves it so where it raises."""
+    root = logging.getLogger()
+    level = root.level
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+
+
+def save(network: openvino.Model, path: Path) -> None:
+    """Write a network, and its weights beside it, as they are. Raises OSError."""
+    try:
+        openvino.save_model(network, str(path), compress_to_fp16=False)
+    except RuntimeError as error:
+        raise OSError(f"{path}: {' '.join(str(error).split())[:_MOST_CHARACTERS]}") from error
 
 
 def _make_examples(source: Source) -> tuple[torch.Tensor, ...]:
@@ -262,6 +281,8 @@ def _convert_export(source: Source, examples: tuple[torch.Tensor, ...]) -> openv
 
 def _convert_script(source: Source, examples: tuple[torch.Tensor, ...]) -> openvino.Model:
     traced = torch.jit.trace(source.module, examples, check_trace=False)  # type: ignore[no-untyped-call]
+    if any(-1 in shape for shape in source.shapes):
+        _refuse(find_refusal(traced.inlined_graph))
     frozen = torch.jit.freeze(traced.eval())
     _refuse(find_branch(frozen.graph))
     return openvino.convert_model(frozen, example_input=examples)

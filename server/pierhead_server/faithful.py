@@ -27,6 +27,7 @@ _INDICES = {
 _BODIES = frozenset({"If", "Loop", "TensorIterator"})
 _STATES = frozenset({"ReadValue", "Assign"})
 _FLOATS = frozenset({"f32", "f16"})
+_REALS = _FLOATS | {"f64", "bf16"}
 _OUTPUTS = _FLOATS | {"boolean"}
 _TOO_WIDE = {"i64": "int64", "f64": "float64", "u64": "uint64"}
 
@@ -69,6 +70,11 @@ def find_branch(graph: Any) -> str | None:
     return None
 
 
+def find_refusal(graph: Any) -> str | None:
+    """An exception that a graph of TorchScript (torch.Graph) raises, such as at a size: conversion leaves it out."""
+    return "it refuses some inputs" if graph.findAllNodes("prim::RaiseException", True) else None
+
+
 def find_difference(network: Any) -> str | None:
     """Why a network of OpenVINO's (openvino.Model) would not do as torch does; None where nothing is known."""
     for operator in network.get_ops():
@@ -79,7 +85,23 @@ def find_difference(network: Any) -> str | None:
             return "it keeps a state"
         if kind in _INDICES and _depends_on_values(operator.input_value(_INDICES[kind]).get_node()):
             return "it takes indices out of its inputs, which OpenVINO does not check"
+        if cause := _find_other_numbers(operator, kind):
+            return cause
     return _find_type([(one.get_node(), _name_type(one)) for one in network.inputs], network.outputs)
+
+
+def _find_other_numbers(operator: Any, kind: str) -> str | None:
+    """Numbers that OpenVINO computes otherwise where they are large, or fall between two."""
+    if kind in ("Convert", "ConvertLike"):
+        given, made = operator.input_value(0), _name_type(operator.output(0))
+        if _name_type(given) in _REALS and made not in _REALS | {"boolean"} and _depends_on_values(given.get_node()):
+            return "it makes whole numbers of others, which OpenVINO does with 32 bits and other bounds"
+    before = {source.get_node().get_type_name() for source in operator.input_values()}
+    if kind == "Log" and "Sigmoid" in before:
+        return "it takes the logarithm of a sigmoid, which is -Infinity in OpenVINO where it is small"
+    if kind == "Floor" and "Divide" in before and _depends_on_values(operator):
+        return "it divides and rounds down, which OpenVINO does otherwise next to a whole number"
+    return None
 
 
 def _find_type(inputs: Sequence[tuple[Any, str]], outputs: Sequence[Any]) -> str | None:

@@ -60,7 +60,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _MOST_MMAP_THRESHOLD = 32 << 20  # that glibc takes
 _KEPT_BYTES = 256 << 20
 _NICE = 19  # those that serve come first
-_STAYS = ": the quick form stays"  # behind a reason, in the log
+_MOST_REASON_BYTES = 4096  # of why there is no compiled form
 # Of a worker, where the kernel looks for memory: one is a fork away, while the listener and this process hold all else.
 _WORKER_OOM_SCORE = "500"
 
@@ -91,6 +91,7 @@ class ForkServer:
         self._share: int | None = None  # of memory, for each worker
         self._unusable = os.eventfd(0, os.EFD_CLOEXEC)  # written by a worker that cannot use the compiled form
         self._made_anew = False  # whether it was, for that reason
+        self._reason = os.memfd_create("reason")  # written by a compiler that makes none
         self._selector = selectors.DefaultSelector()
         self._selector.register(control, selectors.EVENT_READ)
         self._selector.register(self._unusable, selectors.EVENT_READ)
@@ -122,7 +123,10 @@ class ForkServer:
         model = self._loaded.model
         _settle_memory()
         if self._before and self._before.announced:
-            send(self._control, Formed(model.form, model.batch))
+            if self._loaded.network:
+                send(self._control, Formed(model.form, model.batch))
+            else:
+                self._stay("the compiled form was removed, or damaged, as soon as it was made")
             return
         self._share = self._load.worker_memory_bytes or memory.compute_share(
             memory.read_limit(), memory.read_used(), self._load.workers
@@ -274,7 +278,8 @@ class ForkServer:
         try:
             make(self._loaded.order)
         except ConversionError as error:
-            logger.warning("%s%s", error, _STAYS)
+            os.pwrite(self._reason, str(error).encode(), 0)
+            logger.warning("%s: the quick form stays", error)
 
     def _hear(self, words: Words) -> None:
         if not words.hear():
@@ -289,24 +294,28 @@ class ForkServer:
         child.words.hear()  # all that a pipe can hold; its end is an event of its own
         how = describe_exit(os.waitstatus_to_exitcode(status))
         if child.number == _COMPILER:
-            self._take_compiled_form(child.words.last().removesuffix(_STAYS) if status == 0 else how)
+            self._take_compiled_form(how)
         else:
             send(self._control, Died(child.number, how, child.words.last()))
 
-    def _take_compiled_form(self, last_words: str) -> None:
-        """From now on workers are forked with it; the listener exchanges those that are there."""
+    def _take_compiled_form(self, how: str) -> None:
+        """From now on workers are forked with it; the listener exchanges those that are there.
+
+        `how` says how the compiler ended.
+        """
         from pierhead_server.converted import ConversionError, Network
 
         order = self._loaded.order
         assert order is not None
-        if not order.entry.is_dir():
-            send(self._control, NotFormed(last_words))
+        told = os.pread(self._reason, _MOST_REASON_BYTES, 0).decode(errors="replace")
+        os.truncate(self._reason, 0)
+        if told:  # the compiler has logged it
+            send(self._control, NotFormed(told))
             return
         try:
             Network(order.entry)
         except ConversionError as error:
-            logger.warning("%s%s", error, _STAYS)
-            send(self._control, NotFormed(str(error)))
+            self._stay(f"the compiler ended ({how}): {error}")
             return
         self._begin_anew(announced=True)
 
@@ -321,12 +330,14 @@ class ForkServer:
         if self._loaded.order is None:
             return
         if self._made_anew:
-            reason = "the compiled form was made anew and still cannot be used"
-            logger.error("%s%s", reason, _STAYS)
-            send(self._control, NotFormed(reason))
+            self._stay("the compiled form was made anew and still cannot be used")
             return
         self._made_anew = True
         self._start(_COMPILER, self._compile)
+
+    def _stay(self, reason: str) -> None:
+        logger.error("%s: the quick form stays", reason)
+        send(self._control, NotFormed(reason))
 
     def _end_children(self) -> None:
         """A worker ends when its connection does, unless it is caught in the model."""

@@ -18,9 +18,8 @@ from pierhead_server.config import ImageInput, Input, OpenvinoProgram, Preproces
 from pierhead_server.converted import (
     TOLERANCE,
     Array,
+    Inference,
     choose_precision,
-    compute,
-    make_request,
     tell,
 )
 from pierhead_server.errors import ArtifactInvalidError
@@ -83,7 +82,8 @@ class ArtifactNetwork:
         path = folder / config.program
         self._config = config
         self._classes = classes
-        self._request: Any = None
+        self._allow_code = allow_code
+        self._inference: Inference | None = None
         # What was looked through is what is read, each time.
         self._text = read_text(path)
         check_operators(self._text, path.name, allow_code=allow_code)
@@ -93,12 +93,14 @@ class ArtifactNetwork:
 
     def load(self) -> None:
         """Make it ready, and run it. Raises ArtifactInvalidError."""
-        network, _ = self._read()
-        try:
-            self._request = make_request(network, self._precision)
-        except RuntimeError as error:
-            raise self._refuse(f"OpenVINO cannot compute it: {tell(error)}") from error
-        self._check_rows()
+        # In float32 first: there a row that depends on others shows.
+        for precision in dict.fromkeys(("float32", self._precision)):
+            network, _ = self._read()
+            try:
+                self._inference = Inference(network, precision, len(self.described.outputs))
+            except RuntimeError as error:
+                raise self._refuse(f"OpenVINO cannot compute it: {tell(error)}") from error
+            self._check_rows(exactly=precision == "float32")
 
     def __call__(self, inputs: Sequence[Array]) -> list[Array]:
         """The outputs for a batch: arrays of the network's inputs, in their order and contiguous.
@@ -109,7 +111,8 @@ class ArtifactNetwork:
             array = inputs[place]
             if array.size and not _INT32.min <= array.min() <= array.max() <= _INT32.max:
                 raise ValueError("a whole number of more than 32 bits, of which OpenVINO computes with 32")
-        return compute(self._request, inputs, len(self.described.outputs))
+        assert self._inference is not None
+        return self._inference(inputs)
 
     def _read(self) -> tuple[Any, Facts]:
         # Imported here: other formats do without.
@@ -120,6 +123,8 @@ class ArtifactNetwork:
             network = openvino.Core().read_model(self._text, weights)
         except RuntimeError as error:
             raise self._refuse(f"OpenVINO cannot read it and its .bin: {tell(error)}") from error
+        if not self._allow_code and (kind := _find_free_step(network)):
+            raise self._refuse(f"it has {kind} with a step that is no constant, which OpenVINO does not check{_ALLOW}")
         if self._classes is not None:
             return self._complete_classifier(network, self._classes)
         assert self._config.inputs is not None
@@ -207,18 +212,18 @@ class ArtifactNetwork:
             outputs.append(TensorSpec("", kind, sizes))
         return outputs
 
-    def _check_rows(self) -> None:
-        """Run a batch, and where the artifact had another batch size compare it with its rows, each by itself."""
+    def _check_rows(self, *, exactly: bool) -> None:
+        """Run a batch, and compare it with its rows, each by itself: those of strangers will be computed together."""
         rows = self._make_rows()
         try:
             together = self(rows)
             self._check_shapes(together, len(rows[0]))
-            if not self.described.widened:
+            if not exactly:
                 return
             for row in range(len(rows[0])):
                 alone = self([array[row : row + 1] for array in rows])
                 beside = [array[row : row + 1] for array in together]
-                if not all(map(_agree, alone, beside)) and self._precision == "float32":
+                if not all(map(_agree, alone, beside)):
                     raise self._refuse(f"it computes a row otherwise where others are beside it: {_FIX_BATCH}")
         except (RuntimeError, ValueError) as error:
             raise self._refuse(f"it cannot compute a batch of {len(rows[0])}: {tell(error)}: {_FIX_BATCH}") from error
@@ -262,6 +267,23 @@ def _agree(one: Array, other: Array) -> bool:
         return False
     given, expected = (array[numbers].astype(np.float32) for array in (one, other))
     return measure_drift(given, expected) <= TOLERANCE
+
+
+_ALLOW = ": set allowCode: true on the Model's version if you know who made it"
+# By the operator, which of its inputs is a step. A processor that divides by zero ends the process.
+_STEPS = {"StridedSlice": 3, "Range": 2}
+
+
+def _find_free_step(network: Any) -> str | None:
+    """An operator that goes in steps which an input may give."""
+    for operator in network.get_ops():
+        kind = str(operator.get_type_name())
+        place = _STEPS.get(kind)
+        if place is None or place >= operator.get_input_size():
+            continue
+        if operator.input_value(place).get_node().get_type_name() != "Constant":
+            return kind
+    return None
 
 
 _FIX_BATCH = "make it with a dynamic batch dimension"

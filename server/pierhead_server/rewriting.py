@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openvino
 import yaml
 from prometheus_client import CollectorRegistry
 
@@ -30,7 +29,7 @@ from pierhead_server.config import (
     parse_config,
 )
 from pierhead_server.converted import NETWORK, Array, ConversionError, Order, choose_precision
-from pierhead_server.converting import Flat, Source, compare, compare_precision, convert
+from pierhead_server.converting import Flat, Source, compare, compare_precision, convert, save
 from pierhead_server.eager import ClassifierModule
 from pierhead_server.errors import ArtifactInvalidError, ArtifactUnreachableError, SettingsInvalidError
 from pierhead_server.fetch import fetch_artifact, first_line
@@ -181,7 +180,7 @@ def _save(making: Path, artifact: Artifact, config: _TorchConfig, order: Order, 
     for ports, names in ((network.inputs, inputs), (network.outputs, outputs)):
         for port, name in zip(ports, names, strict=True):
             port.get_tensor().set_names({name})
-    openvino.save_model(network, str(making / NETWORK), compress_to_fp16=False)
+    save(network, making / NETWORK)
     if artifact.sample:
         (making / WARMUP_FILE).write_bytes(artifact.sample.body)
 

@@ -584,7 +584,8 @@ class Workers:
 
     async def _exchange_workers(self) -> None:
         """Make before break: each worker goes when the one that takes its place is there; no call is lost."""
-        for worker in list(self._workers.values()):
+        going = [*self._leaving.values(), *(worker for worker in self._workers.values() if worker.leaving)]
+        for worker in [worker for worker in self._workers.values() if worker not in going]:
             number = self._next_number()
             self._leaving[number] = worker
             await self._start_worker(number, worker.place)

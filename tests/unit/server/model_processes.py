@@ -206,6 +206,17 @@ def unformed(control, load):
     obedient(control, load)
 
 
+def formed_twice(control, load, marker):
+    """Its faster form comes twice, the second time while workers of the first still wait for a call's end."""
+
+    class Twice(Obedient):
+        def _take_compiled_form(self, how):
+            super()._take_compiled_form(how)
+            super()._take_compiled_form(how)
+
+    Twice(control, load, 1, Path(marker)).run()
+
+
 def expectant(control, load):
     """Was told that torch will be needed before it was told what to load, or ends."""
     if not EXPECTED:

@@ -14,7 +14,7 @@ import numpy as np
 import openvino
 import pytest
 import torch
-from pierhead_server import converted, converting
+from pierhead_server import converted, converting, memory
 from pierhead_server.artifact import read_artifact
 from pierhead_server.comparing import measure_drift, synthetic_pictures
 from pierhead_server.config import ImageInput, Preprocessing, TensorInput
@@ -164,6 +164,13 @@ def flip(path):
     path.write_bytes(content)
 
 
+def flip_header(path):
+    """A bit that makes numpy trip over what it takes for a description of an array."""
+    content = bytearray(path.read_bytes())
+    content[69] ^= 64
+    path.write_bytes(content)
+
+
 def rewrite(path, content):
     """Other content, which whoever made the entry would vouch for."""
     path.write_bytes(content)
@@ -199,11 +206,13 @@ AT_ONCE = [
     ("form.json", Path.unlink, "No such file"),
     ("form.json", change_form(key="0" * 32), "it is another one, or damaged"),
     ("form.json", change_form(precision="int4"), "Invalid enum value"),
+    ("form.json", change_form(batch=0), "Expected `int` >= 1"),
 ]
 ONCE_LOADED = [
     ("model.xml", lambda path: rewrite(path, b"<"), "cannot be used"),
     ("model.bin", fill, "cannot be used"),
     ("check.npz", Path.unlink, "cannot be used"),
+    ("check.npz", flip_header, "cannot be used"),
     ("check.npz", lambda path: path.write_bytes(b""), "cannot be used"),
     ("check.npz", cut, "cannot be used"),
     ("check.npz", change_check, "differs from the first one by 0.003"),
@@ -450,6 +459,7 @@ class Function(torch.nn.Module):
 
 
 VECTOR = TensorInput(name="x", shape=(3,))
+FREE = TensorInput(name="x", shape=(-1,))
 
 
 def order_program(folder, module, *inputs, is_script=False):
@@ -513,6 +523,10 @@ def branch(x):
         (TensorInput(name="x", shape=(3,), dtype="int64"), lambda x: x.float(), "it takes int64, of which"),
         (TensorInput(name="x", shape=(3,), dtype="float64"), lambda x: x.float(), "it takes float64, of which"),
         (TensorInput(name="x", shape=(3,), dtype="uint8"), lambda x: (x + 200).float(), "it computes with whole"),
+        (VECTOR, lambda x: (x.long() * 100003).float(), "it makes whole numbers of others"),
+        (VECTOR, lambda x: x.to(torch.uint8).float(), "it makes whole numbers of others"),
+        (VECTOR, torch.nn.LogSigmoid(), "it takes the logarithm of a sigmoid"),
+        (VECTOR, lambda x: torch.floor_divide(x, 0.3), "it divides and rounds down"),
         (VECTOR, lambda x: x.argmax(dim=1), "it gives int64"),
         (VECTOR, lambda x: x.bfloat16(), "it gives bf16"),
         (VECTOR, refuse_negative, "it refuses some values"),
@@ -547,7 +561,39 @@ class RaisesForSizes(torch.nn.Module):
 def test_torchscript_that_refuses_values_is_not_converted(tmp_path):
     with pytest.raises(ConversionError, match="it looks at its values"):
         make(order_program(tmp_path, torch.jit.script(Raises()), VECTOR, is_script=True))
+    # A client's size is the program's, which was seen not to raise; one that is free may be any.
+    with pytest.raises(ConversionError, match="it refuses some inputs"):
+        make(order_program(tmp_path, torch.jit.script(RaisesForSizes()), FREE, is_script=True))
     assert make(order_program(tmp_path, torch.jit.script(RaisesForSizes()), VECTOR, is_script=True))
+
+
+def test_what_is_too_much_for_one_is_forgotten_with_its_answer(tmp_path):
+    """OpenVINO goes on with the shapes of what raised: the next one would be told of it."""
+    order = order_program(tmp_path, Function(lambda x, y: x * y), FREE, TensorInput(name="y", shape=(-1,)))
+    make(order)
+    network = Network(order.entry)
+    network.load()
+    ones = [np.ones((1, 8), np.float32)] * 2
+    np.testing.assert_array_equal(network(ones)[0], ones[0])
+    with pytest.raises(RuntimeError, match=r"^(?!.*\.cpp)"):
+        network([ones[0], np.ones((1, 5), np.float32)])
+    np.testing.assert_array_equal(network(ones)[0], ones[0])
+
+
+def test_sizes_that_come_once_are_not_kept_for_ever(tmp_path):
+    layers = [torch.nn.Conv1d(8 if place else 1, 8, 5, padding=2) for place in range(8)]
+    order = order_program(tmp_path, Function(lambda x: torch.nn.Sequential(*layers)(x[:, None])), FREE)
+    make(order)
+    network = Network(order.entry)
+    network.load()
+
+    def see(sizes):
+        for size in sizes:
+            network([np.ones((1, size), np.float32)])
+        return memory.read_data()
+
+    few, many, more = see(range(10, 120)), see(range(120, 400)), see(range(400, 680))
+    assert more - many < max(16 << 20, many - few)
 
 
 def test_program_of_a_fixed_batch_is_not_converted(tmp_path):

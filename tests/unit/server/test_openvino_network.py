@@ -243,7 +243,10 @@ def make_mixing():
 
 
 def test_rows_that_depend_on_each_other_are_told(tmp_path):
-    assert "otherwise where others are beside it" in refuse(write_artifact(tmp_path, make_mixing()))
+    folder = write_artifact(tmp_path, make_mixing())
+    assert "otherwise where others are beside it" in refuse(folder)
+    (folder / "model.yaml").write_text(f"precision: bfloat16\n{CLASSIFIER_YAML}")
+    assert "otherwise where others are beside it" in refuse(folder)
 
 
 def make_logarithm(mixing):
@@ -328,7 +331,8 @@ def make_scattering():
     flat = ops.reshape(places, ops.constant([-1]), special_zero=False)
     written = ops.scatter_update(table, flat, ops.convert(flat, "f32"), ops.constant(0))
     row = ops.unsqueeze(ops.reduce_sum(written, ops.constant([0]), keep_dims=False), ops.constant(0))
-    return openvino.Model([ops.add(ops.convert(flat, "f32"), row)], [places], "scattering")
+    nothing = ops.multiply(row, ops.constant(np.zeros(1, np.float32)))
+    return openvino.Model([ops.add(ops.convert(flat, "f32"), nothing)], [places], "scattering")
 
 
 SCATTERING_YAML = "format: openvino\nprogram: model.xml\ninputs: [{name: places, dtype: int32, shape: [1]}]\n"
@@ -338,6 +342,28 @@ def test_operators_that_check_no_index_need_allow_code(tmp_path):
     folder = write_artifact(tmp_path, make_scattering(), SCATTERING_YAML)
     assert "ScatterUpdate, whose indices OpenVINO does not check: set allowCode: true" in refuse(folder)
     assert serve(folder, allow_code=True).form == "compiled"
+
+
+def make_slicing(kind):
+    """A network that goes through its input in steps that another one names."""
+    value, step = ops.parameter([-1, 4], np.float32, name="value"), ops.parameter([-1], np.int64, name="step")
+    ends = [ops.constant([0, 0]), ops.constant([0, 3])]
+    first = ops.slice(step, ops.constant([0]), ops.constant([1]), ops.constant([1]))
+    if kind == "StridedSlice":
+        steps = ops.concat([ops.constant(np.array([1], np.int64)), first], 0)
+        given = ops.strided_slice(value, *ends, steps, [1, 0], [1, 0])
+    else:
+        scalar = ops.squeeze(first, ops.constant([0]))
+        numbers = ops.range(ops.constant(0), ops.constant(4), ops.convert(scalar, "i32"), "f32")
+        given = ops.add(value, ops.reduce_sum(numbers, ops.constant([0]), keep_dims=False))
+    return openvino.Model([given], [value, step], "slicing")
+
+
+@pytest.mark.parametrize("kind", ["StridedSlice", "Range"])
+def test_steps_that_a_client_gives_need_allow_code(tmp_path, kind):
+    text = "format: openvino\nprogram: model.xml\ninputs: [{name: value, shape: [4]}, {name: step, dtype: int64}]\n"
+    folder = write_artifact(tmp_path, make_slicing(kind), text)
+    assert f"it has {kind} with a step that is no constant" in refuse(folder)
 
 
 def test_operators_of_other_names_are_told_briefly():

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+from itertools import chain
 
 import numpy as np
 import openvino
@@ -18,7 +20,7 @@ from safetensors.torch import save_file
 
 from tests.unit.server.bucket import running_bucket
 from tests.unit.server.calls import in_base64, instances, pictures, predict
-from tests.unit.server.conftest import run
+from tests.unit.server.conftest import PROGRAM, make_environment, run, wait_until
 from tests.unit.server.openvino_artifacts import make_classifier, write_artifact
 from tests.unit.server.pictures import LABELS, SIDE, encode, picture
 
@@ -255,3 +257,20 @@ def test_network_that_differs_is_not_written(exported_folder, tmp_path, monkeypa
 
     monkeypatch.setattr("pierhead_server.rewriting.convert", mistake)
     assert "differs from the first one by" in refuse(exported_folder, tmp_path / "artifact")
+
+
+@pytest.mark.parametrize("command", ["convert", "compile"])
+def test_command_that_is_ended_has_not_succeeded(command, torchvision_folder, tmp_path):
+    """A Job whose pod is evicted is tried again."""
+    folder = shutil.copytree(torchvision_folder, tmp_path / "artifact")
+    arguments = [folder, tmp_path / "out"] if command == "convert" else ["--model", folder]
+    with subprocess.Popen([*PROGRAM, command, *map(str, arguments)], env=make_environment()) as process:
+        wait_until(lambda: list(find_begun(tmp_path)), process)
+        process.terminate()
+        assert process.wait(60) == 143
+    assert not list(find_begun(tmp_path))
+
+
+def find_begun(folder):
+    """What is being made."""
+    return chain(folder.glob(".out-*"), folder.rglob("*.making"))

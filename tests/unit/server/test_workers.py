@@ -32,7 +32,7 @@ from pierhead_server.metrics import Metrics
 from pierhead_server.protocol import Limits, ServedModel
 from pierhead_server.workers import RESTARTS, Pool, Workers
 
-from tests.unit.server.conftest import is_alive
+from tests.unit.server.conftest import children, is_alive
 from tests.unit.server.model_processes import (
     DIE,
     LEAVE,
@@ -877,6 +877,18 @@ async def test_reason_of_the_first_form_goes_with_it(tmp_path):
         form_when.touch()
         await until(lambda: workers.form_reason is None)
         assert 'form="compiled"' in workers.metrics.expose().decode()
+
+
+async def test_form_that_comes_twice_leaves_as_many_workers_as_before(gate, tmp_path):
+    workers = Watched("formed_twice", tmp_path / "marker", workers=2)
+    async with running(workers):
+        held = workers.block(gate)  # its worker cannot leave yet
+        (tmp_path / "marker").touch()
+        await until(lambda: workers._form.form == "compiled")
+        gate.touch()
+        await held
+        await until(lambda: len(children(workers.fork_server)) == 2)
+        assert len(set(await pids([workers.ask() for _ in range(8)]))) == 2
 
 
 async def test_torch_is_imported_while_the_artifact_is_fetched():
