@@ -317,6 +317,9 @@ class ForkServer:
         except ConversionError as error:
             self._stay(f"the compiler ended ({how}): {error}")
             return
+        if self._is_changed():
+            self._stay("the artifact was changed after it was loaded")
+            return
         self._begin_anew(announced=True)
 
     def _make_anew(self) -> None:
@@ -325,7 +328,7 @@ class ForkServer:
         if self._loaded.network is None:
             return  # another worker has said so
         assert self._loaded.load_first is not None
-        self._loaded = self._loaded.load_first()
+        self._loaded = replace(self._loaded.load_first(), state=self._loaded.state)
         _settle_memory()
         if self._loaded.order is None:
             return
@@ -334,6 +337,15 @@ class ForkServer:
             return
         self._made_anew = True
         self._start(_COMPILER, self._compile)
+
+    def _is_changed(self) -> bool:
+        """Whether another artifact would be loaded now."""
+        from pierhead_server.artifact import read_state
+
+        try:
+            return read_state(Path(self._load.folder)) != self._loaded.state
+        except (OSError, ArtifactInvalidError):
+            return True
 
     def _stay(self, reason: str) -> None:
         logger.error("%s: the quick form stays", reason)

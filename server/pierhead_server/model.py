@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pierhead_server.artifact import Artifact, Sample
+from pierhead_server.artifact import Artifact, Sample, read_state
 from pierhead_server.classifier import Confidences, ImageClassifier, Runner
 from pierhead_server.comparing import measure_drift, synthetic_pictures
 from pierhead_server.computing import Computed
@@ -117,6 +117,7 @@ class Loaded:
     network: Network | None = None  # what `model` computes with, once a worker has loaded it
     # The same in its first form, where a worker cannot use `network`. Raises ArtifactInvalidError.
     load_first: "Callable[[], Loaded] | None" = None
+    state: Sequence[tuple[str, int, int]] = ()  # of the artifact's files, before they were loaded
 
 
 def load_model(artifact: Artifact, options: LoadOptions) -> Loaded:
@@ -124,6 +125,11 @@ def load_model(artifact: Artifact, options: LoadOptions) -> Loaded:
 
     Its sample is answered by each worker: a predictor's code may start threads, and who has any cannot be forked.
     """
+    state = read_state(artifact.folder)
+    return replace(_load(artifact, options), state=state)
+
+
+def _load(artifact: Artifact, options: LoadOptions) -> Loaded:
     if isinstance(artifact.config, CustomPredictor):
         return _load_predictor(artifact, artifact.config, options)
     if isinstance(artifact.config, OpenvinoProgram):

@@ -115,6 +115,21 @@ def test_entry_that_no_worker_can_use_is_made_anew(torchvision_folder, cache, en
     Network(entry).load()
 
 
+def test_artifact_that_was_changed_meanwhile_is_not_taken(torchvision_folder, tmp_path):
+    """What workers were loaded from was checked; what lies there now was not."""
+    folder = shutil.copytree(torchvision_folder, tmp_path / "artifact")
+    settings = {"COMPILE": "true", "COMPILED_DIR": tmp_path / "cache", "WORKERS": 1}
+    with running_server(folder, tmp_path / "log", **settings) as server:
+        server.wait_ready()
+        before = server.client.post(PREDICT, json=pictures(picture())).json()
+        (folder / "model.yaml").unlink()
+        wait_until(lambda: server.metric("pierhead_model_not_compiled", reason=CHANGED) == 1, server.process)
+        assert server.client.post(PREDICT, json=pictures(picture())).json() == before
+
+
+CHANGED = "the artifact was changed after it was loaded"
+
+
 def test_compiled_folder_is_not_compiled_again(torchvision_folder, compilation, tmp_path):
     folder = shutil.copytree(torchvision_folder, tmp_path / "artifact")
     shutil.copytree(compilation.entry, folder / "compiled" / compilation.entry.name)
