@@ -74,6 +74,10 @@ def _check(folder: Path, images: Path | None, settings: Settings) -> Iterator[st
         yield "A custom predictor computes as its code says: it has one form, and no precision to choose."
         return
     if isinstance(artifact.config, OpenvinoProgram):
+        if images:
+            raise _UsageError(
+                "argument --images: a network of OpenVINO's has one form, and nothing to be compared with"
+            )
         loaded = load_model(artifact, LoadOptions(settings.max_image_pixels, settings.allow_code))
         assert loaded.load is not None
         loaded.load()
@@ -158,7 +162,7 @@ class Pictures:
                 if path.stat().st_size > self.most_bytes:
                     raise InvalidArgumentError("too large")
                 (row,) = self.model.prepare(Request([path.read_bytes()], {})).rows
-            except InvalidArgumentError:
+            except (InvalidArgumentError, OSError):
                 self.skipped.append(str(path.relative_to(self.folder)))
                 continue
             self.taken += 1

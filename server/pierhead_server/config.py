@@ -1,6 +1,7 @@
 """`model.yaml`: what an artifact is made of. No torch, no I/O but reading the file."""
 
 import difflib
+import math
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
@@ -22,6 +23,7 @@ from pierhead_server.errors import ArtifactInvalidError
 
 MODEL_FILE = "model.yaml"
 MAX_MODEL_FILE_BYTES = 1024 * 1024
+_MOST_NUMBERS = 1 << 28  # of an instance's tensor: a model is tried with some, before any client sends one
 
 Dtype = Literal["float32", "float64", "float16", "int64", "int32", "int16", "int8", "uint8", "bool"]
 
@@ -90,6 +92,8 @@ class TensorInput(_Strict):
     def _check(self) -> "TensorInput":
         if not all(size > 0 or size == -1 for size in self.shape):
             raise ValueError("shape must hold sizes above 0, or -1 for any")
+        if math.prod(size for size in self.shape if size > 0) > _MOST_NUMBERS:
+            raise ValueError(f"shape must be of at most {_MOST_NUMBERS} numbers")
         return self
 
 

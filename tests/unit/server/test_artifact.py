@@ -108,6 +108,10 @@ def test_same_name_may_label_two_classes(folder):
         ("format: openvino\nprogram: p.onnx\nlabels: [a]", "program: p.onnx must be a .xml file, as openvino.save_mo"),
         ("format: openvino\nprogram: p.xml\nlabels: [a]", "program: the artifact has no file p.xml"),
         ("format: torch.export\nprogram: p.pt2", "model.yaml: give labels (an image classifier) or inputs"),
+        (
+            "format: torch.export\nprogram: p.pt2\ninputs: [{name: x, shape: [1099511627776]}]",
+            "model.yaml: inputs.0: shape must be of at most 268435456 numbers",
+        ),
         ("format: torch.export\nprogram: p.pt2\ninputs: [{name: x, type: text}]", "model.yaml: inputs.0.type: must be"),
         (
             "format: torch.export\nprogram: p.pt2\ninputs: [{name: x, shap: [1]}]",

@@ -268,8 +268,9 @@ def test_model_that_cannot_answer_its_sample_is_none(exported_folder, tell, tmp_
 
 
 def test_skipped_files_are_named_up_to_three(exported_folder, images, tell):
-    for number in range(4):
+    for number in range(3):
         (images / f"notes-{number}").write_text("no image")
+    (images / "notes-3").symlink_to("/proc/self/mem")  # which nobody can read from its beginning
     assert tell(exported_folder, images)[1].endswith("; skipped: empty.png, labels.txt, notes-0 and 3 more")
 
 
@@ -336,5 +337,7 @@ def test_network_of_openvinos_is_loaded_and_has_one_form(tmp_path):
     assert ended.stdout.startswith(
         "A network of OpenVINO's has one form: check the artifact that it was converted from"
     )
+    ended = run("check", folder, "--images", tmp_path)
+    assert (ended.returncode, ended.stdout) == (2, "")
     write_artifact(folder, make_classifier(classes=4))
     assert run("check", folder).returncode == 1
