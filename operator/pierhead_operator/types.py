@@ -33,7 +33,9 @@ class ModelVersion(ApiObject):
             (
                 "self.artifactUri == oldSelf.artifactUri && has(self.digest) == has(oldSelf.digest)"
                 " && (!has(self.digest) || self.digest == oldSelf.digest)"
-                " && (has(self.allowCode) && self.allowCode) == (has(oldSelf.allowCode) && oldSelf.allowCode)",
+                " && (has(self.allowCode) && self.allowCode) == (has(oldSelf.allowCode) && oldSelf.allowCode)"
+                " && (has(self.runtime) && self.runtime == 'OpenVINO')"
+                " == (has(oldSelf.runtime) && oldSelf.runtime == 'OpenVINO')",
                 "a written version never changes: add a new version with this artifact",
             )
         )
@@ -65,17 +67,13 @@ class ModelVersion(ApiObject):
             " a compiled form beside the program."
         ),
     )
-    runtime: Runtime = Field(
-        "PyTorch",
+    runtime: Runtime | None = Field(
+        None,
         description=(
-            "What computes the artifact: PyTorch serves every format, on CPUs and GPUs; OpenVINO serves artifacts of"
-            " format openvino on CPUs, from an image without PyTorch."
+            "What computes the artifact: PyTorch, where it is left out, serves every format, on CPUs and GPUs; OpenVINO"
+            " serves artifacts of format openvino on CPUs, from an image without PyTorch."
         ),
-        # By itself: it always has a value, that of an object which was written before it was there, too.
-        json_schema_extra={
-            "maxLength": 8,  # of which the API server sees what the rule costs
-            **rule(("self == oldSelf", "a written version never changes: add a new version with this runtime")),
-        },
+        json_schema_extra={"maxLength": 8},  # of which the API server sees what its rule costs
     )
 
 
@@ -118,7 +116,7 @@ class VersionRecord(ApiObject):
     artifact_uri: str = Field(description="Its artifact.")
     digest: str | None = Field(None, description="The artifact's digest, if it had one.")
     allow_code: bool = Field(False, description="Whether code inside the artifact might run.")
-    runtime: Runtime = Field("PyTorch", description="What computed it.")
+    runtime: Runtime | None = Field(None, description="What computed it, if it was not PyTorch.")
 
 
 class ModelStatus(Status):

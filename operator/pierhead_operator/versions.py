@@ -21,7 +21,7 @@ def make_record(version: ModelVersion) -> VersionRecord:
         artifact_uri=version.artifact_uri,
         digest=version.digest,
         allow_code=version.allow_code,
-        runtime=version.runtime,
+        runtime=None if version.runtime == "PyTorch" else version.runtime,
     )
 
 
@@ -85,5 +85,5 @@ def explain_version(model: Model, version: ModelVersion, ran: Sequence[VersionRe
 
 def _describe(record: VersionRecord) -> str:
     digest = f" of {record.digest}" if record.digest else ""
-    runtime = "" if record.runtime == "PyTorch" else f" with runtime {record.runtime}"
+    runtime = f" with runtime {record.runtime}" if record.runtime else ""
     return f"{record.artifact_uri}{digest}{runtime}{', whose code may run' if record.allow_code else ''}"
