@@ -140,7 +140,7 @@ def test_accelerator_that_nothing_would_use_is_told(converted):
 def test_runtime_of_a_version_never_changes(converted):
     kubectl = converted.kubectl
     change = [{"op": "replace", "path": "/spec/versions/0/runtime", "value": "PyTorch"}]
-    with pytest.raises(KubectlError, match="a written version never changes: add a new version with this runtime"):
+    with pytest.raises(KubectlError, match="a written version never changes: add a new version with this artifact"):
         kubectl("patch", "model", "photos", "--type", "json", "--patch", json.dumps(change))
     change = [{"op": "remove", "path": "/spec/versions/1/runtime"}]
     with pytest.raises(KubectlError, match="a written version never changes"):
