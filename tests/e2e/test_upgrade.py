@@ -68,7 +68,8 @@ def test_downgrade_and_upgrade_fail_no_prediction_and_restart_no_pod(kubectl, va
     # The server's image of the last release is gigabytes of the same: another name stands for it.
     registry.tag(values["server"]["image"], "before")
     server_image = values["server"]["image"].rpartition(":")[0] + ":before"
-    server = {name: value for name, value in values["server"].items() if name != "allowedEnv"}  # it knows no such value
+    unknown = ("allowedEnv", "openvinoImage")  # to the last release
+    server = {name: value for name, value in values["server"].items() if name not in unknown}
     old = {**values, "operator": {"image": operator_image}, "server": {**server, "image": server_image}}
     kubectl.apply(make_echo_model(), make_endpoint({"one": 100}), make_deployed_model("one"))
     kubectl.wait_ready("endpoint", "photos")
