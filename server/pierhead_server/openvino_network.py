@@ -65,7 +65,6 @@ class Facts:
     """What is known of a network before it is made ready."""
 
     outputs: tuple[TensorSpec, ...]
-    widened: bool  # whether the artifact had it for batches of one size
     wide: tuple[int, ...]  # which of its inputs are whole numbers of more bits than OpenVINO computes with
     batch: int = _BATCH
 
@@ -137,7 +136,7 @@ class ArtifactNetwork:
                 f"it has {len(network.inputs)} inputs and {len(network.outputs)} outputs, and an image classifier has "
                 "one of each: give inputs in the place of labels"
             )
-        widened = self._widen(network, [(network.inputs[0], "float32", (3, side, side), "preprocessing.crop")])
+        self._widen(network, [(network.inputs[0], "float32", (3, side, side), "preprocessing.crop")])
         (given,) = self._read_outputs(network)
         if given.dtype not in ("float32", "float16", "float64") or len(given.shape) != 1:
             raise self._refuse(
@@ -146,7 +145,7 @@ class ArtifactNetwork:
         if given.shape[0] not in (-1, classes):
             raise ArtifactInvalidError(f"labels: {classes} names, but the program gives {given.shape[0]} classes")
         outputs = (TensorSpec(_CLASSIFIER_OUTPUT, "float32", (classes,)),)
-        return _take_pictures(network, self._config), Facts(outputs, widened, ())
+        return _take_pictures(network, self._config), Facts(outputs, ())
 
     def _complete_program(self, network: Any, inputs: Sequence[Input]) -> tuple[Any, Facts]:
         if len(network.inputs) != len(inputs):
@@ -155,25 +154,23 @@ class ArtifactNetwork:
         if names is not None and len(network.outputs) != len(names):
             raise ArtifactInvalidError(f"outputs: {len(names)} names, but the program gives {len(network.outputs)}")
         network = _order(network, [entry.name for entry in inputs], names or [])
-        widened = self._widen(
-            network, [(port, *_expect(entry)) for port, entry in zip(network.inputs, inputs, strict=True)]
-        )
+        self._widen(network, [(port, *_expect(entry)) for port, entry in zip(network.inputs, inputs, strict=True)])
         given = self._read_outputs(network)
         names = names or (["output"] if len(given) == 1 else [f"output_{place}" for place in range(len(given))])
         outputs = tuple(TensorSpec(name, one.dtype, one.shape) for name, one in zip(names, given, strict=True))
         wide = tuple(
             place for place, entry in enumerate(inputs) if not isinstance(entry, ImageInput) and entry.dtype == "int64"
         )
-        return network, Facts(outputs, widened, wide)
+        return network, Facts(outputs, wide)
 
-    def _widen(self, network: Any, expected: Sequence[tuple[Any, str, tuple[int, ...], str]]) -> bool:
-        """Give each input the shape that model.yaml says, for any batch; whether it had one for another batch.
+    def _widen(self, network: Any, expected: Sequence[tuple[Any, str, tuple[int, ...], str]]) -> None:
+        """Give each input the shape that model.yaml says, for any batch.
 
         `expected` has the dtype, the shape of one row, and the field that says so.
         """
         import openvino
 
-        shapes, widened = {}, False
+        shapes = {}
         for port, dtype, shape, field in expected:
             kind, given = _name_dtype(port), port.get_partial_shape()
             if kind != dtype:
@@ -188,13 +185,11 @@ class ArtifactNetwork:
                     raise self._refuse(
                         f"{field}: the program takes [{_list(sizes)}], and model.yaml says [batch, {_list(shape)}]"
                     )
-                widened = widened or sizes[0] != -1
             shapes[port] = openvino.PartialShape([-1, *shape])
         try:
             network.reshape(shapes)
         except RuntimeError as error:
             raise self._refuse(f"its batch cannot be made dynamic: {tell(error)}: {_FIX_BATCH}") from error
-        return widened
 
     def _read_outputs(self, network: Any) -> list[TensorSpec]:
         """Nameless."""

@@ -17,7 +17,6 @@ from pierhead_server.artifact import WARMUP_FILE, Artifact, compute_digest, read
 from pierhead_server.batch.errors import OutputNotWritableError, RefusedError
 from pierhead_server.batch.pulse import Pulse
 from pierhead_server.batch.storage import Storage
-from pierhead_server.cache import Cache
 from pierhead_server.config import (
     MODEL_FILE,
     CustomPredictor,
@@ -32,9 +31,10 @@ from pierhead_server.converted import NETWORK, Array, ConversionError, Order, ch
 from pierhead_server.converting import Flat, Source, compare, compare_precision, convert, save
 from pierhead_server.eager import ClassifierModule
 from pierhead_server.errors import ArtifactInvalidError, ArtifactUnreachableError, SettingsInvalidError
-from pierhead_server.fetch import fetch_artifact, first_line
+from pierhead_server.fetch import first_line
 from pierhead_server.model import ClassifierFacts, LoadOptions, load_model
 from pierhead_server.openvino_network import ArtifactNetwork, find_other_operators, find_types, read_text
+from pierhead_server.serve import fetch
 from pierhead_server.settings import Settings
 from pierhead_server.signature import TensorSpec
 
@@ -58,13 +58,7 @@ def run(settings: Settings, destination: str) -> None:
     """Convert the artifact that the settings name into a folder or an address, and tell of it. Raises StartupError."""
     if "://" in destination and not _ADDRESS.fullmatch(destination):
         raise SettingsInvalidError(f"DESTINATION: {destination}: must be a folder, or a path in gs://, s3:// or az://")
-    source = fetch_artifact(
-        settings.artifact_uri,
-        Cache(settings.model_dir, settings.model_cache_bytes),
-        emulator=settings.storage_emulator_host,
-        max_bytes=settings.max_artifact_bytes,
-        digest=settings.artifact_digest,
-    )
+    source = fetch(settings)
     if "://" in destination:
         made = convert_into_storage(source, destination, settings)
     else:

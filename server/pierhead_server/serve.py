@@ -151,7 +151,7 @@ def make_pool(settings: Settings) -> Pool:
     )
 
 
-def fetch(settings: Settings, expect_torch: Callable[[], object]) -> Path:
+def fetch(settings: Settings, expect_torch: Callable[[], object] = lambda: None) -> Path:
     """The artifact's folder, on this machine and checked; blocks. Raises StartupError.
 
     `expect_torch` is called while a model is downloaded that needs it.
