@@ -422,8 +422,10 @@ class Workers:
         self._was_ready = True
         self.not_ready = None
         logger.info("worker %d is ready", worker.number)
-        if leaving := self._leaving.pop(worker.number, None):
+        number = worker.number
+        while leaving := self._leaving.pop(number, None):
             leaving.leave()
+            number = leaving.number  # which was perhaps not ready yet itself
         self._count_workers()
         self._dispatch()
 
@@ -616,8 +618,13 @@ class Workers:
             self.not_ready = f"the model's process died ({how}) and is starting anew"
         if self._in_a_row > 1 and counts:
             await asyncio.sleep(FIRST_BACKOFF_SECONDS * 2 ** (self._in_a_row - 2))
-        if worker.leaving or worker in self._leaving.values():
-            return  # another one takes its place already
+        if worker.leaving:
+            return  # another one has taken its place
+        successor = next((number for number, one in self._leaving.items() if one is worker), None)
+        if successor is not None:  # and takes that of the one before, too
+            if leaving:
+                self._leaving[successor] = leaving
+            return
         number = self._next_number()
         if leaving:
             self._leaving[number] = leaving

@@ -207,12 +207,24 @@ def unformed(control, load):
 
 
 def formed_twice(control, load, marker):
-    """Its faster form comes twice, the second time while workers of the first still wait for a call's end."""
+    """Its faster form comes twice, and the worker of the second is ready before the one of the first.
+
+    That one waits for the file `marker`.late, or is killed if there is a file `marker`.dies.
+    """
 
     class Twice(Obedient):
         def _take_compiled_form(self, how):
             super()._take_compiled_form(how)
             super()._take_compiled_form(how)
+
+        def _start(self, number, main):
+            super()._start(number, (lambda: self._be_late(main)) if number == 1 else main)
+
+        def _be_late(self, main):
+            if Path(f"{marker}.dies").exists():
+                os.kill(os.getpid(), signal.SIGKILL)
+            wait_for(Path(f"{marker}.late"))
+            main()
 
     Twice(control, load, 1, Path(marker)).run()
 

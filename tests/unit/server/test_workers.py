@@ -879,16 +879,22 @@ async def test_reason_of_the_first_form_goes_with_it(tmp_path):
         assert 'form="compiled"' in workers.metrics.expose().decode()
 
 
-async def test_form_that_comes_twice_leaves_as_many_workers_as_before(gate, tmp_path):
-    workers = Watched("formed_twice", tmp_path / "marker", workers=2)
+@pytest.mark.parametrize("how", ["late", "dies"])
+async def test_form_that_comes_twice_leaves_as_many_workers_as_before(gate, tmp_path, how):
+    marker = tmp_path / "marker"
+    if how == "dies":
+        Path(f"{marker}.dies").touch()
+    workers = Watched("formed_twice", marker)
     async with running(workers):
         held = workers.block(gate)  # its worker cannot leave yet
-        (tmp_path / "marker").touch()
-        await until(lambda: workers._form.form == "compiled")
+        marker.touch()
+        await until(lambda: workers._workers.get(2) and workers._workers[2].ready)
+        Path(f"{marker}.late").touch()
         gate.touch()
         await held
-        await until(lambda: len(children(workers.fork_server)) == 2)
-        assert len(set(await pids([workers.ask() for _ in range(8)]))) == 2
+        await until(lambda: list(workers._workers) == [2])
+        assert len(children(workers.fork_server)) == 1
+        assert not workers._leaving
 
 
 async def test_torch_is_imported_while_the_artifact_is_fetched():
