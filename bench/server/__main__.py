@@ -19,6 +19,7 @@ import typer
 from bench.printing import print_tables
 from bench.program import run_program
 from bench.server import report
+from bench.server.forms import Precision
 from bench.server.machine import describe_machine
 from bench.server.measure import SECTIONS, Bench, Wanted
 from bench.server.peers import PEERS
@@ -46,6 +47,10 @@ def bench(
     only: Annotated[list[Section] | None, typer.Option(help="One or several sections; all if not said.")] = None,
     device: Annotated[Device, typer.Option()] = Device.cpu,
     code: Annotated[Path | None, typer.Option(help="Another checkout's server/, to be measured instead.")] = None,
+    before: Annotated[Path | None, typer.Option(help="Another checkout's server/, to be measured beside it.")] = None,
+    precision: Annotated[Precision, typer.Option(help="Of the server and the raw loop; --before's is float32.")] = (
+        Precision.float32
+    ),
     output: Annotated[Path | None, typer.Option("--json", help="Where to write all that was measured.")] = None,
 ) -> None:
     if device is Device.cuda and not _has_cuda():
@@ -56,7 +61,16 @@ def bench(
         raise typer.Exit(2)
     sections = tuple(map(str, only or SECTIONS))
     named = [name for name in PEERS if name in (peer or ())]
-    wanted = Wanted(rounds, seconds, str(device), sections, named, code.resolve() if code else None)
+    wanted = Wanted(
+        rounds,
+        seconds,
+        str(device),
+        sections,
+        named,
+        code.resolve() if code else None,
+        before.resolve() if before else None,
+        precision,
+    )
     paths = Paths.from_environment()
     run = Bench(Workshop(paths), wanted)
     facts = describe_machine(wanted.device)
@@ -75,12 +89,12 @@ def bench(
 def _print(run: Bench, facts: dict[str, str], models: list[str]) -> None:
     notes = [f"{run.wanted.rounds} rounds of {run.wanted.seconds:g} s; medians (least to most)"]
     notes += [*report.note_doubtful(run.records, run.cores), *run.notes]
-    goals = report.tabulate_goals(report.compute_goals(run.records, models))
+    goals = report.tabulate_goals(report.compute_goals(run.records, models, run.wanted.precision))
     print_tables(facts, notes, [*report.make_tables(run.records, models), goals])
 
 
 def _encode(run: Bench, facts: dict[str, str], models: list[str]) -> str:
-    goals = [vars(goal) for goal in report.compute_goals(run.records, models)]
+    goals = [vars(goal) for goal in report.compute_goals(run.records, models, run.wanted.precision)]
     document = {"machine": facts, "wanted": vars(run.wanted), "notes": run.notes, "records": run.records.all}
     return json.dumps(msgspec.to_builtins(document | {"goals": goals}, enc_hook=str), indent=1)
 

@@ -11,10 +11,8 @@ import argparse
 import http.client
 import json
 import re
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -96,18 +94,10 @@ def _run_case(workshop: Workshop, model: str, precision: str, arguments: argpars
     with start_server(workshop, Plan(piece.artifact, device="cpu", compile=False)) as server:
         server.wait_ready()
         expected = [_predict(server, body) for body in piece.bodies]
-    with tempfile.TemporaryDirectory() as folder:
-        artifact = _set_precision(piece.artifact, precision, Path(folder) / "artifact")
-        with start_server(workshop, Plan(artifact, device=arguments.device, compile=False)) as server:
-            start = server.wait_ready()
-            return _measure(server, piece, precision, expected, start, arguments)
-
-
-def _set_precision(artifact: Path, precision: str, target: Path) -> Path:
-    shutil.copytree(artifact, target)
-    text = (target / "model.yaml").read_text()
-    (target / "model.yaml").write_text(f"{text.rstrip()}\nprecision: {precision}\n")
-    return target
+    artifact = workshop.set_precision(piece, precision)
+    with start_server(workshop, Plan(artifact, device=arguments.device, compile=False)) as server:
+        start = server.wait_ready()
+        return _measure(server, piece, precision, expected, start, arguments)
 
 
 def _measure(

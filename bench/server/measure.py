@@ -16,12 +16,12 @@ from pathlib import Path
 
 from bench.server import forms, load, peers, processes
 from bench.server.client import Job, Outcome
-from bench.server.forms import Report
+from bench.server.forms import Precision, Report
 from bench.server.peers import Peer, PeerName, PeerPlan
 from bench.server.pierhead import PATH, Plan, Server, start_server
 from bench.server.processes import BenchError, Program
 from bench.server.raw import RawLoop, start_raw_loop
-from bench.server.report import PROGRAM_READ, READY_COMPILED, READY_QUICK, WEIGHTS_READ
+from bench.server.report import BEFORE, PROGRAM_READ, READY_COMPILED, READY_QUICK, WEIGHTS_READ
 from bench.server.stats import Records
 from bench.server.workshop import Workpiece, Workshop, make_environment
 from cluster.progress import say, step
@@ -48,7 +48,9 @@ class Wanted:
     device: str = "cpu"
     sections: Sequence[str] = SECTIONS
     peers: Sequence[PeerName] = ()
-    code: Path | None = None
+    code: Path | None = None  # another checkout's server/, instead of this one's
+    before: Path | None = None  # another one's, beside it
+    precision: Precision = Precision.float32
 
     @property
     def calibration_seconds(self) -> float:
@@ -98,17 +100,22 @@ class Bench:
             alone = self._calibrate_alone(piece.model, raw) if "latency" in wanted.sections else ""
             raw.keep([*finalists, alone])
             rivals = self._start_peers(stack, piece, right) if "saturation" in wanted.sections else []
-            server = stack.enter_context(start_server(self.workshop, Plan(piece.artifact, code=wanted.code)))
-            self._wait_for_server(piece.model, server)
-            ours = _Target(piece, server.port, PATH, server.program, right)
+            artifact = self.workshop.set_precision(piece, wanted.precision)
+            targets = {"server": self._start(stack, piece, right, Plan(artifact, code=wanted.code))}
+            if wanted.before:
+                targets[BEFORE] = self._start(stack, piece, right, Plan(piece.artifact, code=wanted.before))
+            ours = targets["server"]
             if "saturation" in wanted.sections:
                 contenders = [Contender(f"raw {form}", partial(raw.run, form, wanted.seconds)) for form in finalists]
-                contenders.append(Contender("server", partial(ours.saturate, wanted.seconds)))
+                contenders += [
+                    Contender(name, partial(target.saturate, wanted.seconds)) for name, target in targets.items()
+                ]
                 self._rounds(piece.model, "saturation", [*contenders, *rivals])
             if "latency" in wanted.sections:
-                contenders = [
-                    Contender(f"raw {alone}", partial(raw.run, alone, wanted.seconds, 1)),
-                    Contender("server", partial(ours.saturate, wanted.seconds, connections=1)),
+                contenders = [Contender(f"raw {alone}", partial(raw.run, alone, wanted.seconds, 1))]
+                contenders += [
+                    Contender(name, partial(target.saturate, wanted.seconds, connections=1))
+                    for name, target in targets.items()
                 ]
                 self._rounds(piece.model, "latency", contenders)
             if {"load", "overload"} & set(wanted.sections):
@@ -132,6 +139,11 @@ class Bench:
             ]
             self._rounds(model, "overload", contenders)
 
+    def _start(self, stack: contextlib.ExitStack, piece: Workpiece, right: Report, plan: Plan) -> _Target:
+        server = stack.enter_context(start_server(self.workshop, plan))
+        self._wait_for_server(piece.model, server)
+        return _Target(piece, server.port, PATH, server.program, right)
+
     def _wait_for_server(self, model: str, server: Server) -> None:
         with step(f"{model}: the server starts"):
             server.wait_ready()
@@ -147,7 +159,7 @@ class Bench:
 
     def _calibrate_raw(self, model: str, raw: RawLoop) -> list[str]:
         """The forms that are quickest on all cores."""
-        names = forms.list_forms(self.wanted.device)
+        names = forms.list_forms(self.wanted.device, self.wanted.precision)
         raw.load(names, len(raw.programs))
         contenders = [Contender(form, partial(raw.run, form, self.wanted.calibration_seconds)) for form in names]
         self._rounds(model, "forms", contenders, _CALIBRATION_ROUNDS)
@@ -155,7 +167,9 @@ class Bench:
 
     def _calibrate_alone(self, model: str, raw: RawLoop) -> str:
         """The form that is quickest with one picture, on one core."""
-        names = [form for form in forms.list_forms(self.wanted.device) if forms.parse_batch(form) == 1]
+        names = [
+            form for form in forms.list_forms(self.wanted.device, self.wanted.precision) if forms.parse_batch(form) == 1
+        ]
         raw.load(names, 1)
         contenders = [Contender(form, partial(raw.run, form, self.wanted.calibration_seconds, 1)) for form in names]
         self._rounds(model, "forms alone", contenders, _CALIBRATION_ROUNDS)
@@ -195,12 +209,12 @@ class Bench:
 
     def _list_starters(self, piece: Workpiece) -> list[Contender]:
         return [
-            Contender(READY_COMPILED, partial(self._start, piece)),
+            Contender(READY_COMPILED, partial(self._time_start, piece)),
             Contender(READY_QUICK, partial(self._start_uncompiled, piece)),
             *(Contender(name, partial(_time_python, code)) for name, code in _list_references(piece).items()),
         ]
 
-    def _start(self, piece: Workpiece) -> Figures:
+    def _time_start(self, piece: Workpiece) -> Figures:
         with start_server(self.workshop, Plan(piece.artifact, code=self.wanted.code)) as server:
             figures = {"seconds": server.wait_ready()}
             compiled = server.wait_compiled()

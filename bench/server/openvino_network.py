@@ -1,4 +1,4 @@
-"""A classifier as a network of OpenVINO's in float32, on one thread: a form of the raw loop, and what peers serve.
+"""A classifier as a network of OpenVINO's, on one thread: a form of the raw loop, and what peers serve.
 
 `python -m bench.server.openvino_network MODEL ARTIFACT FILE` writes it as FILE, whose name ends in .xml.
 """
@@ -16,29 +16,31 @@ import torch
 from openvino.preprocess import PrePostProcessor
 from torch import Tensor
 
+from bench.server.forms import Precision
 from bench.server.networks import load_classifier, make_example
 from bench.server.preprocessing import CROP
 
 _OPTIONS = {
     "INFERENCE_NUM_THREADS": 1,
     "NUM_STREAMS": 1,
-    "INFERENCE_PRECISION_HINT": "f32",
     "ENABLE_CPU_PINNING": False,
 }
+_HINTS: dict[Precision, str] = {Precision.float32: "f32", Precision.bfloat16: "bf16"}
 
 
-def make_openvino(name: str, artifact: Path) -> Callable[[Tensor], Tensor]:
+def make_openvino(name: str, artifact: Path, precision: Precision = Precision.float32) -> Callable[[Tensor], Tensor]:
     """What computes pictures as they lie, the channels of a pixel beside each other."""
-    return _compile(_convert(name, artifact))
+    return _compile(_convert(name, artifact), precision)
 
 
 def read_openvino(file: Path) -> Callable[[Tensor], Tensor]:
-    """The same of a file. What it gives lies in memory that the next call writes to."""
-    return _compile(openvino.Core().read_model(file))
+    """The same of a file, in float32. What it gives lies in memory that the next call writes to."""
+    return _compile(openvino.Core().read_model(file), Precision.float32)
 
 
-def _compile(network: openvino.Model) -> Callable[[Tensor], Tensor]:
-    request = openvino.Core().compile_model(network, "CPU", _OPTIONS).create_infer_request()
+def _compile(network: openvino.Model, precision: Precision) -> Callable[[Tensor], Tensor]:
+    options = _OPTIONS | {"INFERENCE_PRECISION_HINT": _HINTS[precision]}
+    request = openvino.Core().compile_model(network, "CPU", options).create_infer_request()
 
     def run(pictures: Tensor) -> Tensor:
         request.infer([pictures.permute(0, 2, 3, 1).numpy()], share_inputs=True)

@@ -20,7 +20,7 @@ import msgspec
 import torch
 from torch import Tensor
 
-from bench.server.forms import Order, Report, parse_batch
+from bench.server.forms import Order, Precision, Report, parse_batch
 from bench.server.networks import Classifier, load_classifier, make_example
 from bench.server.openvino_network import make_openvino
 from bench.server.preprocessing import CROP, preprocess
@@ -57,7 +57,8 @@ def make_network(form: str, setting: Setting) -> Network:
         # The caller is one thread: no lock, no copies of what the runs share.
         return torch._inductor.aoti_load_package(str(package), run_single_threaded=True)
     if form.startswith("openvino"):
-        return make_openvino(setting.model, setting.artifact)
+        precision = Precision.bfloat16 if Precision.bfloat16 in form else Precision.float32
+        return make_openvino(setting.model, setting.artifact, precision)
     classifier = load_classifier(setting.model, setting.artifact).to(setting.device)
     if form.startswith("eager"):
         return classifier

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from bench import texts
+from bench.server.forms import Precision
 from bench.server.stats import Records, Spread
 
 SATURATED_GOALS = {"mobilenet_v3_small": 0.85}
 SATURATED_GOAL = 0.95
 PEER_GOALS = {"litserve default": 4.0, "litserve eager": 2.5, "litserve openvino": 1.4, "litserve aoti": 1.0}
+# To what another checkout's server does in float32, which is --before's.
+BEFORE_GOALS: Mapping[Precision, Mapping[str, float]] = {
+    Precision.float32: {"mobilenet_v3_small": 1.25, "lite0": 1.2, "resnet50": 1.05},
+    Precision.bfloat16: {"mobilenet_v3_small": 1.5, "resnet50": 4.0},
+}
+BEFORE_LATENCY_GOALS = {"mobilenet_v3_small": 0.65, "lite0": 0.75, "resnet50": 0.75}
 LATENCY_GOAL_MS = 1.0
 TAIL_GOAL = 3.0
 COMPILED_START_GOALS_S, COMPILED_START_GOAL_S = {"resnet50": 1.1}, 0.9
@@ -20,6 +27,7 @@ MEMORY_WORKERS = 2
 OVERLOAD_GOAL = 0.9
 BUSY_CORES = 0.05  # more than this share of the cores taken by others makes a round doubtful
 
+BEFORE = "server of before"
 READY_COMPILED = "server ready, its compiled form is there"
 READY_QUICK = "server ready, nothing compiled yet"
 WEIGHTS_READ = "import torch, read the weights"
@@ -95,11 +103,15 @@ def tabulate_goals(goals: Sequence[Goal]) -> Table:
     return Table("Goals", ("model", "goal", "wanted", "seen", "held"), rows)
 
 
-def compute_goals(records: Records, models: Sequence[str]) -> list[Goal]:
+def compute_goals(records: Records, models: Sequence[str], precision: Precision = Precision.float32) -> list[Goal]:
     """Every goal whose figures were measured."""
+    judges = [_judge_throughput, _judge_latency, _judge_overload, _judge_start, _judge_memory]
+    if precision is Precision.float32:
+        judges.append(_judge_answers)  # a lower precision moves some
     goals: list[Goal] = []
     for model in models:
-        for judge in (_judge_throughput, _judge_answers, _judge_latency, _judge_overload, _judge_start, _judge_memory):
+        goals += _judge_before(records, model, precision)
+        for judge in judges:
             goals += judge(records, model)
     return goals
 
@@ -281,6 +293,20 @@ def _judge_throughput(records: Records, model: str) -> list[Goal]:
             goals.append(
                 Goal(model, f"saturated, to {peer}", f">= {factor:.2f}", texts.spread(ratio), ratio.median >= factor)
             )
+    return goals
+
+
+def _judge_before(records: Records, model: str, precision: Precision) -> list[Goal]:
+    goals = []
+    wanted = BEFORE_GOALS[precision].get(model)
+    if wanted and (ratio := records.ratio(model, "saturation", "server", BEFORE, "rate")):
+        what = f"saturated, to the {BEFORE}"
+        goals.append(Goal(model, what, f">= {wanted:.2f}", texts.spread(ratio), ratio.median >= wanted))
+    most = BEFORE_LATENCY_GOALS.get(model)
+    if most and (ratio := records.ratio(model, "latency", "server", BEFORE, "p50")):
+        goals.append(
+            Goal(model, f"one client, p50 to the {BEFORE}", f"<= {most:.2f}", texts.spread(ratio), ratio.median <= most)
+        )
     return goals
 
 

@@ -60,6 +60,18 @@ class Workshop:
             network = self._convert(model, artifact) if device == "cpu" else None
         return replace(piece, packages=packages, network=network)
 
+    def set_precision(self, piece: Workpiece, precision: str) -> Path:
+        """The artifact to be computed in that precision; the folder is made anew each time."""
+        if precision == "float32":
+            return piece.artifact
+        target = self.folder / f"{piece.model}-{precision}"
+        with locks.exclusive(self.paths.locks / "bench"):
+            shutil.rmtree(target, ignore_errors=True)
+            shutil.copytree(piece.artifact, target)
+            text = (target / "model.yaml").read_text(encoding="utf-8")
+            (target / "model.yaml").write_text(f"{text.rstrip()}\nprecision: {precision}\n", encoding="utf-8")
+        return target
+
     def prepare_uncompiled(self, model: str) -> Workpiece:
         """The same without packages, which take minutes."""
         with locks.exclusive(self.paths.locks / "bench"):

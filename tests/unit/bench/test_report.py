@@ -3,6 +3,7 @@
 import pytest
 
 from bench.server import report
+from bench.server.forms import Precision
 from bench.server.stats import Record, Records, Spread, percentile
 
 MODEL = "mobilenet_v3_small"
@@ -59,10 +60,22 @@ def test_peers_have_a_goal_each():
     }
 
 
+@pytest.mark.parametrize(("precision", "held"), [(Precision.float32, True), (Precision.bfloat16, False)])
+def test_server_of_before_has_a_goal_for_each_precision(precision, held):
+    records = make_records(
+        saturation=[rates("server", 130), rates(report.BEFORE, 100)],
+        latency=[("server", {"p50": 4.0}), (report.BEFORE, {"p50": 6.0})],
+    )
+    before, latency = report.compute_goals(records, [MODEL], precision)
+    assert (before.what, before.held) == ("saturated, to the server of before", held)
+    assert (latency.wanted, latency.held) == ("<= 0.65", False)
+
+
 def test_a_wrong_answer_fails_the_goal():
     figures = {"rate": 1.0, "same_top": 7, "pictures": 8, "largest_difference": 0.5}
-    goals = report.compute_goals(make_records(saturation=[("server", figures)]), [MODEL])
-    assert [(goal.seen, goal.held) for goal in goals] == [("7 of 8", False)]
+    records = make_records(saturation=[("server", figures)])
+    assert [(goal.seen, goal.held) for goal in report.compute_goals(records, [MODEL])] == [("7 of 8", False)]
+    assert not report.compute_goals(records, [MODEL], Precision.bfloat16)  # which moves some
 
 
 @pytest.mark.parametrize(
