@@ -19,7 +19,8 @@ class BatchPolicy:
 
     size: int = 1  # requests in a batch at most
     partial: bool = False  # whether fewer than `size` are worth a batch too, as on a GPU
-    depth: int = 1  # batches in a worker's hands; with 2 it decodes one while it computes the other
+    depth: int = 1  # batches in a worker's hands; with 2 the next one is there when it ends the one before
+    surplus: int = 0  # requests that wait for each worker, before one that is busy gets the next batch
     delay: float = 0.0  # seconds that a request waits for others while the worker computes
 
 
@@ -30,11 +31,22 @@ class Backlog:
     waiting: int  # requests
     oldest: float  # seconds that the first of them has waited
     idle_workers: int  # with nothing in their hands
+    workers: int = 1
+
+
+def is_able(policy: BatchPolicy, backlog: Backlog, *, in_hand: int) -> bool:
+    """Whether a worker with `in_hand` batches may get one more.
+
+    What is behind a batch waits for that worker alone: where it should go to whoever is free first, only the surplus.
+    """
+    if in_hand >= policy.depth:
+        return False
+    return not in_hand or backlog.waiting >= policy.surplus * backlog.workers
 
 
 def decide_batch(policy: BatchPolicy, backlog: Backlog, *, in_hand: int) -> int:
     """How many requests a worker with `in_hand` batches gets now; 0: it is not its turn yet."""
-    if not backlog.waiting or in_hand >= policy.depth:
+    if not backlog.waiting or not is_able(policy, backlog, in_hand=in_hand):
         return 0
     if not policy.partial:
         # A size that is not filled gains nothing, and others may be idle: a batch only of what all of them leave.

@@ -29,6 +29,7 @@ from pierhead_server.batching import (
     decide_batch,
     decide_lane,
     has_room_for_heavy,
+    is_able,
 )
 from pierhead_server.budget import Budget
 from pierhead_server.control import Died, Expect, Failed, Fork, Formed, Kill, Load, NotFormed, Ready
@@ -74,6 +75,8 @@ SLOW_START_SECONDS = 900.0
 # which the last tenth comes from 8 instead of 4, and a large one no longer than one by one.
 OFFLINE_CALLS = 8
 _EXIT_SECONDS = 5.0  # for processes whose connection was closed
+_LAST_WORDS_SECONDS = 1.0  # until the connection of a process that is dead has ended
+_MOST_SENT_BYTES = 4 << 20
 _OK = 200
 PIECES_TOGETHER = 4  # on a GPU, whose threads prepare them beside each other; each has several instances
 OTHERS_SECONDS = 10.0  # after an ordinary request another one is expected
@@ -134,7 +137,8 @@ class Pool:
             size = self.batch or max(batch, OFFLINE_CALLS)
             return BatchPolicy(size=size, partial=pipelined, depth=2, delay=0.05)
         if not pipelined:
-            return BatchPolicy(size=size)
+            # A worker that ends a batch would wait for the next one for as long as the listener takes to get a CPU.
+            return BatchPolicy(size=size, depth=2, surplus=size)
         return BatchPolicy(size=size, partial=True, depth=2, delay=self.delay)
 
 
@@ -155,6 +159,7 @@ class Worker(asyncio.Protocol):
         self.policy = BatchPolicy()  # until it says what suits it
         self._greeted = False
         self.in_hand: deque[Batch] = deque()  # the one that is computed first
+        self.gone = asyncio.Event()  # all that it has said was heard
         self._pool = pool
         self._transport: asyncio.Transport | None = None
         self._received = bytearray()
@@ -233,6 +238,7 @@ class Worker(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio calls it so
         """It is dead, or was closed; how it died, the fork server tells."""
         self.ready = False
+        self.gone.set()
 
     @property
     def welcomes(self) -> bool:
@@ -243,6 +249,16 @@ class Worker(asyncio.Protocol):
     def is_heavy(self) -> bool:
         """Whether something that it holds keeps it for long."""
         return any(job.is_heavy for batch in self.in_hand for job in batch.jobs)
+
+    def is_able(self, backlog: Backlog) -> bool:
+        """Whether it may get one more batch; none behind something that keeps it for long."""
+        return is_able(self.policy, backlog, in_hand=len(self.in_hand)) and not (self.in_hand and self.is_heavy)
+
+    @property
+    def computing(self) -> list[Job]:
+        """What may be to blame for its death: on a CPU what is behind a batch was not begun."""
+        batches = self.in_hand if self.policy.partial else [*self.in_hand][:1]
+        return [job for batch in batches for job in batch.jobs]
 
     def take_back(self) -> list[Job]:
         """What it held when it died."""
@@ -354,11 +370,12 @@ class Workers:
                 self._waiting.popleft()
                 continue
             ready = [worker for worker in self._workers.values() if worker.welcomes]
-            able = [worker for worker in ready if len(worker.in_hand) < worker.policy.depth]
+            backlog = self._measure_backlog(ready, now)
+            able = [worker for worker in ready if worker.is_able(backlog)]
             worker = min(able, key=lambda worker: len(worker.in_hand), default=None)
             if worker is None:
                 return
-            jobs = (self._pieces and self._choose_pieces(worker, ready, now)) or self._choose_calls(worker, ready, now)
+            jobs = (self._pieces and self._choose_pieces(worker, ready, now)) or self._choose_calls(worker, backlog)
             if not jobs:
                 return
             worker.send(jobs)
@@ -381,16 +398,18 @@ class Workers:
         pieces = self._pieces.take(count, heavy=room)
         return [Job(piece.call, piece.future, now, piece=piece) for piece in pieces]
 
-    def _choose_calls(self, worker: Worker, ready: Sequence[Worker], now: float) -> list[Job]:
+    def _choose_calls(self, worker: Worker, backlog: Backlog) -> list[Job]:
         """Calls for a worker, if there are any and it is time."""
         if not self._waiting:
             return []
-        idle = sum(not worker.in_hand for worker in ready)
-        backlog = Backlog(len(self._waiting), now - self._waiting[0].arrived, idle)
         jobs = self._pop(decide_batch(worker.policy, backlog, in_hand=len(worker.in_hand)), worker)
-        if not jobs:
+        if not jobs and self._policy.delay:
             self._look_again()
         return jobs
+
+    def _measure_backlog(self, ready: Sequence[Worker], now: float) -> Backlog:
+        oldest = now - self._waiting[0].arrived if self._waiting else 0.0
+        return Backlog(len(self._waiting), oldest, sum(not worker.in_hand for worker in ready), len(ready))
 
     def _pop(self, count: int, worker: Worker) -> list[Job]:
         """Up to `count` calls whose callers still wait; one that may kill its worker goes alone."""
@@ -578,6 +597,8 @@ class Workers:
     async def _start_worker(self, number: int, place: int) -> None:
         assert self._server is not None
         ours, theirs = socket.socketpair()
+        # As much as the kernel gives: a batch that does not fit comes in parts, each when the listener gets a CPU.
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _MOST_SENT_BYTES)
         with theirs:
             self._server.send(Fork(number, place), theirs.fileno())
         worker = Worker(number, place, self)
@@ -598,6 +619,11 @@ class Workers:
     async def _replace(self, death: Died) -> None:
         worker = self._workers.pop(death.worker, None)
         self._count_workers()
+        if worker:
+            # What it has answered is nobody's cause of death.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LAST_WORDS_SECONDS):
+                    await worker.gone.wait()
         if worker is None or (worker.leaving and not worker.in_hand):
             return  # it was sent away
         leaving = self._leaving.pop(death.worker, None)
@@ -638,7 +664,7 @@ class Workers:
         """
         if worker.late:
             return False
-        jobs = [job for batch in worker.in_hand for job in batch.jobs]
+        jobs = worker.computing
         if self._pool.offline:
             return not jobs
         # What nobody but the server asks for is nobody's fault.
@@ -669,13 +695,14 @@ class Workers:
 
     def _give_back(self, worker: Worker, how: str) -> None:
         """What a dead worker held: a call that was alone with it fails, others are computed anew, each alone."""
+        suspects = worker.computing
         jobs = worker.take_back()
-        if len(jobs) == 1:
-            _fail(jobs[0], InternalError(f"the model's process died of this request ({how})"))
+        if len(suspects) == 1:
+            _fail(suspects[0], InternalError(f"the model's process died of this request ({how})"))
         else:
-            for job in jobs:
+            for job in suspects:
                 job.alone = True
-            self._put_back(jobs)
+        self._put_back(jobs)
         self._dispatch()
 
     def _put_back(self, jobs: list[Job]) -> None:

@@ -16,6 +16,7 @@ from pierhead_server.workers import Pool
 
 ALONE = BatchPolicy()
 FULL_ONLY = BatchPolicy(size=4)
+AHEAD = BatchPolicy(size=4, depth=2, surplus=4)
 PARTIAL = BatchPolicy(size=8, partial=True, depth=2, delay=0.005)
 
 
@@ -42,6 +43,11 @@ PARTIAL = BatchPolicy(size=8, partial=True, depth=2, delay=0.005)
         (FULL_ONLY, Backlog(7, 0.0, 2), 0, 1),
         (FULL_ONLY, Backlog(8, 0.0, 2), 0, 4),
         (FULL_ONLY, Backlog(99, 9.0, 0), 1, 0),
+        # The next batch goes to one that is busy only of what is more than all of them can take at once.
+        (AHEAD, Backlog(7, 9.0, 0, 2), 1, 0),
+        (AHEAD, Backlog(8, 0.0, 0, 2), 1, 4),
+        (AHEAD, Backlog(99, 9.0, 0, 2), 2, 0),
+        (AHEAD, Backlog(1, 0.0, 1, 2), 0, 1),
         # On a GPU what is there goes, shared with who is idle beside it.
         (PARTIAL, Backlog(3, 0.0, 1), 0, 3),
         (PARTIAL, Backlog(99, 0.0, 1), 0, 8),
@@ -64,9 +70,16 @@ POLICIES = st.builds(
     size=st.integers(1, 32),
     partial=st.booleans(),
     depth=st.integers(1, 3),
+    surplus=st.integers(0, 8),
     delay=st.floats(0, 1),
 )
-BACKLOGS = st.builds(Backlog, waiting=st.integers(0, 100), oldest=st.floats(0, 10), idle_workers=st.integers(0, 8))
+BACKLOGS = st.builds(
+    Backlog,
+    waiting=st.integers(0, 100),
+    oldest=st.floats(0, 10),
+    idle_workers=st.integers(0, 8),
+    workers=st.integers(1, 8),
+)
 
 
 @given(POLICIES, BACKLOGS, st.integers(0, 3))
@@ -83,7 +96,7 @@ def test_nobody_waits_while_a_worker_is_idle(policy, backlog):
 
 @pytest.mark.parametrize(
     ("pipelined", "policy"),
-    [(False, BatchPolicy(size=4)), (True, BatchPolicy(size=4, partial=True, depth=2, delay=0.005))],
+    [(False, BatchPolicy(size=4, depth=2, surplus=4)), (True, BatchPolicy(size=4, partial=True, depth=2, delay=0.005))],
 )
 def test_policy_suits_the_worker(pipelined, policy):
     assert Pool(workers=1, queue_size=1, answer_seconds=1.0).policy(4, pipelined=pipelined) == policy

@@ -59,6 +59,7 @@ def make_load(folder):
 
 
 ONE_BY_ONE = BatchPolicy()  # each worker holds what it computes and no more
+AHEAD = BatchPolicy(depth=2, surplus=1)
 GPU = BatchPolicy(partial=True, depth=2, delay=0.005)
 
 
@@ -448,6 +449,56 @@ async def test_caller_that_left_a_batch_is_no_proof_of_the_other_s_guilt(gate):
         gone.cancel()
         os.kill(pid, signal.SIGKILL)
         assert read(await innocent)["pid"] != pid
+
+
+async def test_surplus_waits_in_a_busy_worker_s_hands(gate):
+    async with running(workers := Watched("obedient", 1, workers=2, how=AHEAD)):
+        blocked = [workers.block(gate) for _ in range(3)]
+        assert sorted(workers.batches) == [[1], [1]]  # a third one goes to whoever is free first
+        blocked += [workers.block(gate) for _ in range(3)]
+        assert sorted(workers.batches) == [[1, 1], [1, 1]]
+        assert workers.waiting == 2
+        gate.touch()
+        assert len(await pids(blocked)) == 6
+
+
+async def test_nothing_waits_behind_what_takes_long(gate):
+    async with running(workers := Watched("obedient", 1, how=AHEAD)):
+        heavy = workers.ask(make_parts((WAIT_FOR + os.fsencode(gate), HEAVY_PIXELS + 1)))
+        await until(lambda: workers.batches == [[1]] and not workers._waiting)
+        await until(lambda: any(worker.is_heavy for worker in workers._workers.values()))
+        waiting = [workers.ask() for _ in range(4)]
+        assert workers.batches == [[1]]
+        gate.touch()
+        await asyncio.gather(heavy, *waiting)
+
+
+async def test_what_was_behind_a_batch_is_innocent_of_its_worker_s_death(gate):
+    async with running(workers := Watched("obedient", 1, how=AHEAD)):
+        blocked = workers.block(gate)
+        innocent = [workers.ask(b"%d" % number) for number in range(4)]
+        await until(lambda: workers.batches == [[1, 1]])
+        os.kill(*children(workers.fork_server), signal.SIGKILL)
+        with pytest.raises(InternalError, match="died of this request"):
+            await blocked
+        assert len(set(await pids(innocent))) == 1
+        assert workers.metric("pierhead_model_process_restarts_total") == 1
+
+
+async def test_what_was_answered_is_no_cause_of_death(monkeypatch):
+    """The fork server tells of a death while the answer still waits to be read."""
+    async with running(workers := Watched("obedient", 1, how=AHEAD)):
+        [worker] = workers._workers.values()
+        worker._transport.pause_reading()
+        answered, fatal = workers.ask(), workers.ask(DIE)
+        behind = [workers.ask() for _ in range(2)]
+        await until(lambda: workers.batches == [[1, 1]])
+        await until(lambda: not workers._workers)  # its death was told
+        worker._transport.resume_reading()
+        assert (await answered).code == 200
+        with pytest.raises(InternalError, match="died of this request"):
+            await fatal
+        assert len(await pids(behind)) == 2
 
 
 async def test_idle_death_is_noticed(monkeypatch):
@@ -883,13 +934,13 @@ async def test_reason_of_the_first_form_goes_with_it(tmp_path):
 async def test_form_that_comes_twice_leaves_as_many_workers_as_before(gate, tmp_path, how):
     marker = tmp_path / "marker"
     if how == "dies":
-        Path(f"{marker}.dies").touch()
+        marker.with_name("marker.dies").touch()
     workers = Watched("formed_twice", marker)
     async with running(workers):
         held = workers.block(gate)  # its worker cannot leave yet
         marker.touch()
         await until(lambda: workers._workers.get(2) and workers._workers[2].ready)
-        Path(f"{marker}.late").touch()
+        marker.with_name("marker.late").touch()
         gate.touch()
         await held
         await until(lambda: list(workers._workers) == [2])
