@@ -32,6 +32,7 @@ class Backlog:
     oldest: float  # seconds that the first of them has waited
     idle_workers: int  # with nothing in their hands
     workers: int = 1
+    missing: int = 0  # of the workers, for the moment
 
 
 def is_able(policy: BatchPolicy, backlog: Backlog, *, in_hand: int) -> bool:
@@ -41,7 +42,9 @@ def is_able(policy: BatchPolicy, backlog: Backlog, *, in_hand: int) -> bool:
     """
     if in_hand >= policy.depth:
         return False
-    return not in_hand or backlog.waiting >= policy.surplus * backlog.workers
+    if not in_hand or not policy.surplus:
+        return True
+    return not backlog.missing and backlog.waiting >= policy.surplus * backlog.workers
 
 
 def decide_batch(policy: BatchPolicy, backlog: Backlog, *, in_hand: int) -> int:

@@ -114,7 +114,10 @@ def send(channel: socket.socket, message: ToForkServer | FromForkServer, descrip
 
 def receive_command(channel: socket.socket) -> tuple[ToForkServer | None, list[int]]:
     """The fork server's next command and its descriptors; None when the listener is gone."""
-    data, descriptors, _, _ = socket.recv_fds(channel, _MOST_BYTES, _MOST_DESCRIPTORS)
+    try:
+        data, descriptors, _, _ = socket.recv_fds(channel, _MOST_BYTES, _MOST_DESCRIPTORS)
+    except ConnectionResetError:  # it left unread what this process said
+        return None, []
     return (_TO.decode(data) if data else None), list(descriptors)
 
 

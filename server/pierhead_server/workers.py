@@ -75,6 +75,10 @@ SLOW_START_SECONDS = 900.0
 # which the last tenth comes from 8 instead of 4, and a large one no longer than one by one.
 OFFLINE_CALLS = 8
 _EXIT_SECONDS = 5.0  # for processes whose connection was closed
+# Batches that take longer gain nothing by one that is there at once, and what waits behind such a one waits for long.
+QUICK_SECONDS = 0.1
+PATIENCE_SECONDS = 0.5
+_LEARNING = 0.1  # how much a batch's time counts beside those before
 _LAST_WORDS_SECONDS = 1.0  # until the connection of a process that is dead has ended
 _MOST_SENT_BYTES = 4 << 20
 _OK = 200
@@ -94,6 +98,7 @@ class Job:
     arrived: float
     alone: bool = False  # after a batch that killed its worker
     piece: Piece | None = None  # that the call is, of a larger one
+    settled: bool = False  # whether a worker has answered it; another one may, too, that was given it before
 
     @property
     def blamed(self) -> Hashable:
@@ -113,6 +118,8 @@ class Batch:
     jobs: deque[Job]  # not yet answered
     size: int
     sent: float  # by the loop's clock, in seconds
+    begun: float = 0.0  # when nothing was before it any more
+    recalled: bool = False  # whether its jobs went to others, since what is before it takes long
 
 
 @dataclass(frozen=True)
@@ -164,6 +171,7 @@ class Worker(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._received = bytearray()
         self._deadline: asyncio.TimerHandle | None = None
+        self._patience: asyncio.TimerHandle | None = None  # of what waits behind a batch
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Asyncio calls it."""
@@ -198,7 +206,12 @@ class Worker(asyncio.Protocol):
         batch = self.in_hand[0]
         job = batch.jobs.popleft()
         if not batch.jobs:
+            self._end_patience()
             self.in_hand.popleft()
+            now = asyncio.get_running_loop().time()
+            self._pool.on_batch(now - batch.begun)
+            if self.in_hand:
+                self.in_hand[0].begun = now
             self._watch()
         self._pool.on_reply(self, batch, job, reply)
 
@@ -207,9 +220,18 @@ class Worker(asyncio.Protocol):
         assert self._transport is not None
         body = msgspec.msgpack.encode([job.call for job in jobs])
         self._transport.writelines((frame_length(body), body))
-        self.in_hand.append(Batch(deque(jobs), len(jobs), asyncio.get_running_loop().time()))
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        self.in_hand.append(Batch(deque(jobs), len(jobs), now, now))
         if len(self.in_hand) == 1:
             self._watch()
+        elif self.policy.surplus:
+            self._patience = loop.call_later(PATIENCE_SECONDS, self._pool.on_impatience, self)
+
+    def _end_patience(self) -> None:
+        if self._patience:
+            self._patience.cancel()
+            self._patience = None
 
     def _watch(self) -> None:
         if self._deadline:
@@ -230,6 +252,7 @@ class Worker(asyncio.Protocol):
     def close(self) -> None:
         """Without a connection it ends."""
         self.ready = False
+        self._end_patience()
         if self._deadline:
             self._deadline.cancel()
         if self._transport:
@@ -251,8 +274,10 @@ class Worker(asyncio.Protocol):
         return any(job.is_heavy for batch in self.in_hand for job in batch.jobs)
 
     def is_able(self, backlog: Backlog) -> bool:
-        """Whether it may get one more batch; none behind something that keeps it for long."""
-        return is_able(self.policy, backlog, in_hand=len(self.in_hand)) and not (self.in_hand and self.is_heavy)
+        """Whether it may get one more batch: behind another one where batches are quick, and that one is not heavy."""
+        if not is_able(self.policy, backlog, in_hand=len(self.in_hand)):
+            return False
+        return not self.in_hand or not self.policy.surplus or (self._pool.is_quick and not self.is_heavy)
 
     @property
     def computing(self) -> list[Job]:
@@ -263,8 +288,17 @@ class Worker(asyncio.Protocol):
     def take_back(self) -> list[Job]:
         """What it held when it died."""
         self.close()
-        jobs = [job for batch in self.in_hand for job in batch.jobs]
+        jobs = [job for batch in self.in_hand if not batch.recalled for job in batch.jobs]
         self.in_hand.clear()
+        return jobs
+
+    def recall(self) -> list[Job]:
+        """What waits behind a batch: it may still come to it, and then answers what is answered already."""
+        jobs: list[Job] = []
+        for batch in [*self.in_hand][1:]:
+            if not batch.recalled:
+                batch.recalled = True
+                jobs += batch.jobs
         return jobs
 
 
@@ -288,6 +322,7 @@ class Workers:
         self._workers: dict[int, Worker] = {}
         self._leaving: dict[int, Worker] = {}  # who goes when the worker of this number is there
         self._policy = pool.policy(1)  # what suits those that were asked last
+        self._batch_seconds: float | None = None  # that a batch took of late
         self.start_seconds = START_SECONDS  # that a worker may take until its first message
         self._form: Hello | None = None
         self.form_reason: str | None = None  # why there is no compiled form, where one was tried
@@ -409,7 +444,23 @@ class Workers:
 
     def _measure_backlog(self, ready: Sequence[Worker], now: float) -> Backlog:
         oldest = now - self._waiting[0].arrived if self._waiting else 0.0
-        return Backlog(len(self._waiting), oldest, sum(not worker.in_hand for worker in ready), len(ready))
+        idle, workers = sum(not worker.in_hand for worker in ready), self._pool.workers
+        return Backlog(len(self._waiting), oldest, idle, workers, max(0, workers - len(ready)))
+
+    @property
+    def is_quick(self) -> bool:
+        """Whether batches take so little that one may wait behind another."""
+        return self._batch_seconds is not None and self._batch_seconds < QUICK_SECONDS
+
+    def on_batch(self, seconds: float) -> None:
+        """A worker was done with a batch after as long."""
+        before = seconds if self._batch_seconds is None else self._batch_seconds
+        self._batch_seconds = before + _LEARNING * (seconds - before)
+
+    def on_impatience(self, worker: Worker) -> None:
+        """What waits behind a batch has waited for long: others have it, too."""
+        self._put_back(worker.recall())
+        self._dispatch()
 
     def _pop(self, count: int, worker: Worker) -> list[Job]:
         """Up to `count` calls whose callers still wait; one that may kill its worker goes alone."""
@@ -455,6 +506,10 @@ class Workers:
         """A worker has answered one call, or found that it has to be split."""
         self._answered += 1
         self._in_a_row = 0
+        if job.settled:
+            self._after_reply(worker, job)
+            return
+        job.settled = True
         known = Reply(_OK, b"", queue_seconds=batch.sent - job.arrived, batch=batch.size)
         if isinstance(reply, Split):
             self._gather(job, reply, known)
@@ -466,6 +521,9 @@ class Workers:
                 self._observe(job.call, reply)
                 if job.call.dialect != "probe":
                     self._last_light = batch.sent
+        self._after_reply(worker, job)
+
+    def _after_reply(self, worker: Worker, job: Job) -> None:
         if worker.leaving and not worker.in_hand:
             worker.close()
         if job.piece:
@@ -695,7 +753,7 @@ class Workers:
 
     def _give_back(self, worker: Worker, how: str) -> None:
         """What a dead worker held: a call that was alone with it fails, others are computed anew, each alone."""
-        suspects = worker.computing
+        suspects = [job for job in worker.computing if not job.settled]
         jobs = worker.take_back()
         if len(suspects) == 1:
             _fail(suspects[0], InternalError(f"the model's process died of this request ({how})"))
@@ -707,7 +765,7 @@ class Workers:
 
     def _put_back(self, jobs: list[Job]) -> None:
         """Before all that wait, the first to come first."""
-        waiting = (job for job in jobs if not job.future.done())
+        waiting = (job for job in jobs if not job.future.done() and not job.settled)
         self._waiting.extendleft(sorted(waiting, key=lambda job: job.arrived, reverse=True))
 
     def _fail_waiting(self) -> None:

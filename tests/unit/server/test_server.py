@@ -235,15 +235,22 @@ def test_metrics_count_requests_by_code(server):
     assert server.metric("pierhead_workers") == WORKERS
 
 
+def count(answers):
+    """How many are there."""
+    return sum(answer.done() for answer in answers)
+
+
 def test_overload_is_429_and_the_rest_is_answered(server):
-    room, asked = QUEUE_SIZE + WORKERS, 12
+    # A worker may hold the next one, too.
+    least, most, asked = QUEUE_SIZE + WORKERS, QUEUE_SIZE + 2 * WORKERS, 12
     with ThreadPoolExecutor(asked) as callers:
         with server.held():
             answers = [callers.submit(server.client.post, PREDICT, json=pictures(picture())) for _ in range(asked)]
-            wait_until(lambda: sum(answer.done() for answer in answers) >= asked - room)
+            wait_until(lambda: count(answers) + server.metric("pierhead_predict_requests_in_flight") == asked)
             refused = [answer.result() for answer in answers if answer.done()]
         codes = [answer.result().status_code for answer in answers]
-    assert (codes.count(200), codes.count(429)) == (room, asked - room)
+    assert least <= codes.count(200) <= most
+    assert codes.count(200) + codes.count(429) == asked
     assert refused[0].headers["Retry-After"] == "1"
     assert refused[0].json()["error"]["status"] == "RESOURCE_EXHAUSTED"
 

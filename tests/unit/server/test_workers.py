@@ -30,7 +30,7 @@ from pierhead_server.launch import launch
 from pierhead_server.messages import Call
 from pierhead_server.metrics import Metrics
 from pierhead_server.protocol import Limits, ServedModel
-from pierhead_server.workers import RESTARTS, Pool, Workers
+from pierhead_server.workers import QUICK_SECONDS, RESTARTS, Pool, Workers
 
 from tests.unit.server.conftest import children, is_alive
 from tests.unit.server.model_processes import (
@@ -453,6 +453,7 @@ async def test_caller_that_left_a_batch_is_no_proof_of_the_other_s_guilt(gate):
 
 async def test_surplus_waits_in_a_busy_worker_s_hands(gate):
     async with running(workers := Watched("obedient", 1, workers=2, how=AHEAD)):
+        await workers.ask()  # which is quick
         blocked = [workers.block(gate) for _ in range(3)]
         assert sorted(workers.batches) == [[1], [1]]  # a third one goes to whoever is free first
         blocked += [workers.block(gate) for _ in range(3)]
@@ -462,8 +463,54 @@ async def test_surplus_waits_in_a_busy_worker_s_hands(gate):
         assert len(await pids(blocked)) == 6
 
 
+async def test_nothing_waits_in_a_busy_worker_s_hands_where_batches_take_long(gate):
+    async with running(workers := Watched("obedient", 1, how=AHEAD)):
+        first = [workers.block(gate) for _ in range(4)]
+        assert workers.batches == [[1]]  # nobody knows how long they take
+        workers.on_batch(QUICK_SECONDS)
+        first.append(workers.block(gate))
+        assert workers.batches == [[1]]
+        gate.touch()
+        await asyncio.gather(*first)
+
+
+async def test_what_waits_behind_a_call_that_takes_long_is_answered_by_others(gate, monkeypatch):
+    monkeypatch.setattr(workers_module, "PATIENCE_SECONDS", 0.05)
+    async with running(workers := Watched("obedient", 1, workers=2, how=AHEAD)):
+        await workers.ask()
+        other = gate.with_name("other")
+        stuck = [workers.block(gate), workers.block(other)]
+        behind = [workers.ask() for _ in range(5)]
+        assert sorted(workers.batches) == [[1, 1], [1, 1]]
+        other.touch()
+        answered = await pids(behind)
+        assert len(set(answered)) == 1  # one of which was in the stuck one's hands
+        counted = workers.metric("pierhead_batch_size_count")
+        gate.touch()
+        await asyncio.gather(*stuck)
+        await workers.ask()
+        await until(lambda: not any(workers.batches))
+        assert workers.metric("pierhead_batch_size_count") == counted + 2
+
+
+async def test_nothing_waits_in_a_busy_worker_s_hands_while_another_one_starts(gate, monkeypatch):
+    async with running(workers := Watched("obedient", 1, workers=2, how=AHEAD)):
+        await workers.ask()
+        go_on = hold_starts(workers, monkeypatch)
+        blocked = workers.block(gate)
+        with pytest.raises(InternalError):
+            await workers.ask(DIE)
+        waiting = [workers.ask() for _ in range(4)]
+        assert workers.batches == [[1]]
+        go_on.set()
+        assert len(set(await pids(waiting))) == 1
+        gate.touch()
+        await blocked
+
+
 async def test_nothing_waits_behind_what_takes_long(gate):
     async with running(workers := Watched("obedient", 1, how=AHEAD)):
+        await workers.ask()
         heavy = workers.ask(make_parts((WAIT_FOR + os.fsencode(gate), HEAVY_PIXELS + 1)))
         await until(lambda: workers.batches == [[1]] and not workers._waiting)
         await until(lambda: any(worker.is_heavy for worker in workers._workers.values()))
@@ -475,6 +522,7 @@ async def test_nothing_waits_behind_what_takes_long(gate):
 
 async def test_what_was_behind_a_batch_is_innocent_of_its_worker_s_death(gate):
     async with running(workers := Watched("obedient", 1, how=AHEAD)):
+        await workers.ask()
         blocked = workers.block(gate)
         innocent = [workers.ask(b"%d" % number) for number in range(4)]
         await until(lambda: workers.batches == [[1, 1]])
@@ -488,6 +536,7 @@ async def test_what_was_behind_a_batch_is_innocent_of_its_worker_s_death(gate):
 async def test_what_was_answered_is_no_cause_of_death(monkeypatch):
     """The fork server tells of a death while the answer still waits to be read."""
     async with running(workers := Watched("obedient", 1, how=AHEAD)):
+        await workers.ask()
         [worker] = workers._workers.values()
         worker._transport.pause_reading()
         answered, fatal = workers.ask(), workers.ask(DIE)
