@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import parse_qsl, quote
 
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -14,16 +14,17 @@ from starlette.responses import Response
 from starlette.routing import Route, Router
 from starlette.types import Message, Receive, Scope, Send
 
+from pierhead_api.access import Authentication
 from pierhead_api.authorize import Authorizer
-from pierhead_api.errors import ApiError, NotFoundError, UnavailableError, UnservedError
+from pierhead_api.bodies import Bodies
+from pierhead_api.errors import ApiError, NotFoundError, UnavailableError, UnimplementedError, UnservedError
 from pierhead_api.forward import BrokenAnswerError, Forwarder
-from pierhead_api.identity import Identity
+from pierhead_api.identity import Identity, make_fingerprint
 from pierhead_api.metrics import Metrics
 from pierhead_api.names import Place, Projects
 from pierhead_api.predictions import Prediction, parse_prediction
 from pierhead_api.routes import OPERATION_VERBS, VERBS, Request, Services, Verb
 from pierhead_api.transport import (
-    BodyReader,
     CallerGoneError,
     MethodNotAllowedError,
     explain,
@@ -31,18 +32,21 @@ from pierhead_api.transport import (
     make_error_answer,
 )
 from pierhead_api.unrouted import Unrouted
+from pierhead_api.unsupported import find_unsupported
+from pierhead_api.wire import to_beta
 
 logger = logging.getLogger(__name__)
+audit = logging.getLogger("pierhead_api.audit")
 
-_MOST_BODY = 10 * 1024 * 1024
-_MOST_BODIES = 64 * 1024 * 1024  # of all that are being read: whoever sends them may be nobody
 _CLIENT_GONE = 499  # what nginx made customary; nobody reads it but the metrics
 _SERVER_ERROR = 500
+_REFUSALS = (401, 403)
 _UNSERVED = "unserved"  # a resource for the metrics, and for the alert that does not mean it
 _MOST_PATH = 500  # characters of a path in a line of the log
 _AUTHORIZE = "/authorize"
 _PRIVATE = "/private"  # where the private gateway leads, to which nothing else of the API is open
 _PROJECT = "/projects/{project:part}"
+_BETA = "/v1beta1/"
 _PREFIXES = {"/v1": VERBS, "/v1beta1": VERBS, "/ui": OPERATION_VERBS}
 
 MakeServices = Callable[[str], Services]
@@ -75,6 +79,7 @@ class Parts:
     """What the API is made of."""
 
     identity: Identity
+    authentication: Authentication
     projects: Projects
     authorizer: Authorizer
     unrouted: Unrouted
@@ -91,6 +96,8 @@ class _Seen:
     verb: str = "unknown"
     resource: str = "none"
     code: int = 0  # 0 while nothing was answered
+    user: str = ""  # as Kubernetes knows the caller, where it was asked
+    managed: bool = False  # whether it is no prediction
 
 
 class Application:
@@ -129,6 +136,8 @@ class Application:
             await _refuse(error, scope, receive, tell)
         finally:
             self._parts.metrics.observe(seen.verb, seen.resource, seen.code, time.monotonic() - started)
+            if seen.managed or seen.code in _REFUSALS:
+                _audit(scope, seen)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         path: str = scope["path"]
@@ -172,6 +181,13 @@ class Application:
         await Response()(scope, receive, send)
 
 
+def _audit(scope: Scope, seen: _Seen) -> None:
+    """Who did what, and what came of it: never a body, an error's words or a token."""
+    verb = f"{seen.resource}.{seen.verb}"
+    fields = {"user": seen.user, "verb": verb, "request": _show(scope), "code": seen.code}
+    audit.info("%s by %s: %d", fields["request"], seen.user or "nobody", seen.code, extra=fields)
+
+
 def _check_method(scope: Scope) -> None:
     if scope["method"] != "POST":
         raise MethodNotAllowedError("predictions are asked for by POST")
@@ -192,7 +208,7 @@ def _make_management(parts: Parts) -> Router:
         return Response(parts.metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
     probes = {"/healthz": healthz, "/readyz": readyz, "/metrics": metrics}
-    bodies = BodyReader(_MOST_BODY, _MOST_BODIES)
+    bodies = Bodies()
     verbs = [(prefix, verb) for prefix, served in _PREFIXES.items() for verb in served]
     return Router(
         [
@@ -209,20 +225,28 @@ def _make_management(parts: Parts) -> Router:
 class _Managed:
     """One verb, as an ASGI application."""
 
-    def __init__(self, verb: Verb, parts: Parts, bodies: BodyReader) -> None:
+    def __init__(self, verb: Verb, parts: Parts, bodies: Bodies) -> None:
         self._verb = verb
         self._parts = parts
         self._bodies = bodies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         seen: _Seen = scope["pierhead"]
-        seen.verb, seen.resource = self._verb.name, self._verb.resource
+        seen.verb, seen.resource, seen.managed = self._verb.name, self._verb.resource, True
         headers, names = dict(scope["headers"]), scope["path_params"]
         token = await self._parts.identity.find_token(headers)
         place = _find_place(self._parts.projects, names)
-        body = await self._bodies.read(headers, receive) if self._verb.method in ("POST", "PATCH") else {}
-        request = Request(place, names, dict(parse_qsl(scope["query_string"].decode("latin-1"))), body)
-        answer = await self._verb.handle(self._parts.make_services(token), request)
+        request = Request(place, names, dict(parse_qsl(scope["query_string"].decode("latin-1"))), {})
+        services = self._parts.make_services(token)
+        seen.user = await self._parts.authentication.find_user(token)
+        if self._verb.method in ("POST", "PATCH"):
+            # By now it is somebody's: nobody's bytes are held.
+            async with self._bodies.read(make_fingerprint(token), headers, receive) as body:
+                answer = await self._verb.handle(services, replace(request, body=body))
+        else:
+            answer = await self._verb.handle(services, request)
+        if scope["path"].startswith(_BETA):
+            answer = to_beta(answer)
         await make_answer(answer or {})(scope, receive, send)
 
 
@@ -241,7 +265,9 @@ async def _refuse(error: Exception, scope: Scope, receive: Receive, send: Send) 
 
 
 def _tell_framework(error: HTTPException, scope: Scope) -> ApiError:
-    """404 and 405, which the framework finds."""
+    """404 and 405, which the framework finds; 501 for what Vertex AI has at such a path."""
+    if name := find_unsupported(scope["path"]):
+        return UnimplementedError(f"{name} of Vertex AI is not supported: docs/api.md has the list of what is")
     if error.status_code == MethodNotAllowedError.code:
         return MethodNotAllowedError(f"{scope['method']} is not what this path is asked for by")
     return NotFoundError("there is no such path")

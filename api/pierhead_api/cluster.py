@@ -14,6 +14,7 @@ from pierhead_api.objects import drop_unread
 
 FIELD_MANAGER = "pierhead-api"
 _REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
+_WHO = "/apis/authentication.k8s.io/v1/selfsubjectreviews"
 _BY_KIND = {kind.KIND: kind for kind in KINDS}
 _ALL: Mapping[str, str] = MappingProxyType({})
 Manifests = list[Manifest]
@@ -73,6 +74,12 @@ class Cluster:
             await self._request(Call("DELETE", _path(kind, namespace, name), body=body))
         except AbortedError as error:
             raise NotFoundError(f"{kind.KIND} {name} is another one by now") from error
+
+    async def find_user(self) -> str:
+        """The name of the caller, as RBAC and the API server's audit log know it; raises UnauthenticatedError."""
+        review = {"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"}
+        answer = await self._request(Call("POST", _WHO, body=review))
+        return str(answer["status"]["userInfo"]["username"])
 
     async def may(self, verb: str, resource: str, namespace: str, name: str) -> bool:
         """Whether RBAC lets the caller do this with that resource of Pierhead's group."""

@@ -73,6 +73,13 @@ class NotFoundError(ApiError):
     status = "NOT_FOUND"
 
 
+class RequestTimeoutError(ApiError):
+    """The caller takes too long to send its request."""
+
+    code = 408
+    status = "DEADLINE_EXCEEDED"
+
+
 class AlreadyExistsError(ApiError):
     """There is a resource of that name."""
 
@@ -81,16 +88,9 @@ class AlreadyExistsError(ApiError):
 
 
 class AbortedError(ApiError):
-    """Somebody else changed the resource meanwhile. The caller reads it again."""
+    """Somebody else changed the resource since the caller read it, or meanwhile. The caller reads it again."""
 
     code = 409
-    status = "ABORTED"
-
-
-class EtagMismatchError(ApiError):
-    """The resource is not as the caller has seen it. The caller reads it again."""
-
-    code = 412
     status = "ABORTED"
 
 
@@ -102,10 +102,14 @@ class BodyTooLargeError(ApiError):
 
 
 class ResourceExhaustedError(ApiError):
-    """A quota or a limit is reached. The caller tries again later, or asks for more."""
+    """A quota or a limit is reached. The caller tries again, after `retry_after` seconds if told, or asks for more."""
 
     code = 429
     status = "RESOURCE_EXHAUSTED"
+
+    def __init__(self, message: str, retry_after: int | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class InternalError(ApiError):

@@ -1,8 +1,11 @@
 """Who asks: the bearer token of a request, or that of the ServiceAccount which stands for those without one."""
 
 import asyncio
+import hashlib
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from ipaddress import ip_address
+from urllib.parse import urlsplit
 
 from pierhead_operator.resources import Manifest
 
@@ -13,7 +16,16 @@ _LIFETIME_SECONDS = 3600
 # A token that is given out is good for a while longer than any request takes.
 _RENEW_SECONDS = 900
 
+_FIX = "send the header Authorization: Bearer TOKEN, with a token of the cluster's"
+# What a browser sends for a page of anybody's, without asking whether it may.
+_FORMS = ("application/x-www-form-urlencoded", "multipart/form-data", "text/plain")
+
 GetToken = Callable[[], Awaitable[str]]
+
+
+def make_fingerprint(token: str) -> bytes:
+    """What stands for a caller where something is kept: the token itself is kept nowhere."""
+    return hashlib.sha256(token.encode()).digest()
 
 
 class Identity:
@@ -27,11 +39,38 @@ class Identity:
         """The bearer token; raises UnauthenticatedError where there is none. `headers` are in lower case."""
         given = headers.get(b"authorization")
         if given is None and self._anonymous:
+            check_own_machine(headers)
             return await self._anonymous()
         scheme, _, token = (given or b"").decode("latin-1").strip().partition(" ")
         if scheme.lower() != "bearer" or not token.strip():
-            raise UnauthenticatedError("send the header Authorization: Bearer TOKEN, with a token of the cluster's")
+            raise UnauthenticatedError(_FIX)
         return token.strip()
+
+
+def check_own_machine(headers: Mapping[bytes, bytes]) -> None:
+    """Raises UnauthenticatedError where a request without a token may be that of somebody else's web page.
+
+    A browser says which page asks (`Origin`, `Sec-Fetch-Site`), and cannot send JSON for a page without leave; a name
+    that a page had lead here stands in `Host`.
+    """
+    host = headers.get(b"host", b"").decode("latin-1")
+    if not _is_loopback(f"//{host}"):
+        raise UnauthenticatedError(f"without a token only localhost is answered, not {host!r}: {_FIX}")
+    origin = headers.get(b"origin", b"").decode("latin-1")
+    foreign = headers.get(b"sec-fetch-site", b"") in (b"cross-site", b"same-site")
+    if (origin and not _is_loopback(origin)) or foreign:
+        raise UnauthenticatedError(f"without a token no web page of another place is answered: {_FIX}")
+    kind = headers.get(b"content-type", b"").decode("latin-1").partition(";")[0].strip().lower()
+    if kind in _FORMS:
+        raise UnauthenticatedError("without a token a body must be sent as Content-Type: application/json")
+
+
+def _is_loopback(url: str) -> bool:
+    try:
+        name = urlsplit(url).hostname or ""
+        return name == "localhost" or ip_address(name).is_loopback
+    except ValueError:
+        return False
 
 
 class AnonymousToken:

@@ -9,7 +9,7 @@ from types import FrameType
 
 import uvicorn
 
-from pierhead_api.access import Access, Asked
+from pierhead_api.access import Access, Asked, Authentication
 from pierhead_api.app import Application, Parts
 from pierhead_api.assembly import assemble
 from pierhead_api.authorize import Authorizer
@@ -100,6 +100,7 @@ async def serve(settings: ApiSettings, locate: Locate) -> None:
         access = Access(partial(ask_may_predict, kubernetes))
         parts = Parts(
             identity=identity,
+            authentication=Authentication(partial(ask_who, kubernetes)),
             projects=projects,
             authorizer=Authorizer(identity, access, projects, table),
             unrouted=Unrouted(table, projects, find_gateway(settings)),
@@ -128,6 +129,11 @@ def find_gateway(settings: ApiSettings) -> Gateway:
 async def ask_may_predict(kubernetes: Kubernetes, token: str, asked: Asked) -> bool:
     """By the API server's word, with the caller's own token."""
     return await Cluster(kubernetes, token).may("predict", asked.resource, asked.namespace, asked.name)
+
+
+async def ask_who(kubernetes: Kubernetes, token: str) -> str:
+    """The name of whom the API server takes a token for; raises UnauthenticatedError."""
+    return await Cluster(kubernetes, token).find_user()
 
 
 def run(settings: ApiSettings, locate: Locate = locate_service) -> None:

@@ -16,6 +16,7 @@ from pierhead_api.errors import InvalidArgumentError
 
 Body = dict[str, Any]
 TYPE = "type.googleapis.com/google.cloud.aiplatform.v1."
+_BETA_TYPE = TYPE.replace(".v1.", ".v1beta1.")
 EMPTY = "type.googleapis.com/google.protobuf.Empty"
 # Kubernetes' limit for all annotations of an object is 256 KiB.
 MAX_KEPT = 64 * 1024
@@ -171,6 +172,31 @@ def dump_kept(kept: Body) -> str:
 def format_time(moment: datetime) -> str:
     """RFC 3339 in UTC, with Z."""
     return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
+def is_time(field: str) -> bool:
+    """Whether a field of an answer, in camelCase, is a time."""
+    return field.endswith("Time")
+
+
+def parse_time(text: str, field: str) -> str:
+    """A time in RFC 3339 as a text that sorts by time; raises InvalidArgumentError, which names `field`."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise InvalidArgumentError(f"{text!r} is no time, such as 2026-01-31T12:00:00Z", field) from error
+    return moment.replace(tzinfo=moment.tzinfo or UTC).astimezone(UTC).isoformat(timespec="microseconds")
+
+
+def to_beta(answer: Any) -> Any:
+    """An answer of v1 whose types are v1beta1's, where the same messages have names of their own."""
+    if isinstance(answer, Mapping):
+        return {key: _to_beta_type(value) if key == "@type" else to_beta(value) for key, value in answer.items()}
+    return [to_beta(item) for item in answer] if isinstance(answer, list) else answer
+
+
+def _to_beta_type(value: Any) -> Any:
+    return value.replace(TYPE, _BETA_TYPE) if isinstance(value, str) else value
 
 
 def drop_empty(answer: Body) -> Body:

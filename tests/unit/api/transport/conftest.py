@@ -10,10 +10,11 @@ import uvicorn
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 from kubernetes.aio.client import ApiClient, Configuration
-from pierhead_api.access import Access
+from pierhead_api.access import Access, Authentication
 from pierhead_api.app import Application, Parts
 from pierhead_api.authorize import Authorizer
 from pierhead_api.bounded_http import BoundedHttpProtocol
+from pierhead_api.errors import UnauthenticatedError
 from pierhead_api.forward import Forwarder, connect_pods
 from pierhead_api.identity import Identity
 from pierhead_api.kubernetes_api import Kubernetes, make_nobodys
@@ -100,6 +101,7 @@ class World:
         self.gateway = Gateway.NONE
         self.rights = {(TOKEN, "endpoints", "team-a", "photos"), (TOKEN, "models", "team-a", "photos")}
         self.asked = []
+        self.known = []  # tokens that were asked about
         self.pods = {}  # URLs by DeployedModel
         self.services = None
         self.tokens = []
@@ -111,6 +113,12 @@ class World:
         self.asked.append((token, asked))
         return (token, asked.resource, asked.namespace, asked.name) in self.rights
 
+    async def ask_who(self, token):
+        self.known.append(token)
+        if token == "nobodys":
+            raise UnauthenticatedError("the Kubernetes API does not take this token")
+        return "alice@example.com"
+
     def make_services(self, token):
         self.tokens.append(token)
         return self.services
@@ -121,6 +129,7 @@ class World:
         return Application(
             Parts(
                 identity=identity,
+                authentication=Authentication(self.ask_who),
                 projects=projects,
                 authorizer=Authorizer(identity, access, projects, self.table),
                 unrouted=Unrouted(self.table, projects, self.gateway),

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 from pierhead_api import access as accesses
-from pierhead_api.access import Access, Asked
+from pierhead_api.access import Access, Asked, Authentication
 from pierhead_api.errors import PermissionDeniedError, UnauthenticatedError, UnavailableError
 
 PHOTOS = Asked("endpoints", "team-a", "photos")
@@ -105,4 +105,25 @@ async def test_token_itself_is_not_kept(rbac):
     access = Access(rbac.ask)
     rbac.answers = [True]
     await access.check("secret-token", PHOTOS)
-    assert "secret-token" not in repr(vars(access))
+    assert "secret-token" not in repr(vars(access._memory))
+
+
+async def test_user_is_asked_for_once_in_a_moment():
+    asked = []
+
+    async def ask(token):
+        asked.append(token)
+        if token == "nobodys":
+            raise UnauthenticatedError("no")
+        return "alice"
+
+    now = 0.0
+    authentication = Authentication(ask, lambda: now)
+    assert [await authentication.find_user("t") for _ in range(2)] == ["alice", "alice"]
+    for _ in range(2):
+        with pytest.raises(UnauthenticatedError):
+            await authentication.find_user("nobodys")
+    assert asked == ["t", "nobodys"]
+    now = 10.0
+    await authentication.find_user("t")
+    assert asked == ["t", "nobodys", "t"]

@@ -1,6 +1,5 @@
 """Paths, bodies and errors of management calls."""
 
-import asyncio
 import logging
 import math
 
@@ -10,7 +9,6 @@ from pierhead_api import errors
 from pierhead_api.listing import ListRequest
 from pierhead_api.names import Place
 from pierhead_api.routes import VERBS, parse_seconds
-from pierhead_api.transport import BodyReader
 
 from tests.unit.api.transport.conftest import TOKEN
 
@@ -60,9 +58,12 @@ E, M, J = "endpoints/e", "models/m", "batchPredictionJobs/j"
 OLD_CALLS = [
     ("POST", "models", ("ai_platform", "create_model", "team-a", BODY)),
     ("GET", "models/m", ("ai_platform", "get_model", "team-a", "m")),
+    ("PATCH", "models/m?updateMask=description", ("ai_platform", "patch_model", "team-a", "m", BODY, "description")),
+    ("PATCH", "models/m/versions/v", ("ai_platform", "patch_version", "team-a", "m", "v", BODY, "")),
     ("DELETE", "models/m", ("ai_platform", "delete_model", "team-a", "m")),
     ("POST", "models/m/versions", ("ai_platform", "create_version", "team-a", "m", BODY)),
-    ("GET", "models/m/versions", ("ai_platform", "list_versions", "team-a", "m")),
+    ("GET", "models?pageSize=5", ("ai_platform", "list_models", "team-a", ListRequest(page_size=5))),
+    ("GET", "models/m/versions", ("ai_platform", "list_versions", "team-a", "m", LISTING)),
     ("GET", "models/m/versions/v", ("ai_platform", "get_version", "team-a", "m", "v")),
     ("DELETE", "models/m/versions/v", ("ai_platform", "delete_version", "team-a", "m", "v")),
     ("POST", "models/m/versions/v:setDefault", ("ai_platform", "set_default", "team-a", "m", "v")),
@@ -120,7 +121,7 @@ async def test_verb_is_a_function_of_a_service(client, world, method, path, aske
 
 @pytest.mark.parametrize(("method", "path", "asked"), OLD_CALLS)
 async def test_verb_of_ai_platform_is_a_function_of_its_service(client, world, method, path, asked):
-    body = {"json": BODY} if method == "POST" else {}
+    body = {"json": BODY} if method in ("POST", "PATCH") else {}
     answer = await client.request(method, f"/v1/projects/team-a/{path}", **body)
     assert (answer.status_code, answer.json()) == (200, {"name": "x"})
     assert world.services.asked == [asked]
@@ -182,7 +183,8 @@ async def test_path_that_is_none_is_told_in_json(client, world, method, path, co
         (b"\xff", 400),
         (b'{"a": NaN}', 400),
         (b"[" * 100_000, 400),
-        (b" " * (10 * 1024 * 1024 + 1), 413),
+        (b" " * (1024 * 1024 + 1), 413),
+        (b'{"a": [' + b"[]," * 10_000 + b"[]]}", 400),
     ],
 )
 async def test_broken_body_is_the_callers(client, world, body, code):
@@ -195,27 +197,44 @@ async def test_broken_body_is_the_callers(client, world, body, code):
     assert world.services.asked == []
 
 
-async def test_bodies_that_are_being_read_have_a_bound_together(client, world):
-    reader = BodyReader(100, 150)
-    arrived, go_on = asyncio.Event(), asyncio.Event()
+async def test_body_of_nobody_is_not_read(client, world):
+    async def body():
+        read.append(1)
+        yield b"{}"
 
-    async def slowly():
-        if not arrived.is_set():
-            arrived.set()
-            return {"type": "http.request", "body": b" " * 90, "more_body": True}
-        await go_on.wait()
-        return {"type": "http.request", "body": b"{}"}
+    read = []
+    nobody = {"Authorization": "Bearer nobodys"}
+    await expect(client, 401, "UNAUTHENTICATED", "POST", f"{AT}/endpoints", content=body(), headers=nobody)
+    assert not read
+    assert not world.services.asked
+    await expect(client, 401, "UNAUTHENTICATED", "GET", f"{AT}/endpoints", headers=nobody)
+    assert world.known == ["nobodys"]
 
-    async def at_once():
-        return {"type": "http.request", "body": b" " * 90}
 
-    slow = asyncio.create_task(reader.read({}, slowly))
-    await arrived.wait()
-    with pytest.raises(errors.ResourceExhaustedError):
-        await reader.read({}, at_once)
-    go_on.set()
-    assert await slow == {}
-    assert await reader.read({}, at_once) == {}
+async def test_who_did_what_is_told(client, world, caplog):
+    caplog.set_level(logging.INFO, "pierhead_api.audit")
+    await client.post(f"{AT}/endpoints?endpointId=secret", json={"displayName": "secret"})
+    world.services.answer = errors.PermissionDeniedError("secret")
+    await client.delete(f"{AT}/endpoints/7")
+    await client.get(f"{AT}/endpoints", headers={"Authorization": "Bearer nobodys"})
+    await client.get(f"{AT}/customJobs")  # is nothing
+    await client.post("/v1/projects/team-a/locations/local/endpoints/other:predict", content=b"secret")
+    lines = [line for line in caplog.records if line.name == "pierhead_api.audit"]
+    told = [(line.user, line.verb, line.code, line.getMessage()) for line in lines]
+    assert told == [
+        ("alice@example.com", "endpoints.create", 200, f"POST {AT}/endpoints by alice@example.com: 200"),
+        ("alice@example.com", "endpoints.delete", 403, f"DELETE {AT}/endpoints/7 by alice@example.com: 403"),
+        ("", "endpoints.list", 401, f"GET {AT}/endpoints by nobody: 401"),
+        ("", "endpoints.predict", 403, f"POST {AT}/endpoints/other:predict by nobody: 403"),
+    ]
+    # Neither a body, nor a query, nor an error's words, nor a token.
+    assert not any("secret" in str(vars(line)) for line in lines)
+
+
+async def test_caller_is_asked_about_once_in_a_while(client, world):
+    for _ in range(3):
+        await client.post(f"{AT}/endpoints", json=BODY)
+    assert world.known == [TOKEN]
 
 
 async def test_without_a_token_there_is_no_entry(client, world):
@@ -232,7 +251,7 @@ async def test_anonymous_acts_as_its_service_account(client, world):
 
     world.anonymous = token
     app = world.make_app(None)
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://api") as anonymous:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as anonymous:
         assert (await anonymous.get(f"{AT}/endpoints")).status_code == 200
     assert world.tokens == ["laptop"]
 

@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+from pierhead_api.bounded_http import BoundedHttpProtocol
 
 from tests.unit.api.transport.conftest import listening
 
@@ -71,3 +72,50 @@ async def test_connection_takes_many_requests():
             writer.write(b"GET / HTTP/1.1\r\nHost: api\r\nX: " + b"x" * 10_000 + b"\r\n\r\n")
             assert (await reader.readuntil(b"\r\n\r\n0")).startswith(b"HTTP/1.1 200 ")
         writer.close()
+
+
+@pytest.mark.parametrize("start", [b"", b"POST / HTT", POST + b"X: y\r\n"], ids=["nothing", "line", "headers"])
+async def test_head_that_does_not_come_ends_the_connection(monkeypatch, start):
+    monkeypatch.setattr(BoundedHttpProtocol, "head_seconds", 0.02)
+    async with listening(count) as url, asyncio.timeout(30):
+        reader, writer = await connect(url)
+        writer.write(start)
+        assert await reader.read() == b""
+        writer.close()
+
+
+async def test_second_head_has_its_deadline_too_and_silence_between_has_none(monkeypatch):
+    monkeypatch.setattr(BoundedHttpProtocol, "head_seconds", 0.05)
+    async with listening(count) as url, asyncio.timeout(30):
+        reader, writer = await connect(url)
+        for _ in range(2):
+            writer.write(POST + b"Content-Length: 1\r\n\r\nx")
+            assert (await reader.readuntil(b"\r\n\r\n1")).startswith(b"HTTP/1.1 200 ")
+            await asyncio.sleep(0.1)  # a gateway keeps its connections
+        writer.write(b"POST / H")
+        assert await reader.read() == b""
+        writer.close()
+
+
+async def test_slow_body_is_no_slow_head(monkeypatch):
+    monkeypatch.setattr(BoundedHttpProtocol, "head_seconds", 0.02)
+    async with listening(count) as url, asyncio.timeout(30):
+        reader, writer = await connect(url)
+        writer.write(POST + b"Content-Length: 2\r\n\r\nx")
+        await asyncio.sleep(0.06)
+        writer.write(b"x")
+        assert (await reader.readuntil(b"\r\n\r\n2")).startswith(b"HTTP/1.1 200 ")
+        writer.close()
+
+
+async def test_connections_have_a_limit(monkeypatch):
+    monkeypatch.setattr(BoundedHttpProtocol, "most_connections", 2)
+    async with listening(count) as url, asyncio.timeout(30):
+        (first, one), (_, two) = await connect(url), await connect(url)
+        reader, writer = await connect(url)
+        assert await reader.read() == b""
+        two.close()
+        one.write(POST + b"Content-Length: 1\r\n\r\nx")
+        assert (await first.readuntil(b"\r\n\r\n1")).startswith(b"HTTP/1.1 200 ")
+        for each in (one, writer):
+            each.close()

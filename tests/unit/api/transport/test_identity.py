@@ -29,7 +29,7 @@ async def test_without_a_token_there_is_no_entry(headers):
 
 async def test_anonymous_acts_as_its_service_account_and_wrong_schemes_do_not():
     identity = Identity(_anonymous)
-    assert await identity.find_token({}) == "anonymous-token"
+    assert await identity.find_token({b"host": b"localhost:8080"}) == "anonymous-token"
     with pytest.raises(UnauthenticatedError):
         await identity.find_token({b"authorization": b"Basic eDp5"})
 
@@ -52,3 +52,40 @@ async def test_missing_right_to_the_token_is_the_platforms(api_server, kubernete
     api_server.answers = [(403, {"kind": "Status", "message": "forbidden: serviceaccounts/token"})]
     with pytest.raises(UnavailableError, match="serviceaccounts/token"):
         await AnonymousToken(kubernetes, "default/laptop").get()
+
+
+LOCAL = {b"host": b"localhost:8080"}
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        LOCAL,
+        {b"host": b"127.0.0.1"},
+        {b"host": b"[::1]:8080"},
+        LOCAL | {b"origin": b"http://localhost:3000"},
+        LOCAL | {b"content-type": b"application/json; charset=utf-8", b"sec-fetch-site": b"same-origin"},
+    ],
+)
+async def test_anonymous_is_who_is_on_this_machine(headers):
+    assert await Identity(_anonymous).find_token(headers) == "anonymous-token"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {b"host": b"models.example.com"},
+        {b"host": b"localhost.example.com"},
+        {b"host": b"[x"},
+        LOCAL | {b"origin": b"https://evil.example.com"},
+        LOCAL | {b"origin": b"null"},
+        LOCAL | {b"sec-fetch-site": b"cross-site"},
+        LOCAL | {b"content-type": b"text/plain;charset=UTF-8"},
+        LOCAL | {b"content-type": b"application/x-www-form-urlencoded"},
+    ],
+)
+async def test_anonymous_is_no_page_of_another_place(headers):
+    with pytest.raises(UnauthenticatedError):
+        await Identity(_anonymous).find_token(headers)
+    assert await Identity(_anonymous).find_token(headers | {b"authorization": b"Bearer t"}) == "t"

@@ -23,6 +23,8 @@ async def answer_nothing(request):
         await asyncio.Event().wait()
     if request.path.endswith("selfsubjectaccessreviews"):
         return web.json_response({"status": {"allowed": True}}, status=201)
+    if request.path.endswith("selfsubjectreviews"):
+        return web.json_response({"status": {"userInfo": {"username": "alice"}}}, status=201)
     return web.json_response({"apiVersion": "v1", "metadata": {"resourceVersion": "1"}, "items": []})
 
 
