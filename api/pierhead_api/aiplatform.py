@@ -11,7 +11,7 @@ from typing import Any
 from pierhead_operator.resources import Manifest
 from pierhead_operator.status import READY, STALLED
 from pierhead_operator.types import DeployedModel, Model, ModelVersion
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from pierhead_api import objects
 from pierhead_api.errors import InvalidArgumentError
@@ -39,15 +39,26 @@ _OPERATION_TYPES = {
     "DeleteModel": "DELETE_VERSION",  # the last one
     "DeleteModelVersion": "DELETE_VERSION",
     "DeleteEndpoint": "DELETE_MODEL",
+    "UpdateEndpoint": "UPDATE_MODEL",
+    "UpdateModel": "UPDATE_MODEL",
+    "MutateDeployedModel": "UPDATE_VERSION",
 }
 
 
+class DefaultVersion(Message):
+    """As it is told in answers: nothing but the name is read."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    name: str = ""
+
+
 class AiPlatformModelBody(Message):
-    name: str
+    name: str = ""
     description: str = ""
     labels: Labels = Field(default_factory=dict)
     regions: list[str] = Field(default_factory=list)
-    default_version: Whatever = None
+    default_version: DefaultVersion | None = None
     etag: Whatever = None
     online_prediction_logging: bool = False
     online_prediction_console_logging: bool = False
@@ -69,7 +80,7 @@ class ManualScaling(Message):
 
 
 class AiPlatformVersionBody(Message):
-    name: str
+    name: str = ""
     deployment_uri: str = ""
     description: str = ""
     machine_type: str = ""
@@ -106,12 +117,26 @@ _REFUSED = {
     "explanation_config": "is not supported",
     "request_logging_config": "is not supported: the gateway can log requests",
 }
+UPDATABLE_MODEL = ("description", "labels", "default_version", "default_version.name")
+_SCALING = (
+    "auto_scaling",
+    "auto_scaling.min_nodes",
+    "auto_scaling.max_nodes",
+    "manual_scaling",
+    "manual_scaling.nodes",
+)
+UPDATABLE_VERSION = ("description", *_SCALING)
 _TOLD_BACK = ("framework", "runtime_version", "python_version")
+
+
+def is_name(name: str) -> bool:
+    """Whether a model or a version of AI Platform may be called so here."""
+    return bool(_NAME.fullmatch(name)) and len(name) <= 63
 
 
 def check_name(name: str) -> str:
     """`name`, if a model or a version of AI Platform may be called so here; raises InvalidArgumentError."""
-    if not _NAME.fullmatch(name) or len(name) > 63:
+    if not is_name(name):
         raise InvalidArgumentError("must be up to 63 of [a-z0-9], a letter first: Kubernetes' names have no _", "name")
     return name
 
@@ -140,6 +165,11 @@ def make_resources(body: AiPlatformVersionBody) -> DedicatedResources:
         min_replica_count=body.manual_scaling.nodes or scaling.min_nodes,
         max_replica_count=scaling.max_nodes,
     )
+
+
+def scales(fields: set[str]) -> bool:
+    """Whether of the UPDATABLE_VERSION fields these are about the machines."""
+    return bool(fields & set(_SCALING))
 
 
 def to_ai_platform_model(manifest: Manifest, deployed_models: Collection[Manifest], place: Place) -> Body:

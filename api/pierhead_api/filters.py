@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping
 from pydantic.alias_generators import to_camel
 
 from pierhead_api.errors import InvalidArgumentError
-from pierhead_api.wire import JOB_STATES, Body
+from pierhead_api.wire import JOB_STATES, Body, is_time, parse_time
 
 Predicate = Callable[[Body], bool]
 
@@ -137,11 +137,13 @@ def _compare_label(key: str, operator: str, value: str) -> Predicate:
 def _compare_field(name: str, operator: str, value: str) -> Predicate:
     if name == "state" and value.isdigit():
         value = JOB_STATES.get(int(value), value)
+    if is_time(name) and "*" not in value:
+        value, operator = parse_time(value, "filter"), "=" if operator == ":" else operator
     if operator == ":":
-        return lambda answer: _matches(_find(answer, name), value)
+        return lambda answer: _matches(_find(answer, name) or None, value)
     if operator in _ORDERED:
         in_order = _ORDERED[operator]
-        return lambda answer: in_order(_find(answer, name), value)
+        return lambda answer: bool(found := _find(answer, name)) and in_order(found, value)
     equal = operator == "="
     return lambda answer: (_find(answer, name) == value) is equal
 
@@ -170,4 +172,6 @@ def _find(answer: Body, name: str) -> str:
     value = answer["name"].rsplit("/", 1)[1] if name in _IDS else answer.get(name)
     if isinstance(value, bool) or name == "done":
         return str(bool(value)).lower()
-    return "" if value is None else str(value)
+    if value is None:
+        return ""
+    return parse_time(str(value), name) if is_time(name) else str(value)

@@ -152,7 +152,7 @@ def make_error(status: int, data: bytes, headers: Mapping[str, str]) -> ApiError
         case 422:
             return InvalidArgumentError(_tell_causes(answer) or message)
         case 429:
-            return ResourceExhaustedError(message)
+            return ResourceExhaustedError(message, _retry_after(headers))
         case _ if 400 <= status < 500:
             return InvalidArgumentError(message)
     return UnavailableError(f"the Kubernetes API answered {status}: {message}", _retry_after(headers))

@@ -11,7 +11,7 @@ from pydantic.alias_generators import to_camel
 
 from pierhead_api.errors import InvalidArgumentError
 from pierhead_api.filters import parse_filter
-from pierhead_api.wire import Body
+from pierhead_api.wire import Body, is_time, parse_time
 
 Comparison = Callable[[Sequence[str], Sequence[str]], int]
 
@@ -27,6 +27,7 @@ class ListRequest:
     page_size: int = 0
     page_token: str = ""
     order_by: str = ""
+    read_mask: str = ""
 
 
 @dataclass(frozen=True)
@@ -62,10 +63,21 @@ def select_page(listed: Listed, request: ListRequest) -> Body:
         found = [entry for entry in found if compare(entry[0], after) > 0]
     size = _check_size(request.page_size)
     page = found[:size]
-    answer: Body = {listed.field: [entry[1] for entry in page]} if page else {}
+    shown = parse_read_mask(request.read_mask)
+    answer: Body = {listed.field: [_show(entry[1], shown) for entry in page]} if page else {}
     if len(found) > size:
         answer["nextPageToken"] = _make_token(request, page[-1][0])
     return answer
+
+
+def parse_read_mask(read_mask: str) -> frozenset[str]:
+    """The fields of an answer that a mask asks for, in camelCase, each as a whole; none where all are asked for."""
+    names = {to_camel(path.strip().partition(".")[0]) for path in read_mask.split(",") if path.strip()}
+    return frozenset() if "*" in names else frozenset(names)
+
+
+def _show(answer: Body, shown: Collection[str]) -> Body:
+    return {name: value for name, value in answer.items() if name in shown} if shown else answer
 
 
 def _check_size(page_size: int) -> int:
@@ -90,7 +102,11 @@ def _parse_order(order_by: str, orderable: Collection[str]) -> list[_Order]:
 
 
 def _sort_key(answer: Body, orders: Sequence[_Order]) -> list[str]:
-    return [str(answer.get(order.field, "")) for order in orders]
+    return [_sort_value(str(answer.get(order.field, "")), order.field) for order in orders]
+
+
+def _sort_value(value: str, field: str) -> str:
+    return parse_time(value, field) if value and is_time(field) else value
 
 
 def _make_comparison(orders: Sequence[_Order]) -> Comparison:

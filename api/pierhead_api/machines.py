@@ -1,11 +1,19 @@
 """Machines and replicas: what deployed models and batch prediction jobs ask for. Pure."""
 
-from pydantic import Field
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
 
 from pierhead_api.errors import InvalidArgumentError
 from pierhead_api.wire import AcceleratorType, Body, Labels, Message, Number, Whatever, drop_empty, refuse
 
 _NO_RESERVATION = (None, "", 0, 1, "TYPE_UNSPECIFIED", "NO_RESERVATION")
+
+
+def _refuse_zero(value: Any) -> Any:
+    if value == 0:
+        raise ValueError("must be at least 1: there is no scaling to zero yet")
+    return value
 
 
 class ReservationAffinity(Message):
@@ -37,7 +45,7 @@ class AutomaticResources(Message):
 
 class DedicatedResources(Message):
     machine_spec: MachineSpec = MachineSpec()
-    min_replica_count: Number = None
+    min_replica_count: Annotated[int | None, BeforeValidator(_refuse_zero)] = None
     max_replica_count: Number = None
     required_replica_count: Number = None
     autoscaling_metric_specs: list[AutoscalingMetricSpec] = Field(default_factory=list)

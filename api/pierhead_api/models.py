@@ -30,11 +30,16 @@ _INPUT_FORMATS = ["jsonl", "csv", "file-list"]
 _OUTPUT_FORMATS = ["jsonl", "csv", "parquet"]
 
 
+class EnvVar(Message):
+    name: str
+    value: str = ""
+
+
 class ContainerSpec(Message):
     image_uri: str = ""
     command: list[str] = Field(default_factory=list)
     args: list[str] = Field(default_factory=list)
-    env: list[Any] = Field(default_factory=list)
+    env: list[EnvVar] = Field(default_factory=list)
     ports: Whatever = None
     grpc_ports: Whatever = None
     predict_route: str = ""
@@ -136,8 +141,10 @@ _OWN_SERVER = "is not supported: the model runs in Pierhead's server"
 _REFUSED_CONTAINER = {
     "command": _OWN_SERVER,
     "args": _OWN_SERVER,
-    "env": f"{_OWN_SERVER}; podOverrides.env of a DeployedModel's manifest gives it variables",
 }
+# What Vertex AI has no field for, and a version has: told as a variable of its container.
+_ALLOW_CODE, _DIGEST, _RUNTIME = "PIERHEAD_ALLOW_CODE", "PIERHEAD_ARTIFACT_DIGEST", "PIERHEAD_RUNTIME"
+_FLAGS = {"true": True, "false": False}
 _KEPT = (
     "version_description",
     "explanation_spec",
@@ -240,7 +247,23 @@ def _make_version(body: ModelBody, name: str) -> Body:
     check_container(body.container_spec)
     aliases = [_check_alias(alias) for alias in dict.fromkeys(body.version_aliases) if alias != DEFAULT]
     artifact = require(body.artifact_uri, "model.artifactUri")
-    return drop_empty({"name": name, "aliases": aliases, "artifactUri": artifact})
+    return drop_empty({"name": name, "aliases": aliases, "artifactUri": artifact, **_read_env(body.container_spec.env)})
+
+
+def _read_env(variables: Sequence[EnvVar]) -> Body:
+    """What variables say of a version; raises InvalidArgumentError."""
+    given = {variable.name: variable.value for variable in variables}
+    known = (_ALLOW_CODE, _DIGEST, _RUNTIME)
+    if unknown := next((name for name in given if name not in known), None):
+        raise InvalidArgumentError(
+            f"{unknown} is not supported, {', '.join(known)} are; podOverrides.env of a DeployedModel's manifest gives"
+            " the server others",
+            "containerSpec.env",
+        )
+    allow_code = _FLAGS.get(given.get(_ALLOW_CODE, "false"))
+    if allow_code is None:
+        raise InvalidArgumentError(f"{_ALLOW_CODE} must be true or false", "containerSpec.env")
+    return {"allowCode": allow_code or None, "digest": given.get(_DIGEST), "runtime": given.get(_RUNTIME)}
 
 
 def check_container(container: ContainerSpec) -> None:

@@ -15,7 +15,7 @@ from pierhead_operator.schema import Resource
 from pydantic.alias_generators import to_camel
 from pydantic_core import from_json
 
-from pierhead_api.errors import EtagMismatchError
+from pierhead_api.errors import AbortedError
 from pierhead_api.wire import Body, Labels, check_labels, dump_kept
 
 _DOMAIN = f"vertex.{operator_names.GROUP}"
@@ -104,9 +104,9 @@ def hash_content(*content: Any) -> str:
 
 
 def check_etag(sent: str, current: str) -> None:
-    """Raises EtagMismatchError where a client sends one, and the resource is another by now."""
+    """Raises AbortedError where a client sends one, and the resource is another by now."""
     if sent and sent != current:
-        raise EtagMismatchError("etag: the resource changed since it was read: read it again")
+        raise AbortedError("etag: the resource changed since it was read: read it again")
 
 
 def create_time(manifest: Manifest) -> str:

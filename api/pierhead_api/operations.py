@@ -49,6 +49,7 @@ from pierhead_operator.status import (
 from pierhead_operator.types import BatchPredictionJob, DeployedModel, Endpoint, Model
 from pydantic import ConfigDict, ValidationError
 
+from pierhead_api import objects
 from pierhead_api.endpoints import patch_split, to_deployed_model
 from pierhead_api.errors import NotFoundError
 from pierhead_api.names import Place
@@ -56,6 +57,7 @@ from pierhead_api.wire import EMPTY, TYPE, Body, Message, Percents, drop_empty, 
 
 RECORD_PREFIX = f"operations.vertex.{operator_names.GROUP}/"
 MOST_RECORDS = 20  # of one object
+SPLIT_SECONDS = 120.0  # longer than deployModel tries to write a split
 
 OperationType = Literal[
     "CreateEndpoint",
@@ -67,6 +69,8 @@ OperationType = Literal[
     "DeleteModel",
     "DeleteModelVersion",
     "DeleteBatchPredictionJob",
+    "UpdateEndpoint",  # of AI Platform, as is the next: done when it is answered
+    "UpdateModel",
 ]
 # What each type is about.
 TARGETS: Mapping[str, type[Resource]] = {
@@ -79,11 +83,16 @@ TARGETS: Mapping[str, type[Resource]] = {
     "DeleteModel": Model,
     "DeleteModelVersion": Model,
     "DeleteBatchPredictionJob": BatchPredictionJob,
+    "UpdateEndpoint": Endpoint,
+    "UpdateModel": Model,
 }
+_UPDATES = ("UpdateEndpoint", "UpdateModel")
 _DELETES = ("DeleteEndpoint", "DeleteModel", "DeleteModelVersion", "DeleteBatchPredictionJob")
 
 CANCELLED = 1
 NOT_FOUND = 5
+ABORTED = 10
+UNIMPLEMENTED = 12
 _UNKNOWN_CODE = 13
 # Those of google.rpc.Code.
 _CODES = {
@@ -211,6 +220,11 @@ def _parse_record(value: str) -> Record | None:
         return None
 
 
+def find_leaving(endpoint: Manifest) -> set[str]:
+    """The uids of DeployedModels that an Endpoint was told are being undeployed: they are there a moment longer."""
+    return {record.uid for record in read_records(endpoint).values() if record.type == "UndeployModel"}
+
+
 def list_operations(manifests: Collection[Manifest]) -> list[tuple[Operation, str]]:
     """The operations on record of these objects, each once, the newest first; and whose, as `endpoints/E`."""
     found = {}
@@ -237,18 +251,18 @@ def patch_traffic(manifest: Manifest, split: Split | None, serial: str, record: 
     }
 
 
-def needs_split(operation: Operation, deployed_model: Manifest, endpoint: Manifest) -> Record | None:
-    """The record of a deployModel whose split was not written, as after a crash; None where there is nothing to do.
+def lacks_split(operation: Operation, deployed_model: Manifest, endpoint: Manifest) -> bool:
+    """Whether the split of a deployModel was not written, as after a crash.
 
     The endpoint records, in the same write as the split, that it has it. Whoever changed the split since has decided.
     """
     record = read_records(deployed_model).get(operation.serial)
     if record is None or record.split is None:
-        return None
+        return False
     on_endpoint = read_records(endpoint)
     dropped = len(on_endpoint) >= MOST_RECORDS and operation.serial < min(on_endpoint)
     untouched = endpoint["spec"].get("trafficSplit") == record.before
-    return record if untouched and not dropped and operation.serial not in on_endpoint else None
+    return untouched and not dropped and operation.serial not in on_endpoint
 
 
 # --- judgement -------------------------------------------------------------------------------------------------------
@@ -256,10 +270,14 @@ def needs_split(operation: Operation, deployed_model: Manifest, endpoint: Manife
 
 @dataclass(frozen=True)
 class Seen:
-    """What there is of an operation's object, which may be a namesake of it, and of its endpoint; None: nothing."""
+    """What there is of an operation's object, which may be a namesake of it, and of its endpoint; None: nothing.
+
+    Without `now` the call itself goes on.
+    """
 
     target: Manifest | None
     endpoint: Manifest | None = None
+    now: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -283,7 +301,7 @@ def compute_operation(operation: Operation, seen: Seen, place: Place, parent: st
     generic = {
         "createTime": format_time(created),
         "updateTime": format_time(max(created, outcome.update_time or created)),
-        "partialFailures": [outcome.trouble] if outcome.trouble else [],
+        "partialFailures": [*filter(None, (outcome.trouble,)), *_tell_unused(operation, seen.target)],
     }
     kind = "Delete" if operation.type in _DELETES else operation.type
     return drop_empty(
@@ -295,6 +313,21 @@ def compute_operation(operation: Operation, seen: Seen, place: Place, parent: st
             "response": outcome.response,
         }
     )
+
+
+def _tell_unused(operation: Operation, target: Manifest | None) -> list[Body]:
+    """What was sent, is kept, and changes nothing: a caller would take it for done otherwise."""
+    if target is None or not is_there(operation, target):
+        return []
+    kept = objects.read_kept(target)
+    if operation.type == "UploadModel":
+        versions = kept.get("versions")
+        kept = versions.get(operation.detail) if isinstance(versions, dict) else None
+    elif operation.type != "DeployModel":
+        return []
+    if not isinstance(kept, dict) or not kept.get("explanationSpec"):
+        return []
+    return [{"code": UNIMPLEMENTED, "message": "explanationSpec is kept and not used: there are no explanations yet"}]
 
 
 def is_there(operation: Operation, target: Manifest | None) -> bool:
@@ -310,12 +343,16 @@ def _judge(operation: Operation, seen: Seen, place: Place) -> Outcome:
         return _ON_ITS_WAY if target else _succeed({"@type": EMPTY})
     if operation.type == "UndeployModel":
         return _ON_ITS_WAY if target else _succeed({"@type": f"{TYPE}UndeployModelResponse"})
+    if operation.type in _UPDATES:
+        return _succeed({"@type": EMPTY})
     if target is None:
         return _judge_gone(operation, seen.endpoint)
     if operation.type == "CreateEndpoint":
         return _succeed({"@type": f"{TYPE}Endpoint", "name": place.endpoint(operation.name)})
     if operation.type == "UploadModel":
         return _judge_upload(operation, target, place)
+    if operation.type == "DeployModel" and (unwritten := _judge_split(operation, target, seen)):
+        return unwritten
     return _judge_deployment(operation, target, seen.endpoint, place)
 
 
@@ -351,6 +388,16 @@ def _judge_upload(operation: Operation, manifest: Manifest, place: Place) -> Out
         response = {"model": place.model(model.name), "modelVersionId": version}
         return _succeed({"@type": f"{TYPE}UploadModelResponse", **response}, since)
     return _hold_up(ready) if ready.reason in _WELL else _stop(ready)
+
+
+def _judge_split(operation: Operation, deployed_model: Manifest, seen: Seen) -> Outcome | None:
+    """That the call ended before it wrote the split; None where it did not, or nobody can say."""
+    if seen.endpoint is None or seen.now is None or not lacks_split(operation, deployed_model, seen.endpoint):
+        return None
+    if (seen.now - operation.create_time).total_seconds() < SPLIT_SECONDS:
+        return _ON_ITS_WAY
+    message = f"the call ended before the traffic split was written: undeploy {operation.name}, and deploy again"
+    return _fail(ABORTED, message)
 
 
 def _judge_deployment(operation: Operation, manifest: Manifest, endpoint: Manifest | None, place: Place) -> Outcome:

@@ -82,6 +82,7 @@ class Request:
             page_size=int(size),
             page_token=self.parameter("pageToken"),
             order_by=self.parameter("orderBy"),
+            read_mask=self.parameter("readMask"),
         )
 
     @property
@@ -175,11 +176,17 @@ _OPERATION_VERBS: dict[str, tuple[str, Handle]] = {
 _VERSION = f"{_MODEL}/versions/{{version:part}}"
 _AI_PLATFORM_VERBS: dict[str, tuple[str, Handle]] = {
     "POST /models": ("create", lambda s, r: s.ai_platform.create_model(r.project, r.body)),
+    "GET /models": ("list", lambda s, r: s.ai_platform.list_models(r.project, r.listing)),
     f"GET {_MODEL}": ("get", lambda s, r: s.ai_platform.get_model(r.project, r.id)),
+    f"PATCH {_MODEL}": ("patch", lambda s, r: s.ai_platform.patch_model(r.project, r.id, r.body, r.mask)),
     f"DELETE {_MODEL}": ("delete", lambda s, r: s.ai_platform.delete_model(r.project, r.id)),
     f"POST {_MODEL}/versions": ("createVersion", lambda s, r: s.ai_platform.create_version(r.project, r.id, r.body)),
-    f"GET {_MODEL}/versions": ("listVersions", lambda s, r: s.ai_platform.list_versions(r.project, r.id)),
+    f"GET {_MODEL}/versions": ("listVersions", lambda s, r: s.ai_platform.list_versions(r.project, r.id, r.listing)),
     f"GET {_VERSION}": ("getVersion", lambda s, r: s.ai_platform.get_version(r.project, r.id, r.version)),
+    f"PATCH {_VERSION}": (
+        "patchVersion",
+        lambda s, r: s.ai_platform.patch_version(r.project, r.id, r.version, r.body, r.mask),
+    ),
     f"DELETE {_VERSION}": ("deleteVersion", lambda s, r: s.ai_platform.delete_version(r.project, r.id, r.version)),
     f"POST {_VERSION}:setDefault": (
         "setDefault",

@@ -9,23 +9,29 @@ from pierhead_operator.resources import Manifest
 from pierhead_operator.types import DeployedModel, Endpoint, Model
 
 from pierhead_api.aiplatform import (
+    UPDATABLE_MODEL,
+    UPDATABLE_VERSION,
     AiPlatformModelBody,
     AiPlatformVersionBody,
     check_name,
+    is_name,
     make_resources,
     make_version,
+    scales,
     to_ai_platform_model,
     to_ai_platform_operation,
     to_ai_platform_version,
 )
-from pierhead_api.errors import AlreadyExistsError, FailedPreconditionError, NotFoundError
+from pierhead_api.errors import AlreadyExistsError, FailedPreconditionError, InvalidArgumentError, NotFoundError
+from pierhead_api.listing import Listed, ListRequest, select_page
 from pierhead_api.models import DEFAULT, add_version, find_users, make_model, remove_version, resolve_version
 from pierhead_api.names import Place, check_id
+from pierhead_api.operations import Operation, OperationType, Seen, compute_operation, make_serial
 from pierhead_api.services.endpoints import EndpointService
 from pierhead_api.services.models import ModelService
 from pierhead_api.services.operations import OperationService
-from pierhead_api.services.session import Manifests, Session
-from pierhead_api.wire import Body, format_time, parse
+from pierhead_api.services.session import Manifests, Session, group_by
+from pierhead_api.wire import Body, format_time, parse, parse_mask
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,42 @@ class AiPlatformService:
         place = self._place(project)
         manifest, deployed = await self._read(place, model)
         return to_ai_platform_model(manifest, deployed, place)
+
+    async def list_models(self, project: str, request: ListRequest) -> Body:
+        """A page of the Models, and of the Endpoints that stand for those without a version."""
+        place, cluster = self._place(project), self.session.cluster
+        models, endpoints, deployed = await asyncio.gather(
+            *(cluster.list(kind, place.namespace) for kind in (Model, Endpoint, DeployedModel))
+        )
+        of, taken = group_by(deployed, "model"), {one["metadata"]["name"] for one in models}
+        taken |= {one["spec"]["endpoint"] for one in deployed}
+        empty = [one for one in endpoints if is_name(one["metadata"]["name"]) and one["metadata"]["name"] not in taken]
+        answers = [to_ai_platform_model(one, of.get(one["metadata"]["name"], []), place) for one in (*models, *empty)]
+        return select_page(Listed(answers, "models", ("description", "name")), request)
+
+    async def patch_model(self, project: str, model: str, body: Any, update_mask: str = "") -> Body:
+        """The operation UPDATE_MODEL, which is done."""
+        sent, fields = parse(AiPlatformModelBody, body), parse_mask(update_mask, body, UPDATABLE_MODEL)
+        place = self._place(project)
+        manifest, _ = await self._read(place, model)
+        told = {name for name in fields if not name.startswith("default_version")}
+        default = sent.default_version.name.rsplit("/", 1)[-1] if sent.default_version else ""
+        if told != fields:
+            if not default:
+                raise InvalidArgumentError("must be set", "defaultVersion.name")
+            await self.set_default(project, model, default)
+        if told:
+            kind = ModelService if manifest["kind"] == Model.KIND else EndpointService
+            update = {"description": sent.description, "labels": sent.labels}
+            await kind(self.session).patch(place, model, update, ",".join(sorted(told)))
+        return self._tell_update(manifest, place)
+
+    def _tell_update(self, manifest: Manifest, place: Place) -> Body:
+        type_: OperationType = "UpdateModel" if manifest["kind"] == Model.KIND else "UpdateEndpoint"
+        name = manifest["metadata"]["name"]
+        operation = Operation(make_serial(self.session.now()), type_, manifest["metadata"]["uid"], name)
+        answer = compute_operation(operation, Seen(manifest), place, place.resource)
+        return to_ai_platform_operation(answer, place, name)
 
     async def delete_model(self, project: str, model: str) -> Body:
         """The operation DELETE_MODEL; raises FailedPreconditionError while it has versions."""
@@ -85,13 +127,39 @@ class AiPlatformService:
         found = resolve_version(Model.model_validate(manifest), version)
         return to_ai_platform_version(manifest, found.name, deployed, place)
 
-    async def list_versions(self, project: str, model: str) -> Body:
-        """All Versions of a model."""
+    async def list_versions(self, project: str, model: str, request: ListRequest) -> Body:
+        """A page of the Versions of a model."""
         place = self._place(project)
         manifest, deployed = await self._read(place, model)
         versions = manifest["spec"].get("versions", [])
         answers = [to_ai_platform_version(manifest, one["name"], deployed, place) for one in versions]
-        return {"versions": answers} if answers else {}
+        return select_page(Listed(answers, "versions", ("description", "name", "state")), request)
+
+    async def patch_version(self, project: str, model: str, version: str, body: Any, update_mask: str = "") -> Body:
+        """The operation UPDATE_VERSION: done once as many nodes as it says serve."""
+        sent, fields = parse(AiPlatformVersionBody, body), parse_mask(update_mask, body, UPDATABLE_VERSION)
+        place = self._place(project)
+        manifest, deployed = await self._read_versions(place, model)
+        found = resolve_version(Model.model_validate(manifest), version).name
+        if "description" in fields:
+            update = {"versionDescription": sent.description}
+            await ModelService(self.session).patch(place, f"{model}@{found}", update, "versionDescription")
+        if not scales(fields):
+            return self._tell_update(manifest, place)
+        own = [one for one in deployed if one["spec"]["endpoint"] == model]
+        users = find_users(own, model, found)
+        if not users:
+            raise FailedPreconditionError(f"version {found} of model {model} is not deployed")
+        counts = {"min_replica_count", "max_replica_count"}
+        resources = make_resources(sent).model_dump(by_alias=True, exclude_none=True, include=counts)
+        mask = ",".join(f"dedicatedResources.{name}" for name in resources)
+        answers = [
+            await EndpointService(self.session).mutate_deployed_model(
+                place, model, {"deployedModel": {"id": user, "dedicatedResources": resources}}, mask
+            )
+            for user in users
+        ]
+        return to_ai_platform_operation(answers[-1], place, model)
 
     async def set_default(self, project: str, model: str, version: str) -> Body:
         """The Version, which is the default one now."""
@@ -150,12 +218,18 @@ class AiPlatformService:
 
     async def _undeploy(self, place: Place, model: str, names: list[str]) -> None:
         """Takes these from the model's Endpoint; their traffic goes to the first of those that stay."""
+        if not names:
+            return
         endpoints = EndpointService(self.session)
-        there = (await endpoints.get(place, model)).get("deployedModels", []) if names else []
-        staying = [one["id"] for one in there if one["id"] not in names]
+        endpoint = await endpoints.get(place, model)
+        staying = [one["id"] for one in endpoint.get("deployedModels", []) if one["id"] not in names]
+        split = endpoint.get("trafficSplit", {})
+        left = {name: weight for name, weight in split.items() if name not in names}
+        if staying and (gone := sum(split.values()) - sum(left.values())):
+            left[staying[0]] = left.get(staying[0], 0) + gone
         for name in names:
-            split = {staying[0]: 100} if staying else {}
-            await endpoints.undeploy_model(place, model, {"deployedModelId": name, "trafficSplit": split})
+            body = {"deployedModelId": name, "trafficSplit": left if staying and split.get(name) else {}}
+            await endpoints.undeploy_model(place, model, body)
 
     async def _find_model(self, place: Place, model: str) -> Manifest | None:
         try:

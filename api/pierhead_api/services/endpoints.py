@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pierhead_operator.resources import Manifest
+from pierhead_operator.routing import Split
 from pierhead_operator.types import DeployedModel, Endpoint, Model
 
 from pierhead_api import objects
@@ -24,7 +25,7 @@ from pierhead_api.endpoints import (
     patch_split,
     to_endpoint,
 )
-from pierhead_api.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
+from pierhead_api.errors import ApiError, FailedPreconditionError, InvalidArgumentError, NotFoundError
 from pierhead_api.listing import Listed, ListRequest, select_page
 from pierhead_api.models import resolve_version
 from pierhead_api.names import Place, check_id, check_new, check_new_deployed_model
@@ -34,6 +35,7 @@ from pierhead_api.operations import (
     Seen,
     annotate,
     compute_operation,
+    find_leaving,
     make_serial,
     patch_records,
     patch_traffic,
@@ -61,7 +63,7 @@ class EndpointService:
         name = check_new(endpoint_id, "endpointId") if endpoint_id else self.session.make_id()
         serial = make_serial(self.session.now())
         wanted = objects.annotate(make_endpoint(sent, place, name), annotate(serial, Record(type="CreateEndpoint")))
-        made = await self.session.cluster.create(wanted)
+        made = await self.session.create(wanted, serial)
         operation = Operation(serial, "CreateEndpoint", made["metadata"]["uid"], name)
         return compute_operation(operation, Seen(made), place, place.endpoint(name))
 
@@ -83,16 +85,17 @@ class EndpointService:
         return select_page(Listed(answers, "endpoints", _FILTERABLE, _ORDERABLE), request)
 
     async def patch(self, place: Place, endpoint: str, body: Any, update_mask: str = "") -> Body:
-        """The Endpoint after its update; raises EtagMismatchError where the body's etag is out of date."""
+        """The Endpoint after its update; raises AbortedError where the body's etag is out of date."""
         sent = parse(EndpointBody, body)
         fields = parse_mask(update_mask, body, UPDATABLE)
         deployed = await self._list_deployed(place, endpoint)
 
         def make_patch(manifest: Manifest) -> Manifest:
+            staying = _names(_drop_leaving(deployed, manifest))
             objects.check_etag(sent.etag, objects.compute_etag(manifest))
             patch = patch_endpoint(sent, manifest, fields)
-            if "traffic_split" in fields and (deployed or sent.traffic_split):
-                patch["spec"] |= patch_split(manifest, check_split(sent.traffic_split, _names(deployed)))
+            if "traffic_split" in fields and (staying or sent.traffic_split):
+                patch["spec"] |= patch_split(manifest, check_split(sent.traffic_split, staying))
             return patch
 
         manifest = await self.session.edit(Endpoint, place, endpoint, make_patch)
@@ -112,25 +115,43 @@ class EndpointService:
     async def deploy_model(self, place: Place, endpoint: str, body: Any) -> Body:
         """The operation DeployModel.
 
-        The DeployedModel is made with the wanted split on record: who asks for the operation writes it, should this
-        process end before it did.
+        The DeployedModel is made with the wanted split on record, by which the operation tells should this process end
+        before it wrote the split. Where that cannot be written, nothing is left of the DeployedModel.
         """
         sent = parse(DeployModelBody, body)
         asked = sent.deployed_model
         name = check_new_deployed_model(asked.id) if asked.id else self.session.make_id()
         manifest, deployed = await self._read(place, endpoint)
         target = await self._find_target(place, asked)
-        split = decide_deploy_split(Endpoint.model_validate(manifest), _names(deployed), sent.traffic_split, name)
+
+        before = manifest["spec"].get("trafficSplit")
+
+        def decide(manifest: Manifest) -> Split | None:
+            if not sent.traffic_split and manifest["spec"].get("trafficSplit") != before:
+                return None  # whoever changed it meanwhile has decided
+            there = _names(_drop_leaving(deployed, manifest))
+            return decide_deploy_split(Endpoint.model_validate(manifest), there, sent.traffic_split, name)
+
+        split = decide(manifest)
         wanted = make_deployed_model(asked, place, name, {"endpoint": endpoint, **target})
         await self.session.check_right("patch", Endpoint, place, endpoint)
         serial = make_serial(self.session.now())
-        record = Record(type="DeployModel", split=split, before=manifest["spec"].get("trafficSplit") if split else None)
-        made = await self.session.cluster.create(objects.annotate(wanted, annotate(serial, record)))
+        record = Record(type="DeployModel", split=split, before=before if split else None)
+        made = await self.session.create(objects.annotate(wanted, annotate(serial, record)), serial)
         operation = Operation(serial, "DeployModel", made["metadata"]["uid"], name)
         if split is not None:
-            manifest = await self.session.edit(
-                Endpoint, place, endpoint, lambda now: patch_traffic(now, split, serial, operation.refer())
-            )
+
+            def make_patch(manifest: Manifest) -> Manifest | None:
+                decided = decide(manifest)
+                return None if decided is None else patch_traffic(manifest, decided, serial, operation.refer())
+
+            try:
+                manifest = await self.session.edit(Endpoint, place, endpoint, make_patch, serial)
+            except ApiError:
+                # Nothing is to be left of what is answered with an error.
+                with contextlib.suppress(ApiError):
+                    await self.session.cluster.delete(DeployedModel, place.namespace, name, uid=operation.uid)
+                raise
         return compute_operation(operation, Seen(made, manifest), place, place.endpoint(endpoint))
 
     async def undeploy_model(self, place: Place, endpoint: str, body: Any) -> Body:
@@ -144,10 +165,11 @@ class EndpointService:
 
         def make_patch(manifest: Manifest) -> Manifest:
             current = Endpoint.model_validate(manifest)
-            split = decide_undeploy_split(current, _names(deployed), sent.traffic_split, name)
+            there = _names(_drop_leaving(deployed, manifest))
+            split = decide_undeploy_split(current, there, sent.traffic_split, name)
             return patch_traffic(manifest, split, operation.serial, operation.refer())
 
-        await self.session.edit(Endpoint, place, endpoint, make_patch)
+        await self.session.edit(Endpoint, place, endpoint, make_patch, operation.serial)
         with contextlib.suppress(NotFoundError):
             await self.session.cluster.delete(DeployedModel, place.namespace, name, uid=uid)
         return compute_operation(operation, Seen(None), place, place.endpoint(endpoint))
@@ -166,7 +188,7 @@ class EndpointService:
             records = patch_records(manifest, serial, Record(type="MutateDeployedModel", detail=detail))
             return {"metadata": {"annotations": records}, "spec": patch_deployed_model(asked, manifest, fields)}
 
-        changed = await self.session.edit(DeployedModel, place, asked.id, make_patch)
+        changed = await self.session.edit(DeployedModel, place, asked.id, make_patch, serial)
         metadata = changed["metadata"]
         operation = Operation(serial, "MutateDeployedModel", metadata["uid"], asked.id, str(metadata["generation"]))
         return compute_operation(operation, Seen(changed), place, place.endpoint(endpoint))
@@ -187,6 +209,12 @@ class EndpointService:
         model = Model.model_validate(await self.session.cluster.get(Model, place.namespace, name))
         pinned = resolve_version(model, version).name
         return {"model": name, "modelVersion": pinned, "displayName": asked.display_name or model.display_name}
+
+
+def _drop_leaving(deployed: Manifests, endpoint: Manifest) -> Manifests:
+    """Without those that the Endpoint, which may have been read later, was told are being undeployed."""
+    leaving = find_leaving(endpoint)
+    return [manifest for manifest in deployed if manifest["metadata"]["uid"] not in leaving]
 
 
 def _names(manifests: Manifests) -> list[str]:

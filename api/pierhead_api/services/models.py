@@ -35,6 +35,7 @@ from pierhead_api.operations import (
     compute_operation,
     make_serial,
     patch_records,
+    read_records,
 )
 from pierhead_api.services.session import Manifests, Session, group_by
 from pierhead_api.wire import Body, format_time, parse, parse_mask
@@ -61,7 +62,7 @@ class ModelService:
         now = self.session.now()
         serial, record = make_serial(now), Record(type="UploadModel", detail="1")
         wanted = objects.annotate(make_model(sent.model, place, name, format_time(now)), annotate(serial, record))
-        made = await self.session.cluster.create(wanted)
+        made = await self.session.create(wanted, serial)
         operation = Operation(serial, "UploadModel", made["metadata"]["uid"], name, "1")
         return compute_operation(operation, Seen(made), place, place.model(name))
 
@@ -70,17 +71,17 @@ class ModelService:
         if sent.model_id not in ("", name):
             raise InvalidArgumentError("must be left out, or be parentModel's", "modelId")
         now = self.session.now()
-        serial, version = make_serial(now), ""
+        serial = make_serial(now)
 
         def make_patch(manifest: Manifest) -> Manifest:
-            nonlocal version
             patch, version = add_version(sent.model, manifest, format_time(now))
             patch["metadata"]["annotations"] |= patch_records(
                 manifest, serial, Record(type="UploadModel", detail=version)
             )
             return patch
 
-        changed = await self.session.edit(Model, place, name, make_patch)
+        changed = await self.session.edit(Model, place, name, make_patch, serial)
+        version = read_records(changed)[serial].detail
         operation = Operation(serial, "UploadModel", changed["metadata"]["uid"], name, version)
         return compute_operation(operation, Seen(changed), place, place.model(name))
 
@@ -108,7 +109,7 @@ class ModelService:
         return select_page(Listed(answers, "models", _FILTERABLE, _VERSIONS_ORDERABLE), request)
 
     async def patch(self, place: Place, model: str, body: Any, update_mask: str = "") -> Body:
-        """The Model after its update; raises EtagMismatchError where the body's etag is out of date."""
+        """The Model after its update; raises AbortedError where the body's etag is out of date."""
         sent = parse(ModelBody, body)
         fields = parse_mask(update_mask, body, UPDATABLE)
         name, version = split_version(model)
@@ -160,7 +161,7 @@ class ModelService:
             patch["metadata"]["annotations"] |= patch_records(current, serial, record)
             return patch
 
-        changed = await self.session.edit(Model, place, name, make_patch)
+        changed = await self.session.edit(Model, place, name, make_patch, serial)
         operation = Operation(serial, "DeleteModelVersion", changed["metadata"]["uid"], name, version)
         return compute_operation(operation, Seen(changed), place, place.model(name))
 

@@ -12,7 +12,6 @@ from pierhead_operator.types import DeployedModel, Endpoint, Model
 from pierhead_api.errors import (
     FailedPreconditionError,
     NotFoundError,
-    PermissionDeniedError,
     UnimplementedError,
 )
 from pierhead_api.listing import Listed, ListRequest, select_page
@@ -26,7 +25,6 @@ from pierhead_api.operations import (
     compute_operation,
     is_there,
     list_operations,
-    needs_split,
     parse_operation,
     patch_traffic,
     read_records,
@@ -53,10 +51,9 @@ class OperationService:
     pause: Callable[[float], Awaitable[None]] = asyncio.sleep
 
     async def get(self, place: Place, parent: str, operation_id: str) -> Body:
-        """The operation as it is now; what a deployModel left undone is done. Raises NotFoundError."""
+        """The operation as it is now. Raises NotFoundError."""
         operation = _parse(parent, operation_id)
-        seen = await self._look(place, parent, operation)
-        return compute_operation(operation, await self._complete(place, operation, seen), place, _at(place, parent))
+        return compute_operation(operation, await self._look(place, parent, operation), place, _at(place, parent))
 
     async def list(self, place: Place, parent: str, request: ListRequest) -> Body:
         """A page of the operations that are on record: those of the last changes of each resource."""
@@ -65,7 +62,8 @@ class OperationService:
         answers = []
         for operation, owner in list_operations(manifests):
             target = there.get((TARGETS[operation.type].KIND, operation.name))
-            seen = Seen(target, there.get((Endpoint.KIND, owner.removeprefix("endpoints/"))))
+            endpoint = there.get((Endpoint.KIND, owner.removeprefix("endpoints/")))
+            seen = Seen(target, endpoint, self.session.now())
             answers.append(compute_operation(operation, seen, place, _at(place, owner)))
         return select_page(Listed(answers, "operations", ("done",)), request)
 
@@ -139,24 +137,7 @@ class OperationService:
         endpoint = parent.removeprefix("endpoints/") or _endpoint_of(target)
         if is_there(operation, target) and _endpoint_of(target) != endpoint:
             raise NotFoundError(f"there is no operation {operation.id} of {parent}")
-        return Seen(target, await self._find(Endpoint, place, endpoint) if endpoint else None)
-
-    async def _complete(self, place: Place, operation: Operation, seen: Seen) -> Seen:
-        """What is seen once a split that was not written is."""
-        deployed, endpoint = seen.target, seen.endpoint
-        if deployed is None or endpoint is None or not is_there(operation, deployed):
-            return seen
-        if not needs_split(operation, deployed, endpoint):
-            return seen
-
-        def make_patch(manifest: Manifest) -> Manifest | None:
-            record = needs_split(operation, deployed, manifest)
-            return patch_traffic(manifest, record.split, operation.serial, operation.refer()) if record else None
-
-        # Who may only look leaves it to others.
-        with contextlib.suppress(PermissionDeniedError):
-            return Seen(deployed, await self.session.edit(Endpoint, place, _name(endpoint), make_patch))
-        return seen
+        return Seen(target, await self._find(Endpoint, place, endpoint) if endpoint else None, self.session.now())
 
     async def _find(self, kind: type[Resource], place: Place, name: str) -> Manifest | None:
         try:

@@ -1,18 +1,31 @@
-"""What every service works with: the cluster as one caller may use it, and how an object is changed there."""
+"""What every service works with: the cluster as one caller may use it, and how an object is made and changed there."""
 
-from collections.abc import Callable, Collection, Mapping
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Protocol
 
 from pierhead_operator.resources import Manifest
 from pierhead_operator.schema import Resource
+from pierhead_operator.types import KINDS
 
-from pierhead_api.errors import AbortedError, NotFoundError, PermissionDeniedError
+from pierhead_api.errors import (
+    AbortedError,
+    AlreadyExistsError,
+    NotFoundError,
+    PermissionDeniedError,
+    UnavailableError,
+)
 from pierhead_api.names import Place, Projects, make_id
+from pierhead_api.operations import read_records
 
-_TRIES = 5
+_TRIES = 10  # of which the last comes some 5 s after the first: others write at the same time, the operator too
+_UNAVAILABLE_TRIES = 3  # each may take as long as an API server that does not answer
+_FIRST_WAIT_SECONDS, _MOST_WAIT_SECONDS = 0.02, 1.0
 _NO_SELECTOR: Mapping[str, str] = {}
+_BY_KIND = {kind.KIND: kind for kind in KINDS}
 Manifests = list[Manifest]
 
 
@@ -52,17 +65,44 @@ class Session:
     projects: Projects
     now: Callable[[], datetime] = utc_now
     make_id: Callable[[], str] = make_id
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+
+    async def create(self, manifest: Manifest, serial: str) -> Manifest:
+        """The object as it was made, which has the record of that serial.
+
+        It is made once, even if the answer to a try was lost. Raises AlreadyExistsError, UnavailableError.
+        """
+        kind, metadata = _BY_KIND[manifest["kind"]], manifest["metadata"]
+        async for number in self._try():
+            try:
+                return await self.cluster.create(manifest)
+            except AlreadyExistsError:
+                there = await self.cluster.get(kind, metadata["namespace"], metadata["name"])
+                if number > 0 and serial in read_records(there):
+                    return there
+                raise
+            except UnavailableError:
+                if number + 1 >= _UNAVAILABLE_TRIES:
+                    raise
+        raise AssertionError("a try is the last one")
 
     async def edit(
-        self, kind: type[Resource], place: Place, name: str, make_patch: Callable[[Manifest], Manifest | None]
+        self,
+        kind: type[Resource],
+        place: Place,
+        name: str,
+        make_patch: Callable[[Manifest], Manifest | None],
+        serial: str = "",
     ) -> Manifest:
         """The object after the merge patch that `make_patch` makes of it, or as it is where that makes none.
 
-        Where somebody else changes it meanwhile, it is read again and `make_patch` decides anew; after some tries that
-        raises AbortedError.
+        Where somebody else changes it meanwhile, or the answer is lost, it is read again and `make_patch` decides anew,
+        unless it has the record of `serial` by now; after some tries that raises AbortedError, or UnavailableError.
         """
-        for _ in range(_TRIES):
+        async for number in self._try():
             manifest = await self.cluster.get(kind, place.namespace, name)
+            if serial and serial in read_records(manifest):
+                return manifest
             patch = make_patch(manifest)
             if patch is None:
                 return manifest
@@ -72,7 +112,18 @@ class Session:
                 return await self.cluster.patch(kind, place.namespace, name, guarded)
             except AbortedError:
                 continue
+            except UnavailableError:
+                if number + 1 >= _UNAVAILABLE_TRIES:
+                    raise
         raise AbortedError(f"{kind.KIND} {name} is being changed by others: try again")
+
+    async def _try(self) -> AsyncIterator[int]:
+        """The numbers of tries, each a while after the one before: callers who meet once meet again otherwise."""
+        for number in range(_TRIES):
+            if number:
+                most = min(_MOST_WAIT_SECONDS, _FIRST_WAIT_SECONDS * 2**number)
+                await self.sleep(most * random.uniform(0.5, 1.0))  # noqa: S311  # spreads load, guards nothing
+            yield number
 
     async def check_right(self, verb: str, kind: type[Resource], place: Place, name: str) -> None:
         """Raises PermissionDeniedError where a later write would, which must not stop half-way."""

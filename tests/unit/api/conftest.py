@@ -1,5 +1,6 @@
 """A cluster of a page, and what the API's tests ask of it."""
 
+import asyncio
 import copy
 import uuid
 from collections.abc import Mapping
@@ -7,7 +8,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from pierhead_api.errors import AbortedError, AlreadyExistsError, NotFoundError, PermissionDeniedError
+from pierhead_api.errors import (
+    AbortedError,
+    AlreadyExistsError,
+    NotFoundError,
+    PermissionDeniedError,
+    UnavailableError,
+)
 from pierhead_api.names import Place, Projects
 from pierhead_api.services.session import Session
 
@@ -38,6 +45,9 @@ class FakeCluster:
         self.denied: set[str] = set()
         self.calls: list[tuple[str, str, str]] = []
         self.before_patch: list[Any] = []  # of each patch, what somebody else does just before
+        self.lost_answers: list[str] = []  # verbs that are done once, while the caller is told that nobody answers
+        self.refuses: list[str] = []  # verbs that are not done, once each
+        self.yields = False  # whether others come in between
 
     def add(self, manifest: dict[str, Any]) -> dict[str, Any]:
         metadata = {"uid": str(uuid.uuid4()), "generation": 1, "resourceVersion": "1", "creationTimestamp": MADE}
@@ -51,13 +61,18 @@ class FakeCluster:
     def names(self, kind: str) -> list[str]:
         return [name for one, name in self.objects if one == kind]
 
-    def _check(self, verb: str, kind: str, name: str) -> None:
+    async def _check(self, verb: str, kind: str, name: str) -> None:
         self.calls.append((verb, kind, name))
+        if self.yields:
+            await asyncio.sleep(0)
+        if verb in self.refuses:
+            self.refuses.remove(verb)
+            raise UnavailableError("nobody answers")
         if verb in self.denied:
             raise PermissionDeniedError(f"you may not {verb}")
 
     async def get(self, kind: Any, namespace: str, name: str) -> dict[str, Any]:
-        self._check("get", kind.KIND, name)
+        await self._check("get", kind.KIND, name)
         if (kind.KIND, name) not in self.objects or namespace != PLACE.namespace:
             raise NotFoundError(f"there is no {kind.KIND} {name}")
         return copy.deepcopy(self.objects[kind.KIND, name])
@@ -65,20 +80,27 @@ class FakeCluster:
     async def list(
         self, kind: Any, namespace: str, *, fields: Mapping[str, str] = {}, labels: Mapping[str, str] = {}
     ) -> list[dict[str, Any]]:
-        self._check("list", kind.KIND, "")
+        await self._check("list", kind.KIND, "")
         wanted = {path.removeprefix("spec."): value for path, value in fields.items()}
         assert {f".spec.{key}" for key in wanted} <= set(kind.SELECTABLE)
         found = [one for (known, _), one in self.objects.items() if known == kind.KIND]
         return [copy.deepcopy(one) for one in found if all(one["spec"][key] == value for key, value in wanted.items())]
 
     async def create(self, manifest: dict[str, Any]) -> dict[str, Any]:
-        self._check("create", manifest["kind"], manifest["metadata"]["name"])
+        await self._check("create", manifest["kind"], manifest["metadata"]["name"])
         if (manifest["kind"], manifest["metadata"]["name"]) in self.objects:
             raise AlreadyExistsError(f"there is a {manifest['metadata']['name']}")
-        return copy.deepcopy(self.add(manifest))
+        made = copy.deepcopy(self.add(manifest))
+        self._lose("create")
+        return made
+
+    def _lose(self, verb: str) -> None:
+        if verb in self.lost_answers:
+            self.lost_answers.remove(verb)
+            raise UnavailableError("nobody answers")
 
     async def patch(self, kind: Any, namespace: str, name: str, patch: dict[str, Any]) -> dict[str, Any]:
-        self._check("patch", kind.KIND, name)
+        await self._check("patch", kind.KIND, name)
         if self.before_patch:
             self.before_patch.pop(0)()
         live = await self.get(kind, namespace, name)
@@ -89,10 +111,11 @@ class FakeCluster:
         merged["metadata"]["resourceVersion"] = str(int(version) + 1)
         merged["metadata"]["generation"] += merged["spec"] != live["spec"]
         self.objects[kind.KIND, name] = merged
+        self._lose("patch")
         return copy.deepcopy(merged)
 
     async def delete(self, kind: Any, namespace: str, name: str, *, uid: str | None = None) -> None:
-        self._check("delete", kind.KIND, name)
+        await self._check("delete", kind.KIND, name)
         if uid not in (None, (await self.get(kind, namespace, name))["metadata"]["uid"]):
             raise NotFoundError(f"there is another {name}")
         del self.objects[kind.KIND, name]
@@ -136,7 +159,8 @@ def session(cluster: FakeCluster) -> Session:
     ids = iter(range(1000000001, 1000000100))
     moments = iter(range(1000))
     projects = Projects({"shop": "team-a", "123": "team-a", "bank": "team-b"}, ["local", "us-central1"])
-    return Session(cluster, projects, lambda: NOW + timedelta(seconds=next(moments)), lambda: str(next(ids)))
+    now, make_id = lambda: NOW + timedelta(seconds=next(moments)), lambda: str(next(ids))
+    return Session(cluster, projects, now, make_id, lambda _: asyncio.sleep(0))
 
 
 def make_manifest(kind: str, name: str, spec: dict[str, Any], **metadata: Any) -> dict[str, Any]:

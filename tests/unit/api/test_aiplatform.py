@@ -9,9 +9,10 @@ from pierhead_api.errors import (
     InvalidArgumentError,
     NotFoundError,
 )
+from pierhead_api.listing import ListRequest
 from pierhead_api.services import AiPlatformService
 
-from tests.unit.api.conftest import PLACE, make_deployed_model, make_model
+from tests.unit.api.conftest import PLACE, make_deployed_model, make_endpoint, make_model
 
 VERSION = {"name": "v1", "deploymentUri": "gs://models/photos/1", "framework": "TENSORFLOW", "runtimeVersion": "2.11"}
 
@@ -30,7 +31,7 @@ async def test_model_without_versions(platform, photos, cluster):
     model = await platform.get_model("shop", "photos")
     assert (model["name"], model["description"]) == ("projects/shop/models/photos", "d")
     assert "defaultVersion" not in model
-    assert await platform.list_versions("shop", "photos") == {}
+    assert await platform.list_versions("shop", "photos", ListRequest()) == {}
     with pytest.raises(NotFoundError):
         await platform.get_version("shop", "photos", "v1")
     with pytest.raises(AlreadyExistsError):
@@ -68,7 +69,7 @@ async def test_life_of_a_version(platform, photos, cluster):
 async def test_further_versions(platform, photos, cluster):
     await platform.create_version("shop", "photos", VERSION)
     await platform.create_version("shop", "photos", VERSION | {"name": "v2"})
-    listed = await platform.list_versions("shop", "photos")
+    listed = await platform.list_versions("shop", "photos", ListRequest())
     assert [one["name"].rsplit("/", 1)[1] for one in listed["versions"]] == ["v1", "v2"]
     with pytest.raises(AlreadyExistsError):
         await platform.create_version("shop", "photos", VERSION)
@@ -79,6 +80,66 @@ async def test_further_versions(platform, photos, cluster):
     [left] = cluster.names("DeployedModel")
     assert cluster.one("DeployedModel", left)["spec"]["modelVersion"] == "v2"
     assert cluster.one("Endpoint", "photos")["spec"]["trafficSplit"] == {left: 100}
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [({"v1": 60, "v2": 40, "v3": 0}, {"v1": 60, "v2": 40}), ({"v1": 60, "v2": 10, "v3": 30}, {"v1": 90, "v2": 10})],
+)
+async def test_version_that_goes_takes_no_traffic_from_others(platform, photos, cluster, before, after):
+    for version in before:
+        await platform.create_version("shop", "photos", VERSION | {"name": version})
+    by_version = {
+        cluster.one("DeployedModel", name)["spec"]["modelVersion"]: name for name in cluster.names("DeployedModel")
+    }
+    cluster.touch(
+        "Endpoint", "photos", spec={"trafficSplit": {by_version[name]: part for name, part in before.items()}}
+    )
+    await platform.delete_version("shop", "photos", "v3")
+    split = cluster.one("Endpoint", "photos")["spec"]["trafficSplit"]
+    assert split == {by_version[name]: part for name, part in after.items()}
+
+
+async def test_models_are_listed_in_pages_with_those_that_have_no_version(platform, photos, cluster):
+    cluster.add(make_model("cats"))
+    cluster.add(make_endpoint("7"))  # not of AI Platform
+    cluster.add(make_endpoint("birds"))
+    cluster.add(make_deployed_model("11", endpoint="birds", model="cats"))
+    first = await platform.list_models("shop", ListRequest(page_size=1))
+    rest = await platform.list_models("shop", ListRequest(page_token=first["nextPageToken"]))
+    named = [one["name"] for one in (*first["models"], *rest["models"])]
+    assert named == ["projects/shop/models/cats", "projects/shop/models/photos"]
+
+
+async def test_model_is_updated_with_and_without_versions(platform, photos, cluster):
+    operation = await platform.patch_model("shop", "photos", {"description": "new"}, "description")
+    assert (operation["done"], operation["metadata"]["operationType"]) == (True, "UPDATE_MODEL")
+    assert (await platform.get_model("shop", "photos"))["description"] == "new"
+    for version in ("v1", "v2"):
+        await platform.create_version("shop", "photos", VERSION | {"name": version})
+    body = {"description": "newer", "labels": {"team": "a"}, "defaultVersion": {"name": "v2"}}
+    operation = await platform.patch_model("shop", "photos", body, "description,labels,defaultVersion.name")
+    model = await platform.get_model("shop", "photos")
+    assert (model["description"], model["labels"]) == ("newer", {"team": "a"})
+    assert model["defaultVersion"]["name"].endswith("/v2")
+    assert await platform.get_operation("shop", operation["name"].rsplit("/", 1)[1])
+    with pytest.raises(InvalidArgumentError, match=r"^updateMask: regions cannot be updated"):
+        await platform.patch_model("shop", "photos", body, "regions")
+
+
+async def test_version_is_updated(platform, photos, cluster):
+    await platform.create_version("shop", "photos", VERSION)
+    await platform.patch_version("shop", "photos", "v1", {"description": "first"}, "description")
+    assert (await platform.get_version("shop", "photos", "v1"))["description"] == "first"
+    body = {"autoScaling": {"minNodes": 2, "maxNodes": 5}}
+    operation = await platform.patch_version("shop", "photos", "v1", body, "autoScaling.minNodes,autoScaling.maxNodes")
+    assert operation["metadata"]["operationType"] == "UPDATE_VERSION"
+    assert "done" not in operation
+    [name] = cluster.names("DeployedModel")
+    resources = cluster.one("DeployedModel", name)["spec"]["dedicatedResources"]
+    assert (resources["minReplicaCount"], resources["maxReplicaCount"]) == (2, 5)
+    await platform.patch_version("shop", "photos", "v1", {"manualScaling": {"nodes": 3}}, "manualScaling.nodes")
+    assert cluster.one("DeployedModel", name)["spec"]["dedicatedResources"]["minReplicaCount"] == 3
 
 
 async def test_version_of_a_model_that_was_uploaded_otherwise(platform, cluster):

@@ -1,17 +1,21 @@
 """Endpoints and deployments, on a cluster of a page."""
 
+import asyncio
+from dataclasses import replace
+from datetime import timedelta
+
 import pytest
 from pierhead_api.errors import (
     AbortedError,
     AlreadyExistsError,
-    EtagMismatchError,
     FailedPreconditionError,
     InvalidArgumentError,
     NotFoundError,
     PermissionDeniedError,
+    UnavailableError,
 )
 from pierhead_api.listing import ListRequest
-from pierhead_api.operations import read_records
+from pierhead_api.operations import SPLIT_SECONDS, read_records
 from pierhead_api.services import EndpointService, OperationService
 
 from tests.unit.api.conftest import PARENT, PLACE, make_deployed_model, make_endpoint, make_model
@@ -104,11 +108,11 @@ async def test_patch_split(endpoints, cluster):
             await endpoints.patch(PLACE, "7", {"trafficSplit": split}, "trafficSplit")
 
 
-async def test_patch_by_an_etag_that_is_out_of_date_is_412(endpoints, cluster):
+async def test_patch_by_an_etag_that_is_out_of_date_is_409(endpoints, cluster):
     cluster.add(make_endpoint())
     etag = (await endpoints.get(PLACE, "7"))["etag"]
     changed = await endpoints.patch(PLACE, "7", {"displayName": "B", "etag": etag}, "displayName")
-    with pytest.raises(EtagMismatchError):
+    with pytest.raises(AbortedError):
         await endpoints.patch(PLACE, "7", {"displayName": "C", "etag": etag}, "displayName")
     await endpoints.patch(PLACE, "7", {"displayName": "C", "etag": changed["etag"]}, "displayName")
 
@@ -121,7 +125,7 @@ async def test_patch_is_tried_again_where_others_write(endpoints, cluster):
     assert cluster.one("Endpoint", "7")["spec"]["displayName"] == "B"
     cluster.before_patch = [lambda: cluster.touch("Endpoint", "7", spec={"description": "mine"})]
     etag = (await endpoints.get(PLACE, "7"))["etag"]
-    with pytest.raises(EtagMismatchError):
+    with pytest.raises(AbortedError):
         await endpoints.patch(PLACE, "7", {"displayName": "C", "etag": etag}, "displayName")
 
 
@@ -154,6 +158,17 @@ async def test_deploy_on_an_empty_endpoint(endpoints, operations, cluster):
     cluster.judge("Endpoint", "7", reason="TrafficApplied", trafficSplit={"1000000001": 100})
     done = await operations.get(PLACE, "endpoints/7", id_)
     assert done["response"]["deployedModel"]["id"] == "1000000001"
+
+
+async def test_explanation_that_is_not_offered_is_told(endpoints, cluster):
+    cluster.add(make_endpoint())
+    cluster.add(make_model())
+    body = _deploy()
+    body["deployedModel"]["explanationSpec"] = {"parameters": {"sampledShapleyAttribution": {"pathCount": 5}}}
+    operation = await endpoints.deploy_model(PLACE, "7", body)
+    [told] = operation["metadata"]["genericMetadata"]["partialFailures"]
+    assert told["code"] == 12
+    assert told["message"].startswith("explanationSpec is kept and not used")
 
 
 async def test_deploy_a_canary(endpoints, cluster):
@@ -203,23 +218,73 @@ async def test_deploy_without_the_right_to_the_split_makes_nothing(endpoints, cl
     assert cluster.names("DeployedModel") == []
 
 
-async def test_split_that_was_not_written_is_written_by_who_asks(endpoints, operations, cluster):
+async def test_split_that_was_not_written_is_told_and_written_by_nobody_else(endpoints, operations, cluster):
     cluster.add(make_endpoint())
     cluster.add(make_model())
     cluster.before_patch = [_crash]
     with pytest.raises(ConnectionError):
         await endpoints.deploy_model(PLACE, "7", _deploy())
-    assert "trafficSplit" not in cluster.one("Endpoint", "7")["spec"]
+    cluster.judge("DeployedModel", "1000000001")
     [operation] = (await operations.list(PLACE, "endpoints/7", ListRequest()))["operations"]
+    assert "done" not in operation
     id_ = operation["name"].rsplit("/", 1)[1]
-    cluster.denied = {"patch"}
-    await operations.get(PLACE, "endpoints/7", id_)  # who may only look
-    cluster.denied = set()
-    await operations.get(PLACE, "endpoints/7", id_)
+    before = dict(cluster.objects)
+    later = operations.session.now() + timedelta(seconds=SPLIT_SECONDS)
+    asked_later = OperationService(replace(operations.session, now=lambda: later))
+    told = await asked_later.get(PLACE, "endpoints/7", id_)
+    assert (told["done"], told["error"]["code"]) == (True, 10)
+    assert "undeploy 1000000001, and deploy again" in told["error"]["message"]
+    assert cluster.objects == before
+
+
+async def test_deploy_whose_answers_are_lost_is_done_once(endpoints, cluster):
+    cluster.add(make_endpoint())
+    cluster.add(make_model())
+    cluster.lost_answers = ["create", "patch"]
+    operation = await endpoints.deploy_model(PLACE, "7", _deploy())
+    assert "1000000001" in operation["name"]
+    assert cluster.names("DeployedModel") == ["1000000001"]
     assert cluster.one("Endpoint", "7")["spec"]["trafficSplit"] == {"1000000001": 100}
-    written = [call for call in cluster.calls if call[0] == "patch"]
-    await operations.get(PLACE, "endpoints/7", id_)
-    assert [call for call in cluster.calls if call[0] == "patch"] == written
+    assert len(read_records(cluster.one("Endpoint", "7"))) == 1
+
+
+@pytest.mark.parametrize("lost", [["create"] * 9, ["patch"] * 9])
+async def test_deploy_that_fails_in_the_middle_leaves_nothing(endpoints, cluster, lost):
+    cluster.add(make_endpoint())
+    cluster.add(make_model())
+    cluster.refuses = lost
+    with pytest.raises(UnavailableError):
+        await endpoints.deploy_model(PLACE, "7", _deploy())
+    assert cluster.names("DeployedModel") == []
+    assert "trafficSplit" not in cluster.one("Endpoint", "7")["spec"]
+
+
+async def test_deploys_at_once_all_end_well(endpoints, cluster):
+    cluster.add(make_endpoint())
+    cluster.add(make_model())
+    cluster.yields = True
+    answers = await asyncio.gather(*(endpoints.deploy_model(PLACE, "7", _deploy()) for _ in range(5)))
+    assert len({answer["name"] for answer in answers}) == 5
+    split = cluster.one("Endpoint", "7")["spec"]["trafficSplit"]
+    assert sum(split.values()) == 100
+    assert len(split) == 1  # the first one to come: further ones get none without a word
+    assert set(split) < set(cluster.names("DeployedModel"))
+
+
+async def test_undeploys_at_once_leave_traffic_to_nobody_who_leaves(endpoints, cluster):
+    cluster.add(make_endpoint(trafficSplit={"11": 50, "12": 50}))
+    for name in ("11", "12", "13"):
+        cluster.add(make_deployed_model(name))
+    cluster.yields = True
+    calls = [
+        endpoints.undeploy_model(PLACE, "7", {"deployedModelId": "11", "trafficSplit": {"12": 100}}),
+        endpoints.undeploy_model(PLACE, "7", {"deployedModelId": "12", "trafficSplit": {"11": 100}}),
+    ]
+    answers = await asyncio.gather(*calls, return_exceptions=True)
+    assert [type(answer) for answer in answers].count(InvalidArgumentError) == 1
+    left, idle = cluster.names("DeployedModel")
+    assert cluster.one("Endpoint", "7")["spec"]["trafficSplit"] == {left: 100}
+    assert idle == "13"
 
 
 def _crash():

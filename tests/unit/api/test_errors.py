@@ -8,7 +8,7 @@ from pierhead_api import errors
 BODIES = {
     "plain": (errors.NotFoundError("there is no x"), 404, "NOT_FOUND", "there is no x", None),
     "aborted": (errors.AbortedError("try again"), 409, "ABORTED", "try again", None),
-    "etag": (errors.EtagMismatchError("changed"), 412, "ABORTED", "changed", None),
+    "etag": (errors.AbortedError("changed"), 409, "ABORTED", "changed", None),
     "field": (
         errors.InvalidArgumentError("must be set", "displayName"),
         400,

@@ -61,7 +61,15 @@ FILTERS = {
     'display_name:"my?job"': "",
     'display_name:"**"': "abc",
     'create_time>="2026-02-01T00:00:00Z"': "c",
+    'createTime="2026-01-01T00:00:00.000Z"': "a",
+    'createTime<="2026-01-01T02:00:00+02:00"': "a",
     'createTime<"2026-02-01T00:00:00Z" AND createTime>"2025-01-01T00:00:00Z"': "a",
+    'createTime:"2026-01-01T00:00:00.0Z"': "a",
+    "createTime:2026-03*": "c",
+    "createTime:*": "ac",
+    "state:*": "bc",
+    'display_name="fotos"': "",
+    "NOT createTime:*": "b",
     "endpoint=2": "b",
     "done=false": "abc",
 }
@@ -98,6 +106,7 @@ def test_pattern_is_not_remembered():
         "(" * 1000,
         "labels.",
         "OR",
+        "create_time>yesterday",
     ],
 )
 def test_filter_that_is_none_is_refused(text):

@@ -45,6 +45,29 @@ def test_what_goes_between_two_pages_moves_nothing():
     assert _names(_select(ANSWERS[2:], page_token=token)) == ["n2", "n3", "n4"]
 
 
+def test_times_are_in_the_order_of_time():
+    times = {"a": "2026-01-01T00:00:00.5Z", "b": "2026-01-01T00:00:00Z", "c": "2026-01-01T01:30:00+02:00", "d": ""}
+    answers = [{"name": name, "createTime": time} for name, time in times.items()]
+    answer = select_page(Listed(answers, "things", (), ("createTime",)), ListRequest(order_by="create_time"))
+    assert _names(answer) == ["d", "c", "b", "a"]
+
+
+@pytest.mark.parametrize(
+    ("mask", "shown"),
+    [
+        ("", ["name", "displayName"]),
+        ("*", ["name", "displayName"]),
+        ("display_name", ["displayName"]),
+        ("displayName,labels.x", ["displayName"]),
+        ("nothing", []),
+    ],
+)
+def test_read_mask_says_what_is_shown(mask, shown):
+    page = _select(read_mask=mask, page_size=1)
+    assert [list(one) for one in page["things"]] == [shown]
+    assert _names(_select(page_token=page["nextPageToken"])) == ["n1", "n2", "n3", "n4"]
+
+
 def test_an_empty_list_is_no_field():
     assert _select([]) == {}
 

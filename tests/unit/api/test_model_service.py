@@ -1,9 +1,11 @@
 """Models and their versions, on a cluster of a page."""
 
+import asyncio
+
 import pytest
 from pierhead_api.errors import (
+    AbortedError,
     AlreadyExistsError,
-    EtagMismatchError,
     FailedPreconditionError,
     InvalidArgumentError,
     NotFoundError,
@@ -60,6 +62,23 @@ async def test_upload_of_further_versions(models, operations, cluster):
         await models.upload(PLACE, BODY | {"parentModel": f"{PARENT}/models/other"})
 
 
+async def test_uploads_at_once_get_a_version_each(models, cluster):
+    await models.upload(PLACE, BODY | {"modelId": "photos"})
+    cluster.yields, cluster.lost_answers = True, ["patch"]
+    more = BODY | {"parentModel": f"{PARENT}/models/photos"}
+    answers = await asyncio.gather(*(models.upload(PLACE, more) for _ in range(5)))
+    assert sorted(answer["name"].rpartition("_")[2] for answer in answers) == ["2", "3", "4", "5", "6"]
+    versions = cluster.one("Model", "photos")["spec"]["versions"]
+    assert [one["name"] for one in versions] == ["1", "2", "3", "4", "5", "6"]
+
+
+async def test_explanation_that_is_not_offered_is_told(models, operations, cluster):
+    spec = {"parameters": {"topK": 1}}
+    operation = await models.upload(PLACE, {"model": BODY["model"] | {"explanationSpec": spec}})
+    [told] = operation["metadata"]["genericMetadata"]["partialFailures"]
+    assert (told["code"], told["message"].partition(" ")[0]) == (12, "explanationSpec")
+
+
 async def test_two_uploads_at_once_get_two_versions(models, cluster):
     cluster.add(make_model())
     parent = {"parentModel": f"{PARENT}/models/photos"}
@@ -89,7 +108,7 @@ async def test_patch(models, cluster):
     cluster.add(make_model())
     answer = await models.patch(PLACE, "photos", {"displayName": "B", "labels": {"a": "b"}}, "display_name,labels")
     assert (answer["displayName"], answer["labels"]) == ("B", {"a": "b"})
-    with pytest.raises(EtagMismatchError):
+    with pytest.raises(AbortedError):
         await models.patch(PLACE, "photos", {"displayName": "C", "etag": "old"}, "displayName")
     with pytest.raises(InvalidArgumentError, match="artifactUri cannot be updated"):
         await models.patch(PLACE, "photos", {}, "artifactUri")

@@ -67,7 +67,14 @@ REFUSED = {
         "containerSpec.",
     ),
     "command": ({"containerSpec": {"command": ["sh"]}}, "command: is not supported: the model runs in Pierhead's"),
-    "environment": ({"containerSpec": {"env": [{"name": "A", "value": "b"}]}}, "env: is not supported"),
+    "environment": (
+        {"containerSpec": {"env": [{"name": "A", "value": "b"}]}},
+        "containerSpec.env: A is not supported, PIERHEAD_ALLOW_CODE, ",
+    ),
+    "neither yes nor no": (
+        {"containerSpec": {"env": [{"name": "PIERHEAD_ALLOW_CODE", "value": "yes"}]}},
+        "containerSpec.env: PIERHEAD_ALLOW_CODE must be true or false",
+    ),
     "alias": ({"versionAliases": ["A"]}, "versionAliases: 'A' must be"),
     "encryption": ({"encryptionSpec": {"a": "b"}}, "encryptionSpec: is not supported"),
     "too much": ({"metadata": "x" * 70000}, "last, versions together must be"),
@@ -79,6 +86,20 @@ def test_make_model_names_what_is_not_supported(body, message):
     with pytest.raises(InvalidArgumentError) as caught:
         _make(body)
     assert str(caught.value).startswith(message)
+
+
+def test_variables_say_what_vertex_ai_has_no_field_for():
+    digest = f"sha256:{'a' * 64}"
+    given = {"PIERHEAD_ALLOW_CODE": "true", "PIERHEAD_ARTIFACT_DIGEST": digest, "PIERHEAD_RUNTIME": "OpenVINO"}
+    sent = [{"name": name, "value": value} for name, value in given.items()]
+    manifest = _make({"containerSpec": {"env": sent}})
+    [version] = manifest["spec"]["versions"]
+    assert (version["allowCode"], version["digest"], version["runtime"]) == (True, digest, "OpenVINO")
+    assert to_model(manifest, "", [], PLACE)["containerSpec"]["env"] == sent
+    [version] = _make({"containerSpec": {"env": [{"name": "PIERHEAD_ALLOW_CODE", "value": "false"}]}})["spec"][
+        "versions"
+    ]
+    assert set(version) == {"name", "artifactUri"}
 
 
 def test_to_model():

@@ -2,7 +2,7 @@
 
 import pytest
 from pierhead_api import objects
-from pierhead_api.errors import EtagMismatchError, InvalidArgumentError
+from pierhead_api.errors import AbortedError, InvalidArgumentError
 from pydantic_core import to_json
 
 from tests.unit.api.conftest import MADE, make_endpoint, merge
@@ -53,7 +53,7 @@ def test_etag_changes_with_what_users_write(change, same):
 def test_check_etag():
     objects.check_etag("", "a")
     objects.check_etag("a", "a")
-    with pytest.raises(EtagMismatchError):
+    with pytest.raises(AbortedError):
         objects.check_etag("b", "a")
 
 

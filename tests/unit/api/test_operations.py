@@ -12,9 +12,9 @@ from pierhead_api.operations import (
     Seen,
     annotate,
     compute_operation,
+    lacks_split,
     list_operations,
     make_serial,
-    needs_split,
     parse_operation,
     patch_records,
     patch_traffic,
@@ -140,15 +140,15 @@ UNWRITTEN = {
 
 
 @pytest.mark.parametrize(("record", "endpoint", "expected"), UNWRITTEN.values(), ids=UNWRITTEN.keys())
-def test_needs_split(record, endpoint, expected):
-    assert (needs_split(DEPLOY, _deployed(record), endpoint) is not None) is expected
+def test_lacks_split(record, endpoint, expected):
+    assert lacks_split(DEPLOY, _deployed(record), endpoint) is expected
 
 
 def test_split_is_written_with_its_record():
     endpoint = make_endpoint(trafficSplit={"10": 100})
     written = merge(endpoint, patch_traffic(endpoint, {"11": 100}, SERIAL, DEPLOY.refer()))
     assert written["spec"]["trafficSplit"] == {"11": 100}
-    assert needs_split(DEPLOY, _deployed(WANTED), written) is None
+    assert not lacks_split(DEPLOY, _deployed(WANTED), written)
 
 
 # --- judgement -------------------------------------------------------------------------------------------------------

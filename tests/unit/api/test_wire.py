@@ -4,7 +4,18 @@ import pytest
 from pierhead_api.endpoints import UPDATABLE, DeployModelBody, EndpointBody
 from pierhead_api.errors import InvalidArgumentError
 from pierhead_api.machines import DedicatedResources, MachineSpec
-from pierhead_api.wire import MAX_KEPT, check_labels, drop_empty, dump_kept, parse, parse_mask
+from pierhead_api.wire import (
+    EMPTY,
+    MAX_KEPT,
+    TYPE,
+    check_labels,
+    drop_empty,
+    dump_kept,
+    parse,
+    parse_mask,
+    parse_time,
+    to_beta,
+)
 
 
 @pytest.mark.parametrize("body", [{"display_name": "x"}, {"displayName": "x"}, {"displayName": "x", "labels": None}])
@@ -29,10 +40,32 @@ def test_accelerator_type(sent, expected):
 
 @pytest.mark.parametrize(("sent", "expected"), [(2, 2), (2.0, 2), ("2", 2), (0, None), (None, None)])
 def test_numbers(sent, expected):
-    assert parse(DedicatedResources, {"minReplicaCount": sent}).min_replica_count == expected
+    assert parse(DedicatedResources, {"maxReplicaCount": sent}).max_replica_count == expected
+
+
+def test_beta_has_types_of_its_own():
+    answer = {"done": True, "operations": [{"response": {"@type": f"{TYPE}Endpoint", "name": TYPE}}], "none": None}
+    beta = to_beta(answer)
+    assert beta["operations"] == [
+        {"response": {"@type": "type.googleapis.com/google.cloud.aiplatform.v1beta1.Endpoint", "name": TYPE}}
+    ]
+    assert to_beta({"@type": EMPTY}) == {"@type": EMPTY}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("2026-01-01T00:00:00Z", "2026-01-01T00:00:00.000000+00:00"),
+        ("2026-01-01T02:00:00.5+02:00", "2026-01-01T00:00:00.500000+00:00"),
+        ("2026-01-01", "2026-01-01T00:00:00.000000+00:00"),
+    ],
+)
+def test_times_are_texts_that_sort(text, expected):
+    assert parse_time(text, "createTime") == expected
 
 
 WRONG = {
+    "scaled to zero": (DedicatedResources, {"minReplicaCount": 0}, "minReplicaCount: must be at least 1"),
     "unknown": (EndpointBody, {"foo": 1}, 'foo: Unknown name "foo": Cannot find field.'),
     "unknown below": (
         DeployModelBody,
