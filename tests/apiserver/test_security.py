@@ -66,3 +66,31 @@ def test_pods_of_the_chart_keep_to_it(restricted, case):
 def test_pods_of_models_keep_to_it(restricted, templates):
     for template in templates:
         _try_pod(restricted, template)
+
+
+@pytest.mark.parametrize(
+    ("role", "may", "may_not"),
+    [
+        ("pierhead-predictor", {"predict"}, {"get", "list", "create", "patch", "delete"}),
+        ("pierhead-edit", {"predict", "get", "list", "watch", "create", "patch", "delete"}, set()),
+        ("pierhead-view", {"get", "list", "watch"}, {"predict", "create", "patch", "delete"}),
+    ],
+)
+def test_role_of_the_chart_is_enough_by_itself_and_gives_nothing_else(kubectl, role, may, may_not):
+    account = f"system:serviceaccount:{kubectl.namespace}:client"
+    kubectl("create", "rolebinding", "client", f"--clusterrole={role}", f"--serviceaccount={kubectl.namespace}:client")
+
+    def can(verb, group="pierhead.dev", resource="endpoints"):
+        asked = {"group": group, "resource": resource, "verb": verb, "namespace": kubectl.namespace}
+        review = {
+            "apiVersion": "authorization.k8s.io/v1",
+            "kind": "SubjectAccessReview",
+            "spec": {"user": account, "resourceAttributes": asked},
+        }
+        return json.loads(kubectl("create", "--filename=-", "--output=json", stdin=json.dumps(review)))["status"][
+            "allowed"
+        ]
+
+    wait_until("the binding is known", lambda: can(min(may)))
+    assert {verb for verb in may | may_not if can(verb)} == may
+    assert not can("get", "", "secrets")
