@@ -319,7 +319,7 @@ def _tell_unused(operation: Operation, target: Manifest | None) -> list[Body]:
     """What was sent, is kept, and changes nothing: a caller would take it for done otherwise."""
     if target is None or not is_there(operation, target):
         return []
-    kept = objects.read_kept(target)
+    kept: Any = objects.read_kept(target)
     if operation.type == "UploadModel":
         versions = kept.get("versions")
         kept = versions.get(operation.detail) if isinstance(versions, dict) else None
