@@ -7,14 +7,15 @@ from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from pierhead_api.errors import ApiError, PermissionDeniedError, UnauthenticatedError
+from pierhead_api.errors import ApiError, PermissionDeniedError, UnauthenticatedError, UnavailableError
 from pierhead_api.identity import make_fingerprint
 
 # A right that was taken away counts on for as long.
 ALLOW_SECONDS = 10.0
 # A right that was given is missed for as long.
 DENY_SECONDS = 2.0
-_MOST_REMEMBERED = 10_000
+_MOST_REMEMBERED = 10_000  # answers, and as many refusals
+_MOST_ASKED = 200  # questions at a time
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -32,7 +33,9 @@ class Memory(Generic[K, V]):
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._verdicts: OrderedDict[K, _Verdict[V]] = OrderedDict()  # the one asked for last is the last
+        # Of each the one asked for last is the last. Nobodies push out no one but nobodies.
+        self._answers: OrderedDict[K, _Verdict[V]] = OrderedDict()
+        self._refusals: OrderedDict[K, _Verdict[V]] = OrderedDict()
         self._asking: dict[K, asyncio.Task[_Verdict[V]]] = {}
 
     async def find(self, key: K, ask: Callable[[], Awaitable[V]]) -> V:
@@ -44,16 +47,19 @@ class Memory(Generic[K, V]):
         return verdict.answer  # type: ignore[return-value]  # there is one
 
     def _recall(self, key: K) -> _Verdict[V] | None:
-        verdict = self._verdicts.get(key)
-        if verdict is None or verdict.until <= self._clock():
-            return None
-        self._verdicts.move_to_end(key)
-        return verdict
+        for known in (self._answers, self._refusals):
+            verdict = known.get(key)
+            if verdict and verdict.until > self._clock():
+                known.move_to_end(key)
+                return verdict
+        return None
 
     async def _share(self, key: K, ask: Callable[[], Awaitable[V]]) -> _Verdict[V]:
         """One question for all that ask the same at once."""
         task = self._asking.get(key)
         if task is None:
+            if len(self._asking) >= _MOST_ASKED:
+                raise UnavailableError("too many callers are being looked up: try again")
             task = self._asking[key] = asyncio.create_task(self._decide(key, ask))
             task.add_done_callback(lambda done: self._forget(key, done))
         # One of them may leave; the others wait on.
@@ -70,10 +76,12 @@ class Memory(Generic[K, V]):
             verdict = _Verdict(await ask(), None, self._clock() + ALLOW_SECONDS)
         except (UnauthenticatedError, PermissionDeniedError) as error:
             verdict = _Verdict(None, (type(error), str(error)), self._clock() + DENY_SECONDS)
-        self._verdicts[key] = verdict
-        self._verdicts.move_to_end(key)
-        while len(self._verdicts) > _MOST_REMEMBERED:
-            self._verdicts.popitem(last=False)
+        known, other = (self._refusals, self._answers) if verdict.refusal else (self._answers, self._refusals)
+        other.pop(key, None)
+        known[key] = verdict
+        known.move_to_end(key)
+        while len(known) > _MOST_REMEMBERED:
+            known.popitem(last=False)
         return verdict
 
 

@@ -1,8 +1,9 @@
 """The API over HTTP: paths, bodies and errors. What it answers, services say that know nothing of HTTP."""
 
+import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from urllib.parse import parse_qsl, quote
 
@@ -19,11 +20,11 @@ from pierhead_api.authorize import Authorizer
 from pierhead_api.bodies import Bodies
 from pierhead_api.errors import ApiError, NotFoundError, UnavailableError, UnimplementedError, UnservedError
 from pierhead_api.forward import BrokenAnswerError, Forwarder
-from pierhead_api.identity import Identity, make_fingerprint
+from pierhead_api.identity import Identity
 from pierhead_api.metrics import Metrics
 from pierhead_api.names import Place, Projects
 from pierhead_api.predictions import Prediction, parse_prediction
-from pierhead_api.routes import OPERATION_VERBS, VERBS, Request, Services, Verb
+from pierhead_api.routes import OPERATION_VERBS, VERBS, Body, Request, Services, Verb
 from pierhead_api.transport import (
     CallerGoneError,
     MethodNotAllowedError,
@@ -33,7 +34,7 @@ from pierhead_api.transport import (
 )
 from pierhead_api.unrouted import Unrouted
 from pierhead_api.unsupported import find_unsupported
-from pierhead_api.wire import to_beta
+from pierhead_api.wire import BETA_MARK, to_beta
 
 logger = logging.getLogger(__name__)
 audit = logging.getLogger("pierhead_api.audit")
@@ -184,8 +185,9 @@ class Application:
 def _audit(scope: Scope, seen: _Seen) -> None:
     """Who did what, and what came of it: never a body, an error's words or a token."""
     verb = f"{seen.resource}.{seen.verb}"
-    fields = {"user": seen.user, "verb": verb, "request": _show(scope), "code": seen.code}
-    audit.info("%s by %s: %d", fields["request"], seen.user or "nobody", seen.code, extra=fields)
+    user = seen.user.encode("unicode_escape").decode()  # an identity provider's: no line of its own
+    fields = {"user": user, "verb": verb, "request": _show(scope), "code": seen.code}
+    audit.info("%s by %s: %d", fields["request"], user or "nobody", seen.code, extra=fields)
 
 
 def _check_method(scope: Scope) -> None:
@@ -235,19 +237,36 @@ class _Managed:
         seen.verb, seen.resource, seen.managed = self._verb.name, self._verb.resource, True
         headers, names = dict(scope["headers"]), scope["path_params"]
         token = await self._parts.identity.find_token(headers)
+        seen.user = await self._parts.authentication.find_user(token)
         place = _find_place(self._parts.projects, names)
+        beta = scope["path"].startswith(_BETA) or names.get("id", "").endswith(BETA_MARK)
+        names = {key: value.removesuffix(BETA_MARK) for key, value in names.items()}
         request = Request(place, names, dict(parse_qsl(scope["query_string"].decode("latin-1"))), {})
         services = self._parts.make_services(token)
-        seen.user = await self._parts.authentication.find_user(token)
         if self._verb.method in ("POST", "PATCH"):
             # By now it is somebody's: nobody's bytes are held.
-            async with self._bodies.read(make_fingerprint(token), headers, receive) as body:
-                answer = await self._verb.handle(services, replace(request, body=body))
+            async with self._bodies.read(seen.user, headers, receive) as body:
+                answering = self._verb.handle(services, replace(request, body=body))
+                # What writes is done to its end, whoever waits for it.
+                answer = await (_unless_gone(answering, receive) if self._verb.name == "wait" else answering)
         else:
             answer = await self._verb.handle(services, request)
-        if scope["path"].startswith(_BETA):
+        if beta:
             answer = to_beta(answer)
         await make_answer(answer or {})(scope, receive, send)
+
+
+async def _unless_gone(answering: Awaitable[Body | None], receive: Receive) -> Body | None:
+    """The answer; raises CallerGoneError, and ends the work, once nobody waits for it. The body was received."""
+    work, gone = asyncio.ensure_future(answering), asyncio.ensure_future(receive())
+    try:
+        await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            raise CallerGoneError
+        return work.result()
+    finally:
+        work.cancel()
+        gone.cancel()
 
 
 def _find_place(projects: Projects, names: Mapping[str, str]) -> Place:
@@ -259,7 +278,7 @@ def _find_place(projects: Projects, names: Mapping[str, str]) -> Place:
 
 async def _refuse(error: Exception, scope: Scope, receive: Receive, send: Send) -> None:
     told = _tell_framework(error, scope) if isinstance(error, HTTPException) else explain(error)
-    if told.code >= _SERVER_ERROR and not isinstance(told, UnservedError):
+    if told.code >= _SERVER_ERROR and not isinstance(told, UnservedError | UnimplementedError):
         logger.warning("%s: %d: %s", _show(scope), told.code, told)
     await make_error_answer(told)(scope, receive, send)
 

@@ -33,28 +33,37 @@ class Bodies:
 
     def __init__(self, limits: BodyLimits | None = None) -> None:
         self._limits = limits or BodyLimits()
-        self._held: Counter[bytes] = Counter()  # by caller
+        self._held: Counter[str] = Counter()  # by caller, as Kubernetes knows them
 
     @asynccontextmanager
-    async def read(self, caller: bytes, headers: Mapping[bytes, bytes], receive: Receive) -> AsyncIterator[Any]:
+    async def read(self, caller: str, headers: Mapping[bytes, bytes], receive: Receive) -> AsyncIterator[Any]:
         """The object that a body holds, an empty one of no body; inside, its bytes count as held.
 
         Raises InvalidArgumentError, BodyTooLargeError, ResourceExhaustedError, RequestTimeoutError, CallerGoneError.
         """
         check_length(headers, self._limits.body)
-        declared = headers.get(b"content-length", b"")
         # Taken before it comes: a body that comes slowly takes no less room than it says.
-        size = int(declared) if declared.isdigit() else self._limits.body
+        size = self._find_size(headers)
         self._check_room(caller, size)
         self._held[caller] += size
         try:
-            yield parse_object(await self._receive(receive), self._limits.elements)
+            data = await self._receive(receive)
+            self._held[caller] += len(data) - size
+            size = len(data)
+            yield parse_object(data, self._limits.elements)
         finally:
             self._held[caller] -= size
             if not self._held[caller]:
                 del self._held[caller]
 
-    def _check_room(self, caller: bytes, size: int) -> None:
+    def _find_size(self, headers: Mapping[bytes, bytes]) -> int:
+        """Of a body in bytes: the most, where it is not told; 0 where there is none."""
+        declared = headers.get(b"content-length", b"")
+        if declared.isdigit():
+            return int(declared)
+        return self._limits.body if b"transfer-encoding" in headers else 0
+
+    def _check_room(self, caller: str, size: int) -> None:
         limits = self._limits
         if self._held[caller] + size > limits.of_a_caller:
             raise ResourceExhaustedError(f"your calls that are being answered have {limits.of_a_caller} bytes already")

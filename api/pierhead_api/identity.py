@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from ipaddress import ip_address
@@ -15,6 +16,8 @@ from pierhead_api.kubernetes_api import Call, Kubernetes
 _LIFETIME_SECONDS = 3600
 # A token that is given out is good for a while longer than any request takes.
 _RENEW_SECONDS = 900
+_TOKEN = re.compile(r"[A-Za-z0-9\-._~+/]+=*")  # RFC 9110, 11.2
+_MOST_TOKEN = 16 * 1024  # characters
 
 _FIX = "send the header Authorization: Bearer TOKEN, with a token of the cluster's"
 # What a browser sends for a page of anybody's, without asking whether it may.
@@ -42,7 +45,8 @@ class Identity:
             check_own_machine(headers)
             return await self._anonymous()
         scheme, _, token = (given or b"").decode("latin-1").strip().partition(" ")
-        if scheme.lower() != "bearer" or not token.strip():
+        # Of words behind it Kubernetes takes no notice: one caller would be as many as it has words.
+        if scheme.lower() != "bearer" or len(token) > _MOST_TOKEN or not _TOKEN.fullmatch(token.strip()):
             raise UnauthenticatedError(_FIX)
         return token.strip()
 

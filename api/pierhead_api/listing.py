@@ -127,7 +127,7 @@ def _make_token(request: ListRequest, key: Sequence[str]) -> str:
 def _read_token(request: ListRequest, length: int) -> list[str]:
     try:
         asked, order_by, key = json.loads(base64.urlsafe_b64decode(request.page_token.encode()))
-    except (binascii.Error, ValueError, TypeError) as error:
+    except (binascii.Error, ValueError, TypeError, RecursionError) as error:
         raise InvalidArgumentError("is none of this list", "pageToken") from error
     fits = isinstance(key, list) and len(key) == length and all(isinstance(part, str) for part in key)
     if not fits or (asked, order_by) != (request.filter, request.order_by):

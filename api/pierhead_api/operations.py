@@ -57,7 +57,7 @@ from pierhead_api.wire import EMPTY, TYPE, Body, Message, Percents, drop_empty, 
 
 RECORD_PREFIX = f"operations.vertex.{operator_names.GROUP}/"
 MOST_RECORDS = 20  # of one object
-SPLIT_SECONDS = 120.0  # longer than deployModel tries to write a split
+SPLIT_SECONDS = 600.0  # longer than deployModel tries to write a split
 
 OperationType = Literal[
     "CreateEndpoint",
@@ -127,6 +127,9 @@ _WELL = (
 )
 _SERIAL = re.compile(r"[0-9]{19}")
 _RANDOM_DIGITS = 6
+_VERSION = re.compile(r"[-a-z0-9]{1,63}")
+_DETAILS = {"MutateDeployedModel": re.compile(r"[0-9]{1,18}"), "UploadModel": _VERSION, "DeleteModelVersion": _VERSION}
+_NO_DETAIL = re.compile(r"(?!)")
 
 
 @dataclass(frozen=True)
@@ -159,7 +162,7 @@ def parse_operation(operation_id: str) -> Operation:
     if not 4 <= len(parts) <= 5 or not _SERIAL.fullmatch(parts[0]) or parts[1] not in get_args(OperationType):
         raise NotFoundError(f"there is no operation {operation_id}")
     serial, type_, uid, name, *detail = parts
-    if type_ == "MutateDeployedModel" and not all(part.isdecimal() for part in detail):
+    if detail and not _DETAILS.get(type_, _NO_DETAIL).fullmatch(detail[0]):
         raise NotFoundError(f"there is no operation {operation_id}")
     return Operation(serial, type_, uid, name, *detail)  # type: ignore[arg-type]  # it is one of them
 
@@ -260,7 +263,7 @@ def lacks_split(operation: Operation, deployed_model: Manifest, endpoint: Manife
     if record is None or record.split is None:
         return False
     on_endpoint = read_records(endpoint)
-    dropped = len(on_endpoint) >= MOST_RECORDS and operation.serial < min(on_endpoint)
+    dropped = bool(on_endpoint) and operation.serial < min(on_endpoint)
     untouched = endpoint["spec"].get("trafficSplit") == record.before
     return untouched and not dropped and operation.serial not in on_endpoint
 

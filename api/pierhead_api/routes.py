@@ -1,6 +1,7 @@
 """Vertex AI's REST verbs, and which of the services' functions each one is. No framework."""
 
 import math
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -12,6 +13,7 @@ from pierhead_api.listing import ListRequest
 from pierhead_api.names import Place
 
 Body = dict[str, Any]
+_SIZE = re.compile(r"-?[0-9]{1,9}")
 
 
 class Services(Protocol):
@@ -75,7 +77,7 @@ class Request:
     def listing(self) -> ListRequest:
         """What a list's query says; raises InvalidArgumentError."""
         size = self.parameter("pageSize") or "0"
-        if not size.lstrip("-").isdecimal() or len(size) > 9:
+        if not _SIZE.fullmatch(size):
             raise InvalidArgumentError("must be a whole number", "pageSize")
         return ListRequest(
             filter=self.parameter("filter"),

@@ -2,9 +2,10 @@
 
 import re
 
+_MOST_PATH = 2048  # characters: longer than any of Vertex AI's
 _PATH = re.compile(
     r"/(?:v1|v1beta1)/projects/[^/:]+/locations/[^/:]+"
-    r"(?:/(?P<collection>[^/:]+))?(?:/[^/:]+)?(?:/(?P<below>[^/:]+)[^:]*)?(?::(?P<verb>\w+))?"
+    r"(?:/(?P<collection>[^/:]+))?(?:/[^/:]+)?(?:/(?P<below>[^/:]+)(?:/[^:]*)?)?(?::(?P<verb>\w+))?"
 )
 # Those of the discovery documents of v1 and v1beta1 beside endpoints, models, batchPredictionJobs and operations.
 _COLLECTIONS = """
@@ -38,7 +39,7 @@ predictLongRunning serverStreamingPredict setIamPolicy streamGenerateContent str
 
 def find_unsupported(path: str) -> str:
     """What Vertex AI knows a path as, such as `endpoints.countTokens`; empty for one that it does not know either."""
-    found = _PATH.fullmatch(path)
+    found = _PATH.fullmatch(path) if len(path) <= _MOST_PATH else None
     if found is None:
         return ""
     collection, below, verb = (found[name] or "" for name in ("collection", "below", "verb"))

@@ -17,6 +17,7 @@ from pierhead_api.errors import InvalidArgumentError
 Body = dict[str, Any]
 TYPE = "type.googleapis.com/google.cloud.aiplatform.v1."
 _BETA_TYPE = TYPE.replace(".v1.", ".v1beta1.")
+BETA_MARK = ".v1beta1"  # at the end of an operation's id
 EMPTY = "type.googleapis.com/google.protobuf.Empty"
 # Kubernetes' limit for all annotations of an object is 256 KiB.
 MAX_KEPT = 64 * 1024
@@ -183,20 +184,27 @@ def parse_time(text: str, field: str) -> str:
     """A time in RFC 3339 as a text that sorts by time; raises InvalidArgumentError, which names `field`."""
     try:
         moment = datetime.fromisoformat(text)
-    except ValueError as error:
+        return moment.replace(tzinfo=moment.tzinfo or UTC).astimezone(UTC).isoformat(timespec="microseconds")
+    except (ValueError, OverflowError) as error:
         raise InvalidArgumentError(f"{text!r} is no time, such as 2026-01-31T12:00:00Z", field) from error
-    return moment.replace(tzinfo=moment.tzinfo or UTC).astimezone(UTC).isoformat(timespec="microseconds")
 
 
 def to_beta(answer: Any) -> Any:
-    """An answer of v1 whose types are v1beta1's, where the same messages have names of their own."""
+    """An answer of v1 whose types are v1beta1's, where the same messages have names of their own.
+
+    Operations are marked: clients poll them where no version is told.
+    """
     if isinstance(answer, Mapping):
-        return {key: _to_beta_type(value) if key == "@type" else to_beta(value) for key, value in answer.items()}
+        return {key: _to_beta_text(key, value) for key, value in answer.items()}
     return [to_beta(item) for item in answer] if isinstance(answer, list) else answer
 
 
-def _to_beta_type(value: Any) -> Any:
-    return value.replace(TYPE, _BETA_TYPE) if isinstance(value, str) else value
+def _to_beta_text(key: str, value: Any) -> Any:
+    if not isinstance(value, str):
+        return to_beta(value)
+    if key == "@type":
+        return value.replace(TYPE, _BETA_TYPE)
+    return value + BETA_MARK if key == "name" and "/operations/" in value else value
 
 
 def drop_empty(answer: Body) -> Body:

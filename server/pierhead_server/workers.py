@@ -275,7 +275,7 @@ class Worker(asyncio.Protocol):
 
     def is_able(self, backlog: Backlog) -> bool:
         """Whether it may get one more batch: behind another one where batches are quick, and that one is not heavy."""
-        if not is_able(self.policy, backlog, in_hand=len(self.in_hand)):
+        if not is_able(self.policy, backlog, in_hand=len(self.in_hand)) or any(one.recalled for one in self.in_hand):
             return False
         return not self.in_hand or not self.policy.surplus or (self._pool.is_quick and not self.is_heavy)
 
@@ -318,6 +318,7 @@ class Workers:
         self._waiting: deque[Job] = deque()
         self._pieces = Pieces()  # of calls that waited, and were found to be too much for one worker at a time
         self._passes = 0  # batches of calls that went past pieces
+        self._could_go = False  # whether pieces could, when they were looked at last
         self._last_light = float("-inf")  # when a call was given to a worker that answered it as it was
         self._workers: dict[int, Worker] = {}
         self._leaving: dict[int, Worker] = {}  # who goes when the worker of this number is there
@@ -410,9 +411,11 @@ class Workers:
             worker = min(able, key=lambda worker: len(worker.in_hand), default=None)
             if worker is None:
                 return
+            self._could_go = False
             jobs = (self._pieces and self._choose_pieces(worker, ready, now)) or self._choose_calls(worker, backlog)
             if not jobs:
                 return
+            self._passes += self._could_go
             worker.send(jobs)
 
     def _choose_pieces(self, worker: Worker, ready: Sequence[Worker], now: float) -> list[Job]:
@@ -422,7 +425,7 @@ class Workers:
         room = has_room_for_heavy(workers=len(ready), heavy=heavy, others_ask=others_ask)
         can_go = self._pieces.can_go(heavy=room)
         if decide_lane(Lanes(bool(self._waiting), can_go, self._passes)) != "pieces":
-            self._passes += can_go
+            self._could_go = can_go
             return []
         self._passes = 0
         if worker.policy.partial:
@@ -438,8 +441,8 @@ class Workers:
         if not self._waiting:
             return []
         jobs = self._pop(decide_batch(worker.policy, backlog, in_hand=len(worker.in_hand)), worker)
-        if not jobs and self._policy.delay:
-            self._look_again()
+        if not jobs and worker.policy.delay:
+            self._look_again(worker.policy.delay)
         return jobs
 
     def _measure_backlog(self, ready: Sequence[Worker], now: float) -> Backlog:
@@ -467,19 +470,20 @@ class Workers:
         jobs: list[Job] = []
         while self._waiting and len(jobs) < count:
             first = self._waiting[0]
-            if first.alone and (jobs or worker.in_hand):
+            by_itself = first.alone or first.is_heavy
+            if by_itself and (jobs or worker.in_hand):
                 break
             self._waiting.popleft()
             if not first.future.done():
                 jobs.append(first)
-            if first.alone and jobs:
+            if by_itself and jobs:
                 break
         return jobs
 
-    def _look_again(self) -> None:
+    def _look_again(self, seconds: float) -> None:
         """When the first waiting call has waited long enough for others."""
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(self._policy.delay, self._on_timer)
+            self._timer = asyncio.get_running_loop().call_later(seconds, self._on_timer)
 
     def _on_timer(self) -> None:
         self._timer = None
@@ -510,7 +514,10 @@ class Workers:
             self._after_reply(worker, job)
             return
         job.settled = True
-        known = Reply(_OK, b"", queue_seconds=batch.sent - job.arrived, batch=batch.size)
+        if batch.recalled:
+            self._leave_queue(job)
+        begun = batch.begun if worker.policy.surplus else batch.sent
+        known = Reply(_OK, b"", queue_seconds=begun - job.arrived, batch=batch.size)
         if isinstance(reply, Split):
             self._gather(job, reply, known)
         else:
@@ -520,7 +527,7 @@ class Workers:
             if job.piece is None:
                 self._observe(job.call, reply)
                 if job.call.dialect != "probe":
-                    self._last_light = batch.sent
+                    self._last_light = max(self._last_light, batch.sent)
         self._after_reply(worker, job)
 
     def _after_reply(self, worker: Worker, job: Job) -> None:
@@ -565,7 +572,8 @@ class Workers:
         """A worker does not come back: it is killed, and with it whatever keeps it."""
         worker.late = seconds
         for job in worker.in_hand[0].jobs if worker.in_hand else ():
-            _fail(job, DeadlineExceededError(f"the model took more than {seconds:g} s"))
+            if not job.settled:
+                _fail(job, DeadlineExceededError(f"the model took more than {seconds:g} s"))
         if self._server:
             self._server.send(Kill(worker.number))
 
@@ -677,11 +685,15 @@ class Workers:
     async def _replace(self, death: Died) -> None:
         worker = self._workers.pop(death.worker, None)
         self._count_workers()
-        if worker:
+        if worker and worker.in_hand:
             # What it has answered is nobody's cause of death.
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_LAST_WORDS_SECONDS):
-                    await worker.gone.wait()
+            try:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_LAST_WORDS_SECONDS):
+                        await worker.gone.wait()
+            except asyncio.CancelledError:
+                self._put_back(worker.take_back())
+                raise
         if worker is None or (worker.leaving and not worker.in_hand):
             return  # it was sent away
         leaving = self._leaving.pop(death.worker, None)
@@ -691,7 +703,7 @@ class Workers:
         how = worker.refusal.message if worker.refusal else death.how
         how = f"no answer for {worker.late:g} s" if worker.late else how
         told = f"{how}; its last words: {death.words}" if death.words else how
-        counts = self._count(worker, told, spare=leaving is not None)
+        counts = self._count(worker, told, spare=leaving is not None and leaving.ready)
         self._in_a_row += counts
         logger.error("worker %d died: %s", death.worker, how)
         self._metrics.restarts.inc()
@@ -753,13 +765,14 @@ class Workers:
 
     def _give_back(self, worker: Worker, how: str) -> None:
         """What a dead worker held: a call that was alone with it fails, others are computed anew, each alone."""
-        suspects = [job for job in worker.computing if not job.settled]
+        # What it was killed for, for want of an answer, has failed by then: nothing else is to blame.
+        suspects = [] if worker.late else worker.computing
         jobs = worker.take_back()
-        if len(suspects) == 1:
-            _fail(suspects[0], InternalError(f"the model's process died of this request ({how})"))
-        else:
+        if len(suspects) > 1:
             for job in suspects:
                 job.alone = True
+        elif suspects and not suspects[0].settled:
+            _fail(suspects[0], InternalError(f"the model's process died of this request ({how})"))
         self._put_back(jobs)
         self._dispatch()
 

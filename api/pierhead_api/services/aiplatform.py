@@ -182,6 +182,9 @@ class AiPlatformService:
         elsewhere = [manifest for manifest in deployed if manifest["spec"]["endpoint"] != model]
         if users := find_users(elsewhere, model, found):
             raise FailedPreconditionError(f"version {found} is in use by deployed model {', '.join(users)}")
+        # All that may refuse comes before anything is undeployed.
+        await models.check_unused(place, [], model, found)
+        await self.session.check_right("delete" if last else "patch", Model, place, model)
         await self._undeploy(place, model, find_users(own, model, found))
         if last:
             operation = await models.delete(place, model)
@@ -206,13 +209,17 @@ class AiPlatformService:
         body, now = make_version(sent, model), format_time(self.session.now())
         there = await self._find_model(place, model)
         if there is None:
-            await self.session.cluster.create(make_model(body, place, model, now, sent.name))
-            return
+            with contextlib.suppress(AlreadyExistsError):  # by another version that is made at the same time
+                await self.session.cluster.create(make_model(body, place, model, now, sent.name))
+                return
 
         def make_patch(manifest: Manifest) -> Manifest | None:
-            if any(version["name"] == sent.name for version in manifest["spec"]["versions"]):
-                return None
-            return add_version(body, manifest, now, sent.name)[0]
+            versions = [version for version in manifest["spec"]["versions"] if version["name"] == sent.name]
+            if not versions:
+                return add_version(body, manifest, now, sent.name)[0]
+            if versions[0]["artifactUri"] != sent.deployment_uri:
+                raise AlreadyExistsError(f"there is a version {sent.name} of model {model}, of another deploymentUri")
+            return None
 
         await self.session.edit(Model, place, model, make_patch)
 

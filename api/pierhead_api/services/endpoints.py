@@ -39,6 +39,7 @@ from pierhead_api.operations import (
     make_serial,
     patch_records,
     patch_traffic,
+    read_records,
 )
 from pierhead_api.services.session import Manifests, Session, find_deployed, group_by
 from pierhead_api.splits import check_split, decide_deploy_split, decide_undeploy_split
@@ -108,7 +109,7 @@ class EndpointService:
             there = ", ".join(_names(deployed))
             raise FailedPreconditionError(f"endpoint {endpoint} has deployed models: undeploy {there} first")
         uid = manifest["metadata"]["uid"]
-        await self.session.cluster.delete(Endpoint, place.namespace, endpoint, uid=uid)
+        await self.session.delete(Endpoint, place, endpoint, uid)
         operation = Operation(make_serial(self.session.now()), "DeleteEndpoint", uid, endpoint)
         return compute_operation(operation, Seen(None), place, place.resource)
 
@@ -126,13 +127,15 @@ class EndpointService:
 
         before = manifest["spec"].get("trafficSplit")
 
-        def decide(manifest: Manifest) -> Split | None:
+        def decide(manifest: Manifest, now: Manifests) -> Split | None:
             if not sent.traffic_split and manifest["spec"].get("trafficSplit") != before:
                 return None  # whoever changed it meanwhile has decided
-            there = _names(_drop_leaving(deployed, manifest))
+            # What others deploy meanwhile does not make this one the second.
+            known = now if sent.traffic_split else deployed
+            there = [one for one in _names(_drop_leaving(known, manifest)) if one != name]
             return decide_deploy_split(Endpoint.model_validate(manifest), there, sent.traffic_split, name)
 
-        split = decide(manifest)
+        split = decide(manifest, deployed)
         wanted = make_deployed_model(asked, place, name, {"endpoint": endpoint, **target})
         await self.session.check_right("patch", Endpoint, place, endpoint)
         serial = make_serial(self.session.now())
@@ -141,18 +144,33 @@ class EndpointService:
         operation = Operation(serial, "DeployModel", made["metadata"]["uid"], name)
         if split is not None:
 
-            def make_patch(manifest: Manifest) -> Manifest | None:
-                decided = decide(manifest)
-                return None if decided is None else patch_traffic(manifest, decided, serial, operation.refer())
+            async def make_patch(manifest: Manifest) -> Manifest | None:
+                nonlocal split
+                split = decide(manifest, await self._list_deployed(place, endpoint))
+                return None if split is None else patch_traffic(manifest, split, serial, operation.refer())
 
             try:
                 manifest = await self.session.edit(Endpoint, place, endpoint, make_patch, serial)
             except ApiError:
-                # Nothing is to be left of what is answered with an error.
-                with contextlib.suppress(ApiError):
-                    await self.session.cluster.delete(DeployedModel, place.namespace, name, uid=operation.uid)
+                await self._take_back(place, endpoint, operation, split, before)
                 raise
         return compute_operation(operation, Seen(made, manifest), place, place.endpoint(endpoint))
+
+    async def _take_back(
+        self, place: Place, endpoint: str, operation: Operation, split: Split | None, before: Split | None
+    ) -> None:
+        """Leaves nothing of a deployModel that is answered with an error, as far as that can be done."""
+
+        def make_patch(manifest: Manifest) -> Manifest | None:
+            written = operation.serial in read_records(manifest)
+            if not written or manifest["spec"].get("trafficSplit") != split:
+                return None
+            return patch_traffic(manifest, before, operation.serial, operation.refer(cancelled=True))
+
+        with contextlib.suppress(ApiError):
+            await self.session.edit(Endpoint, place, endpoint, make_patch)
+        with contextlib.suppress(ApiError):
+            await self.session.delete(DeployedModel, place, operation.name, operation.uid)
 
     async def undeploy_model(self, place: Place, endpoint: str, body: Any) -> Body:
         """The operation UndeployModel: first the split is written, then the DeployedModel goes."""
@@ -163,15 +181,15 @@ class EndpointService:
         await self.session.check_right("delete", DeployedModel, place, name)
         operation = Operation(make_serial(self.session.now()), "UndeployModel", uid, name)
 
-        def make_patch(manifest: Manifest) -> Manifest:
+        async def make_patch(manifest: Manifest) -> Manifest:
             current = Endpoint.model_validate(manifest)
-            there = _names(_drop_leaving(deployed, manifest))
+            there = _names(_drop_leaving(await self._list_deployed(place, endpoint), manifest))
             split = decide_undeploy_split(current, there, sent.traffic_split, name)
             return patch_traffic(manifest, split, operation.serial, operation.refer())
 
         await self.session.edit(Endpoint, place, endpoint, make_patch, operation.serial)
         with contextlib.suppress(NotFoundError):
-            await self.session.cluster.delete(DeployedModel, place.namespace, name, uid=uid)
+            await self.session.delete(DeployedModel, place, name, uid)
         return compute_operation(operation, Seen(None), place, place.endpoint(endpoint))
 
     async def mutate_deployed_model(self, place: Place, endpoint: str, body: Any, update_mask: str = "") -> Body:

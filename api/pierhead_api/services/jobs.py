@@ -33,7 +33,7 @@ class JobService:
         model = Model.model_validate(await self.session.cluster.get(Model, place.namespace, name))
         version = resolve_version(model, alias).name
         wanted = make_job(sent, place, self.session.make_id(), name, version)
-        return to_job(await self.session.cluster.create(wanted), model.display_name, place)
+        return to_job(await self.session.create(wanted), model.display_name, place)
 
     async def get(self, place: Place, job: str) -> Body:
         """The BatchPredictionJob."""

@@ -128,10 +128,12 @@ class ModelService:
         name, version = split_version(model)
 
         def make_patch(manifest: Manifest) -> Manifest:
-            found = resolve_version(Model.model_validate(manifest), version)
-            return merge_aliases(manifest, found.name, sent.version_aliases)
+            nonlocal version
+            version = resolve_version(Model.model_validate(manifest), version).name  # the alias may go
+            return merge_aliases(manifest, version, sent.version_aliases)
 
-        return await self._edit(place, name, version, make_patch)
+        changed = await self.session.edit(Model, place, name, make_patch)
+        return to_model(changed, version, await self._list_deployed(place, name), place)
 
     async def delete(self, place: Place, model: str) -> Body:
         """The operation DeleteModel; raises FailedPreconditionError while anything is of it."""
@@ -139,9 +141,9 @@ class ModelService:
         if version:
             raise InvalidArgumentError("name a version in deleteVersion, or the model alone", "name")
         manifest, deployed = await self._read(place, name)
-        await self._check_unused(place, deployed, name, "")
+        await self.check_unused(place, deployed, name, "")
         uid = manifest["metadata"]["uid"]
-        await self.session.cluster.delete(Model, place.namespace, name, uid=uid)
+        await self.session.delete(Model, place, name, uid)
         operation = Operation(make_serial(self.session.now()), "DeleteModel", uid, name)
         return compute_operation(operation, Seen(None), place, place.resource)
 
@@ -152,7 +154,7 @@ class ModelService:
             raise InvalidArgumentError("must name a version, as in MODEL@2", "name")
         manifest, deployed = await self._read(place, name)
         version = resolve_version(Model.model_validate(manifest), alias).name
-        await self._check_unused(place, deployed, name, version)
+        await self.check_unused(place, deployed, name, version)
         serial = make_serial(self.session.now())
 
         def make_patch(current: Manifest) -> Manifest:
@@ -178,7 +180,7 @@ class ModelService:
     async def _list_deployed(self, place: Place, name: str) -> Manifests:
         return await self.session.cluster.list(DeployedModel, place.namespace, fields={"spec.model": name})
 
-    async def _check_unused(self, place: Place, deployed: Manifests, model: str, version: str) -> None:
+    async def check_unused(self, place: Place, deployed: Manifests, model: str, version: str) -> None:
         """Raises FailedPreconditionError, which names them, while DeployedModels or running jobs are of it."""
         jobs = await self.session.cluster.list(BatchPredictionJob, place.namespace)
         running = [job for job in jobs if not is_ended(job)]

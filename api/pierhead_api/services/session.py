@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Protocol
@@ -21,12 +21,14 @@ from pierhead_api.errors import (
 from pierhead_api.names import Place, Projects, make_id
 from pierhead_api.operations import read_records
 
-_TRIES = 10  # of which the last comes some 5 s after the first: others write at the same time, the operator too
-_UNAVAILABLE_TRIES = 3  # each may take as long as an API server that does not answer
-_FIRST_WAIT_SECONDS, _MOST_WAIT_SECONDS = 0.02, 1.0
+# The last wait ends some 5 s after the first try: others write at the same time, the operator too.
+_CONFLICT_WAITS = (0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.0, 1.0, 1.0)
+# For an API server that starts anew; each try may take as long as one that does not answer.
+_AWAY_WAITS = (0.5, 1.5)
 _NO_SELECTOR: Mapping[str, str] = {}
 _BY_KIND = {kind.KIND: kind for kind in KINDS}
 Manifests = list[Manifest]
+MakePatch = Callable[[Manifest], Manifest | None] | Callable[[Manifest], Awaitable[Manifest | None]]
 
 
 class Cluster(Protocol):
@@ -57,6 +59,22 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
+class _Waits:
+    """Waits between tries, each some time of its own: callers who meet once meet again otherwise."""
+
+    def __init__(self, seconds: Sequence[float], sleep: Callable[[float], Awaitable[None]]) -> None:
+        self._left = [*seconds]
+        self._sleep = sleep
+        self.begun = False
+
+    async def wait(self, error: Exception) -> None:
+        """Until the next try; raises `error` where there is to be none."""
+        if not self._left:
+            raise error
+        self.begun = True
+        await self._sleep(self._left.pop(0) * random.uniform(0.5, 1.0))  # noqa: S311  # spreads load, guards nothing
+
+
 @dataclass(frozen=True)
 class Session:
     """One caller's session: `make_id` makes ids of new resources."""
@@ -67,43 +85,47 @@ class Session:
     make_id: Callable[[], str] = make_id
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
 
-    async def create(self, manifest: Manifest, serial: str) -> Manifest:
-        """The object as it was made, which has the record of that serial.
+    async def create(self, manifest: Manifest, serial: str = "") -> Manifest:
+        """The object as it was made, with the record of `serial`, if any; else its name is of chance.
 
         It is made once, even if the answer to a try was lost. Raises AlreadyExistsError, UnavailableError.
         """
         kind, metadata = _BY_KIND[manifest["kind"]], manifest["metadata"]
-        async for number in self._try():
+        away = _Waits(_AWAY_WAITS, self.sleep)
+        while True:
             try:
                 return await self.cluster.create(manifest)
             except AlreadyExistsError:
-                there = await self.cluster.get(kind, metadata["namespace"], metadata["name"])
-                if number > 0 and serial in read_records(there):
+                there = await self._get_surely(kind, metadata["namespace"], metadata["name"]) if away.begun else None
+                if there and (not serial or serial in read_records(there)):
                     return there
                 raise
-            except UnavailableError:
-                if number + 1 >= _UNAVAILABLE_TRIES:
-                    raise
-        raise AssertionError("a try is the last one")
+            except UnavailableError as error:
+                await away.wait(error)
+
+    async def _get_surely(self, kind: type[Resource], namespace: str, name: str) -> Manifest:
+        away = _Waits(_AWAY_WAITS, self.sleep)
+        while True:
+            try:
+                return await self.cluster.get(kind, namespace, name)
+            except UnavailableError as error:
+                await away.wait(error)
 
     async def edit(
-        self,
-        kind: type[Resource],
-        place: Place,
-        name: str,
-        make_patch: Callable[[Manifest], Manifest | None],
-        serial: str = "",
+        self, kind: type[Resource], place: Place, name: str, make_patch: MakePatch, serial: str = ""
     ) -> Manifest:
         """The object after the merge patch that `make_patch` makes of it, or as it is where that makes none.
 
         Where somebody else changes it meanwhile, or the answer is lost, it is read again and `make_patch` decides anew,
         unless it has the record of `serial` by now; after some tries that raises AbortedError, or UnavailableError.
         """
-        async for number in self._try():
-            manifest = await self.cluster.get(kind, place.namespace, name)
+        conflicts, away = _Waits(_CONFLICT_WAITS, self.sleep), _Waits(_AWAY_WAITS, self.sleep)
+        while True:
+            manifest = await self._get_surely(kind, place.namespace, name)
             if serial and serial in read_records(manifest):
                 return manifest
-            patch = make_patch(manifest)
+            made = make_patch(manifest)
+            patch = await made if isinstance(made, Awaitable) else made
             if patch is None:
                 return manifest
             version = {"resourceVersion": manifest["metadata"]["resourceVersion"]}
@@ -111,19 +133,23 @@ class Session:
             try:
                 return await self.cluster.patch(kind, place.namespace, name, guarded)
             except AbortedError:
-                continue
-            except UnavailableError:
-                if number + 1 >= _UNAVAILABLE_TRIES:
-                    raise
-        raise AbortedError(f"{kind.KIND} {name} is being changed by others: try again")
+                await conflicts.wait(AbortedError(f"{kind.KIND} {name} is being changed by others: try again"))
+            except UnavailableError as error:
+                await away.wait(error)
 
-    async def _try(self) -> AsyncIterator[int]:
-        """The numbers of tries, each a while after the one before: callers who meet once meet again otherwise."""
-        for number in range(_TRIES):
-            if number:
-                most = min(_MOST_WAIT_SECONDS, _FIRST_WAIT_SECONDS * 2**number)
-                await self.sleep(most * random.uniform(0.5, 1.0))  # noqa: S311  # spreads load, guards nothing
-            yield number
+    async def delete(self, kind: type[Resource], place: Place, name: str, uid: str) -> None:
+        """Has that very object deleted. It is done once, even if the answer was lost. Raises NotFoundError."""
+        away = _Waits(_AWAY_WAITS, self.sleep)
+        while True:
+            try:
+                await self.cluster.delete(kind, place.namespace, name, uid=uid)
+                return
+            except NotFoundError:
+                if not away.begun:
+                    raise
+                return
+            except UnavailableError as error:
+                await away.wait(error)
 
     async def check_right(self, verb: str, kind: type[Resource], place: Place, name: str) -> None:
         """Raises PermissionDeniedError where a later write would, which must not stop half-way."""

@@ -119,6 +119,7 @@ class FakeCluster:
         if uid not in (None, (await self.get(kind, namespace, name))["metadata"]["uid"]):
             raise NotFoundError(f"there is another {name}")
         del self.objects[kind.KIND, name]
+        self._lose("delete")
 
     async def may(self, verb: str, resource: str, namespace: str, name: str) -> bool:
         return verb not in self.denied

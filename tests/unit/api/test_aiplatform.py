@@ -1,5 +1,7 @@
 """AI Platform's models and versions, on a cluster of a page."""
 
+import asyncio
+
 import pytest
 from pierhead_api import objects
 from pierhead_api.aiplatform import to_ai_platform_version
@@ -8,11 +10,12 @@ from pierhead_api.errors import (
     FailedPreconditionError,
     InvalidArgumentError,
     NotFoundError,
+    PermissionDeniedError,
 )
 from pierhead_api.listing import ListRequest
 from pierhead_api.services import AiPlatformService
 
-from tests.unit.api.conftest import PLACE, make_deployed_model, make_endpoint, make_model
+from tests.unit.api.conftest import PLACE, make_deployed_model, make_endpoint, make_job, make_model
 
 VERSION = {"name": "v1", "deploymentUri": "gs://models/photos/1", "framework": "TENSORFLOW", "runtimeVersion": "2.11"}
 
@@ -80,6 +83,38 @@ async def test_further_versions(platform, photos, cluster):
     [left] = cluster.names("DeployedModel")
     assert cluster.one("DeployedModel", left)["spec"]["modelVersion"] == "v2"
     assert cluster.one("Endpoint", "photos")["spec"]["trafficSplit"] == {left: 100}
+
+
+async def test_version_that_cannot_go_stays_deployed(platform, photos, cluster):
+    for version in ("v1", "v2"):
+        await platform.create_version("shop", "photos", VERSION | {"name": version})
+    cluster.add(make_job(model="photos", modelVersion="v2"))
+    with pytest.raises(FailedPreconditionError, match="batch prediction job 21"):
+        await platform.delete_version("shop", "photos", "v2")
+    del cluster.objects["BatchPredictionJob", "21"]
+    cluster.denied = {"patch"}
+    with pytest.raises(PermissionDeniedError):
+        await platform.delete_version("shop", "photos", "v2")
+    assert len(cluster.names("DeployedModel")) == 2
+
+
+async def test_version_is_made_again_of_the_same_artifact_alone(platform, photos, cluster):
+    await platform.create_version("shop", "photos", VERSION)
+    [name] = cluster.names("DeployedModel")
+    del cluster.objects["DeployedModel", name]  # as after a crash, or by Vertex AI's undeployModel
+    with pytest.raises(AlreadyExistsError, match="another deploymentUri"):
+        await platform.create_version("shop", "photos", VERSION | {"deploymentUri": "gs://models/photos/other"})
+    assert cluster.names("DeployedModel") == []
+    await platform.create_version("shop", "photos", VERSION)
+    assert len(cluster.names("DeployedModel")) == 1
+
+
+async def test_first_versions_at_once_are_both_made(platform, photos, cluster):
+    cluster.yields = True
+    await asyncio.gather(
+        *(platform.create_version("shop", "photos", VERSION | {"name": version}) for version in ("v1", "v2"))
+    )
+    assert sorted(one["name"] for one in cluster.one("Model", "photos")["spec"]["versions"]) == ["v1", "v2"]
 
 
 @pytest.mark.parametrize(

@@ -271,6 +271,28 @@ async def test_deploys_at_once_all_end_well(endpoints, cluster):
     assert set(split) < set(cluster.names("DeployedModel"))
 
 
+async def test_undeploy_whose_answers_are_lost_is_done_once(endpoints, cluster):
+    cluster.add(make_endpoint(trafficSplit={"11": 100}))
+    cluster.add(make_deployed_model("11"))
+    cluster.lost_answers = ["patch", "delete"]
+    assert (await endpoints.undeploy_model(PLACE, "7", {"deployedModelId": "11"}))["done"]
+    assert cluster.names("DeployedModel") == []
+
+
+async def test_undeploy_of_the_only_one_leaves_what_others_deployed_meanwhile_its_traffic(endpoints, cluster):
+    cluster.add(make_endpoint(trafficSplit={"11": 100}))
+    cluster.add(make_deployed_model("11"))
+
+    def deploy():
+        for name in ("12", "13"):
+            cluster.add(make_deployed_model(name))
+        cluster.touch("Endpoint", "7", spec={"trafficSplit": {"11": None, "12": 50, "13": 50}})
+
+    cluster.before_patch = [deploy]
+    await endpoints.undeploy_model(PLACE, "7", {"deployedModelId": "11"})
+    assert cluster.one("Endpoint", "7")["spec"]["trafficSplit"] == {"12": 50, "13": 50}
+
+
 async def test_undeploys_at_once_leave_traffic_to_nobody_who_leaves(endpoints, cluster):
     cluster.add(make_endpoint(trafficSplit={"11": 50, "12": 50}))
     for name in ("11", "12", "13"):

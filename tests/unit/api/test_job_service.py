@@ -29,6 +29,13 @@ async def test_create_pins_the_version(jobs, cluster):
     assert await jobs.get(PLACE, "1000000001") == answer
 
 
+async def test_job_whose_answer_is_lost_is_made_once(jobs, cluster):
+    cluster.add(make_model())
+    cluster.lost_answers = ["create"]
+    answer = await jobs.create(PLACE, BODY)
+    assert cluster.names("BatchPredictionJob") == [answer["name"].rsplit("/", 1)[1]]
+
+
 async def test_create_names_what_is_missing(jobs, cluster):
     with pytest.raises(NotFoundError):
         await jobs.create(PLACE, BODY)

@@ -72,6 +72,12 @@ async def test_uploads_at_once_get_a_version_each(models, cluster):
     assert [one["name"] for one in versions] == ["1", "2", "3", "4", "5", "6"]
 
 
+async def test_alias_may_be_what_names_the_version_that_loses_it(models, cluster):
+    cluster.add(make_model())
+    answer = await models.merge_version_aliases(PLACE, "photos@candidate", {"versionAliases": ["-candidate"]})
+    assert (answer["versionId"], answer.get("versionAliases")) == ("2", None)
+
+
 async def test_explanation_that_is_not_offered_is_told(models, operations, cluster):
     spec = {"parameters": {"topK": 1}}
     operation = await models.upload(PLACE, {"model": BODY["model"] | {"explanationSpec": spec}})

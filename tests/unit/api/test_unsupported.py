@@ -62,6 +62,8 @@ def test_every_verb_of_vertex_ai_is_served_or_known(version):
         ("/endpoints/e:fly", ""),
         ("/endpoints/e/fly", ""),
         ("/fly", ""),
+        ("/x/y/" + "c" * 60_000 + ":-", ""),
+        ("/x/y/" + "c/" * 900 + ":-", ""),
         ("", ""),
     ],
 )

@@ -453,7 +453,7 @@ async def test_caller_that_left_a_batch_is_no_proof_of_the_other_s_guilt(gate):
 
 async def test_surplus_waits_in_a_busy_worker_s_hands(gate):
     async with running(workers := Watched("obedient", 1, workers=2, how=AHEAD)):
-        await workers.ask()  # which is quick
+        workers.on_batch(0.0)  # which was quick
         blocked = [workers.block(gate) for _ in range(3)]
         assert sorted(workers.batches) == [[1], [1]]  # a third one goes to whoever is free first
         blocked += [workers.block(gate) for _ in range(3)]
@@ -477,7 +477,7 @@ async def test_nothing_waits_in_a_busy_worker_s_hands_where_batches_take_long(ga
 async def test_what_waits_behind_a_call_that_takes_long_is_answered_by_others(gate, monkeypatch):
     monkeypatch.setattr(workers_module, "PATIENCE_SECONDS", 0.05)
     async with running(workers := Watched("obedient", 1, workers=2, how=AHEAD)):
-        await workers.ask()
+        workers.on_batch(0.0)
         other = gate.with_name("other")
         stuck = [workers.block(gate), workers.block(other)]
         behind = [workers.ask() for _ in range(5)]
@@ -493,9 +493,43 @@ async def test_what_waits_behind_a_call_that_takes_long_is_answered_by_others(ga
         assert workers.metric("pierhead_batch_size_count") == counted + 2
 
 
+async def test_late_worker_that_answers_after_all_takes_nobody_with_it(gate, monkeypatch):
+    workers = Watched("obedient", 1, how=AHEAD, answer_seconds=0.2)
+    async with running(workers):
+        workers.on_batch(0.0)
+        kills, send = [], workers._server.send
+        monkeypatch.setattr(workers._server, "send", kills.append)
+        second = gate.with_name("second")
+        late, innocent = workers.block(gate), workers.block(second)
+        last = workers.ask()
+        assert workers.batches == [[1, 1]]
+        with pytest.raises(DeadlineExceededError):
+            await late
+        workers.be_patient()
+        gate.touch()  # it answers, and begins with the next one, before it is killed
+        await until(lambda: workers.batches == [[1]])
+        monkeypatch.setattr(workers._server, "send", send)
+        send(*kills)
+        second.touch()
+        assert len(await pids([innocent, last])) == 2
+
+
+async def test_end_while_last_words_are_waited_for_leaves_no_caller_behind(gate):
+    async with running(workers := Watched("obedient", 1, how=AHEAD)) as task:
+        [worker] = workers._workers.values()
+        worker._transport.pause_reading()
+        held = [workers.block(gate) for _ in range(3)]
+        os.kill(*children(workers.fork_server), signal.SIGKILL)
+        await until(lambda: not workers._workers)
+        task.cancel()
+        for future in held:
+            with pytest.raises(UnavailableError, match="shutting down"):
+                await future
+
+
 async def test_nothing_waits_in_a_busy_worker_s_hands_while_another_one_starts(gate, monkeypatch):
     async with running(workers := Watched("obedient", 1, workers=2, how=AHEAD)):
-        await workers.ask()
+        workers.on_batch(0.0)
         go_on = hold_starts(workers, monkeypatch)
         blocked = workers.block(gate)
         with pytest.raises(InternalError):
@@ -510,7 +544,7 @@ async def test_nothing_waits_in_a_busy_worker_s_hands_while_another_one_starts(g
 
 async def test_nothing_waits_behind_what_takes_long(gate):
     async with running(workers := Watched("obedient", 1, how=AHEAD)):
-        await workers.ask()
+        workers.on_batch(0.0)
         heavy = workers.ask(make_parts((WAIT_FOR + os.fsencode(gate), HEAVY_PIXELS + 1)))
         await until(lambda: workers.batches == [[1]] and not workers._waiting)
         await until(lambda: any(worker.is_heavy for worker in workers._workers.values()))
@@ -522,7 +556,7 @@ async def test_nothing_waits_behind_what_takes_long(gate):
 
 async def test_what_was_behind_a_batch_is_innocent_of_its_worker_s_death(gate):
     async with running(workers := Watched("obedient", 1, how=AHEAD)):
-        await workers.ask()
+        workers.on_batch(0.0)
         blocked = workers.block(gate)
         innocent = [workers.ask(b"%d" % number) for number in range(4)]
         await until(lambda: workers.batches == [[1, 1]])
@@ -536,7 +570,7 @@ async def test_what_was_behind_a_batch_is_innocent_of_its_worker_s_death(gate):
 async def test_what_was_answered_is_no_cause_of_death(monkeypatch):
     """The fork server tells of a death while the answer still waits to be read."""
     async with running(workers := Watched("obedient", 1, how=AHEAD)):
-        await workers.ask()
+        workers.on_batch(0.0)
         [worker] = workers._workers.values()
         worker._transport.pause_reading()
         answered, fatal = workers.ask(), workers.ask(DIE)

@@ -101,6 +101,27 @@ async def test_memory_is_bounded_and_forgets_what_was_asked_for_longest_ago(rbac
     assert rbac.asked == 4
 
 
+async def test_nobodies_push_out_nobody_else_and_are_asked_about_one_after_another(rbac, monkeypatch):
+    monkeypatch.setattr(accesses, "_MOST_REMEMBERED", 2)
+    monkeypatch.setattr(accesses, "_MOST_ASKED", 2)
+    access = Access(rbac.ask)
+    rbac.answers = [True, UnauthenticatedError("no")]
+    await access.check("alice", PHOTOS)
+    for number in range(5):
+        with pytest.raises(UnauthenticatedError):
+            await access.check(f"nobody-{number}", PHOTOS)
+    await access.check("alice", PHOTOS)
+    assert rbac.asked == 6
+    rbac.hold.clear()
+    waiting = [asyncio.create_task(access.check(f"nobody-{number}", PHOTOS)) for number in range(5, 7)]
+    await asyncio.sleep(0)
+    with pytest.raises(UnavailableError, match="too many"):
+        await access.check("nobody-8", PHOTOS)
+    await access.check("alice", PHOTOS)
+    rbac.hold.set()
+    await asyncio.wait(waiting)
+
+
 async def test_token_itself_is_not_kept(rbac):
     access = Access(rbac.ask)
     rbac.answers = [True]

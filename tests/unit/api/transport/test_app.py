@@ -9,6 +9,7 @@ from pierhead_api import errors
 from pierhead_api.listing import ListRequest
 from pierhead_api.names import Place
 from pierhead_api.routes import VERBS, parse_seconds
+from pierhead_api.wire import TYPE
 
 from tests.unit.api.transport.conftest import TOKEN
 
@@ -229,6 +230,48 @@ async def test_who_did_what_is_told(client, world, caplog):
     ]
     # Neither a body, nor a query, nor an error's words, nor a token.
     assert not any("secret" in str(vars(line)) for line in lines)
+
+
+async def test_operation_of_v1beta1_is_polled_where_no_version_is_told(client, world):
+    type_ = f"{TYPE}DeployModelOperationMetadata"
+    world.services.answer = {"name": "projects/team-a/locations/local/operations/o", "metadata": {"@type": type_}}
+    begun = (await client.post(f"{AT.replace('/v1/', '/v1beta1/')}/endpoints/e:deployModel", json={})).json()
+    polled = (await client.get(f"/ui/{begun['name']}")).json()
+    assert polled == begun
+    assert polled["metadata"]["@type"] == type_.replace(".v1.", ".v1beta1.")
+    assert world.services.asked[-1] == ("operations", "get", PLACE, "", "o")
+    assert (await client.get(f"/ui/{AT.removeprefix('/v1/')}/operations/o")).json() == world.services.answer
+
+
+async def test_wait_ends_with_its_caller(world, pods):
+    waiting, ended = asyncio.Event(), asyncio.Event()
+
+    class Operations:
+        async def wait(self, *_):
+            try:
+                waiting.set()
+                await asyncio.Event().wait()
+            finally:
+                ended.set()
+
+    world.services = Services()
+    world.services.operations = Operations()
+    messages = [{"type": "http.request", "body": b"", "more_body": False}]
+
+    async def receive():
+        if messages:
+            return messages.pop()
+        await waiting.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message):
+        raise AssertionError(message)
+
+    headers = [(b"authorization", f"Bearer {TOKEN}".encode())]
+    path = f"{AT}/operations/o:wait"
+    scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b""}
+    await world.make_app(pods)({**scope, "headers": headers, "root_path": ""}, receive, send)
+    assert ended.is_set()
 
 
 async def test_caller_is_asked_about_once_in_a_while(client, world):

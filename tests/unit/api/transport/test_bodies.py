@@ -9,7 +9,7 @@ from pierhead_api.bodies import Bodies, BodyLimits, parse_object
 from pierhead_api.transport import CallerGoneError
 
 LIMITS = BodyLimits(body=100, of_a_caller=150, of_all=250)
-ALICE, BOB, EVE = b"alice", b"bob", b"eve"
+ALICE, BOB, EVE = "alice", "bob", "eve"
 
 
 def declare(length):
@@ -47,12 +47,29 @@ async def test_bytes_are_held_until_the_answer():
     assert not bodies._held
 
 
-async def test_body_that_declares_no_length_takes_the_most():
+CHUNKED = {b"transfer-encoding": b"chunked"}
+SLOW = {"type": "http.request", "body": b"{", "more_body": True}
+
+
+async def test_body_that_declares_no_length_takes_the_most_until_it_is_there():
+    bodies = Bodies(BodyLimits(body=100, of_a_caller=150, seconds=5))
+    slow = asyncio.create_task(_enter(AsyncExitStack(), bodies.read(ALICE, CHUNKED, send(SLOW))))
+    await asyncio.sleep(0)
+    with pytest.raises(errors.ResourceExhaustedError):
+        async with bodies.read(ALICE, CHUNKED, send(b"{}")):
+            pass
+    slow.cancel()
+    await asyncio.wait({slow})
+    async with AsyncExitStack() as stack:
+        for _ in range(20):  # of two bytes each
+            await stack.enter_async_context(bodies.read(ALICE, CHUNKED, send(b"{}")))
+
+
+async def test_call_without_a_body_takes_nothing():
     bodies = Bodies(LIMITS)
-    async with bodies.read(ALICE, {}, send(b"{}")):
-        with pytest.raises(errors.ResourceExhaustedError):
-            async with bodies.read(ALICE, {}, send(b"{}")):
-                pass
+    async with AsyncExitStack() as stack:
+        for _ in range(20):
+            await stack.enter_async_context(bodies.read(ALICE, {}, send(b"")))
 
 
 async def test_body_that_is_slow_is_given_up():
@@ -91,9 +108,8 @@ def test_body_that_is_deep_or_of_many_values_is_refused(data):
 
 async def test_slow_bodies_of_one_caller_keep_nobody_else_out():
     bodies, refused = Bodies(BodyLimits()), 0
-    slow = {"type": "http.request", "body": b"{", "more_body": True}
     async with AsyncExitStack() as stack:
-        tasks = [asyncio.create_task(_enter(stack, bodies.read(ALICE, {}, send(slow)))) for _ in range(40)]
+        tasks = [asyncio.create_task(_enter(stack, bodies.read(ALICE, CHUNKED, send(SLOW)))) for _ in range(40)]
         done, waiting = await asyncio.wait(tasks, timeout=0.05)
         refused = len([task for task in done if isinstance(task.exception(), errors.ResourceExhaustedError)])
         async with bodies.read(BOB, declare(2), send(b"{}")) as body:

@@ -1,6 +1,7 @@
 """Requests without an end, and long ones that have one."""
 
 import asyncio
+import contextlib
 
 import pytest
 from pierhead_api.bounded_http import BoundedHttpProtocol
@@ -111,11 +112,69 @@ async def test_slow_body_is_no_slow_head(monkeypatch):
 async def test_connections_have_a_limit(monkeypatch):
     monkeypatch.setattr(BoundedHttpProtocol, "most_connections", 2)
     async with listening(count) as url, asyncio.timeout(30):
-        (first, one), (_, two) = await connect(url), await connect(url)
-        reader, writer = await connect(url)
-        assert await reader.read() == b""
-        two.close()
-        one.write(POST + b"Content-Length: 1\r\n\r\nx")
-        assert (await first.readuntil(b"\r\n\r\n1")).startswith(b"HTTP/1.1 200 ")
-        for each in (one, writer):
+        # One that is being answered, and one that is idle: that one gives way.
+        (first, one), (second, two) = await connect(url), await connect(url)
+        one.write(POST + b"Content-Length: 1\r\n\r\n")
+        await asyncio.sleep(0.05)
+        third, three = await connect(url)
+        with contextlib.suppress(ConnectionError):
+            assert await second.read() == b""
+        for reader, writer, body in ((first, one, b"x"), (third, three, POST + b"Content-Length: 1\r\n\r\nx")):
+            writer.write(body)
+            assert (await reader.readuntil(b"\r\n\r\n1")).startswith(b"HTTP/1.1 200 ")
+        for each in (one, two, three):
             each.close()
+
+
+REFUSED = {
+    "rest of a body": (POST + b"Content-Length: 10\r\n\r\n", b"x"),
+    "rest of a body that never comes": (POST + b"Content-Length: 10\r\n\r\n", b""),
+    "empty line": (b"GET / HTTP/1.1\r\nHost: api\r\n\r\n", b"\r\n"),
+}
+
+
+@pytest.mark.parametrize(("head", "rest"), REFUSED.values(), ids=REFUSED.keys())
+async def test_what_follows_an_answer_and_is_no_request_has_its_deadline(monkeypatch, head, rest):
+    monkeypatch.setattr(BoundedHttpProtocol, "head_seconds", 0.05)
+    async with listening(refuse) as url, asyncio.timeout(30):
+        reader, writer = await connect(url)
+        writer.write(head)
+        await reader.readuntil(b"\r\n\r\nno")
+        writer.write(rest)
+        with contextlib.suppress(ConnectionError):
+            assert await reader.read() == b""
+        writer.close()
+
+
+async def refuse(scope, receive, send):
+    """Answers without reading the body."""
+    await send({"type": "http.response.start", "status": 401, "headers": [(b"content-length", b"2")]})
+    await send({"type": "http.response.body", "body": b"no"})
+
+
+async def test_client_that_reads_nothing_is_left(monkeypatch):
+    monkeypatch.setattr(BoundedHttpProtocol, "read_seconds", 0.05)
+    ended = asyncio.Event()
+
+    async def flood(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        with contextlib.suppress(OSError):
+            for _ in range(1000):
+                await send({"type": "http.response.body", "body": b"x" * 100_000, "more_body": True})
+        ended.set()
+
+    async with listening(flood) as url, asyncio.timeout(30):
+        _, writer = await connect(url)
+        writer.transport.pause_reading()
+        writer.write(b"GET / HTTP/1.1\r\nHost: api\r\n\r\n")
+        await ended.wait()
+        writer.transport.abort()
+
+
+async def test_head_that_comes_at_once_has_its_limit_too():
+    async with listening(count) as url, asyncio.timeout(30):
+        reader, writer = await connect(url)
+        writer.write(POST + b"X: " + b"x" * 70_000 + b"\r\n\r\n")
+        with contextlib.suppress(ConnectionError):
+            assert (await reader.read()).startswith(b"HTTP/1.1 400 ")
+        writer.close()

@@ -89,3 +89,9 @@ async def test_anonymous_is_no_page_of_another_place(headers):
     with pytest.raises(UnauthenticatedError):
         await Identity(_anonymous).find_token(headers)
     assert await Identity(_anonymous).find_token(headers | {b"authorization": b"Bearer t"}) == "t"
+
+
+@pytest.mark.parametrize("token", ["T 1", "T\t1", "x" * 17_000, "a,b", '"quoted"', "\u00fc"])
+async def test_what_can_be_no_token_is_asked_nobody_about(token):
+    with pytest.raises(UnauthenticatedError):
+        await Identity().find_token({b"authorization": f"Bearer {token}".encode("latin-1")})
