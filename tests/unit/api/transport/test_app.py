@@ -1,5 +1,6 @@
 """Paths, bodies and errors of management calls."""
 
+import asyncio
 import logging
 import math
 
