@@ -272,7 +272,8 @@ async def test_wait_ends_with_its_caller(world, pods):
     path = f"{AT}/operations/o:wait"
     scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b""}
     await world.make_app(pods)({**scope, "headers": headers, "root_path": ""}, receive, send)
-    assert ended.is_set()
+    async with asyncio.timeout(30):
+        await ended.wait()
 
 
 async def test_caller_is_asked_about_once_in_a_while(client, world):
