@@ -75,8 +75,16 @@ def test_a_record_cut_off_while_it_was_written_is_dropped(records):
 
 
 def test_wait_says_what_was_awaited_and_where_to_look(tmp_path):
-    log = tmp_path / "etcd.log"
-    processes.start("etcd", [sys.executable, "-c", "print('no space left'); raise SystemExit(1)"], log)
+    log, gate = tmp_path / "etcd.log", tmp_path / "gate"
+    dies = f"""
+import pathlib, time
+while not pathlib.Path({str(gate)!r}).exists():
+    time.sleep(0.005)
+print('no space left')
+raise SystemExit(1)
+"""
+    processes.start("etcd", [sys.executable, "-c", dies], log)  # and is known before it dies
+    gate.touch()
     with pytest.raises(ClusterError, match=r"(?s)etcd ended while waiting for etcd is healthy; see .*no space left"):
         processes.wait_until("etcd is healthy", lambda: False, 10, {"etcd": log})
 
