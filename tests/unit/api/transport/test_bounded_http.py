@@ -86,24 +86,24 @@ async def test_head_that_does_not_come_ends_the_connection(monkeypatch, start):
 
 
 async def test_second_head_has_its_deadline_too_and_silence_between_has_none(monkeypatch):
-    monkeypatch.setattr(BoundedHttpProtocol, "head_seconds", 0.05)
+    monkeypatch.setattr(BoundedHttpProtocol, "head_seconds", 0.5)
     async with listening(count) as url, asyncio.timeout(30):
         reader, writer = await connect(url)
         for _ in range(2):
             writer.write(POST + b"Content-Length: 1\r\n\r\nx")
             assert (await reader.readuntil(b"\r\n\r\n1")).startswith(b"HTTP/1.1 200 ")
-            await asyncio.sleep(0.1)  # a gateway keeps its connections
+            await asyncio.sleep(0.7)  # a gateway keeps its connections
         writer.write(b"POST / H")
         assert await reader.read() == b""
         writer.close()
 
 
 async def test_slow_body_is_no_slow_head(monkeypatch):
-    monkeypatch.setattr(BoundedHttpProtocol, "head_seconds", 0.02)
+    monkeypatch.setattr(BoundedHttpProtocol, "head_seconds", 0.5)
     async with listening(count) as url, asyncio.timeout(30):
         reader, writer = await connect(url)
         writer.write(POST + b"Content-Length: 2\r\n\r\nx")
-        await asyncio.sleep(0.06)
+        await asyncio.sleep(0.7)
         writer.write(b"x")
         assert (await reader.readuntil(b"\r\n\r\n2")).startswith(b"HTTP/1.1 200 ")
         writer.close()
@@ -111,11 +111,17 @@ async def test_slow_body_is_no_slow_head(monkeypatch):
 
 async def test_connections_have_a_limit(monkeypatch):
     monkeypatch.setattr(BoundedHttpProtocol, "most_connections", 2)
-    async with listening(count) as url, asyncio.timeout(30):
+    begun = asyncio.Event()
+
+    async def count_and_tell(scope, receive, send):
+        begun.set()
+        await count(scope, receive, send)
+
+    async with listening(count_and_tell) as url, asyncio.timeout(30):
         # One that is being answered, and one that is idle: that one gives way.
         (first, one), (second, two) = await connect(url), await connect(url)
         one.write(POST + b"Content-Length: 1\r\n\r\n")
-        await asyncio.sleep(0.05)
+        await begun.wait()
         third, three = await connect(url)
         with contextlib.suppress(ConnectionError):
             assert await second.read() == b""
@@ -135,7 +141,7 @@ REFUSED = {
 
 @pytest.mark.parametrize(("head", "rest"), REFUSED.values(), ids=REFUSED.keys())
 async def test_what_follows_an_answer_and_is_no_request_has_its_deadline(monkeypatch, head, rest):
-    monkeypatch.setattr(BoundedHttpProtocol, "head_seconds", 0.05)
+    monkeypatch.setattr(BoundedHttpProtocol, "head_seconds", 0.5)
     async with listening(refuse) as url, asyncio.timeout(30):
         reader, writer = await connect(url)
         writer.write(head)
