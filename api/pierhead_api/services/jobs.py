@@ -69,7 +69,7 @@ class JobService:
         if not is_ended(manifest):
             raise FailedPreconditionError(f"batch prediction job {job} has not ended: cancel it first")
         uid = manifest["metadata"]["uid"]
-        await self.session.cluster.delete(BatchPredictionJob, place.namespace, job, uid=uid)
+        await self.session.delete(BatchPredictionJob, place, job, uid)
         operation = Operation(make_serial(self.session.now()), "DeleteBatchPredictionJob", uid, job)
         return compute_operation(operation, Seen(None), place, place.resource)
 

@@ -114,7 +114,7 @@ class OperationService:
 
         await self.session.edit(Endpoint, place, _name(seen.endpoint), make_patch)
         with contextlib.suppress(NotFoundError):
-            await self.session.cluster.delete(DeployedModel, place.namespace, operation.name, uid=operation.uid)
+            await self.session.delete(DeployedModel, place, operation.name, operation.uid)
         return {}
 
     async def delete(self, place: Place, parent: str, operation_id: str) -> Body:

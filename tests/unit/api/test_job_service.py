@@ -36,6 +36,13 @@ async def test_job_whose_answer_is_lost_is_made_once(jobs, cluster):
     assert cluster.names("BatchPredictionJob") == [answer["name"].rsplit("/", 1)[1]]
 
 
+async def test_deletion_whose_answer_is_lost_is_done_once(jobs, cluster):
+    cluster.add(make_job())
+    cluster.lost_answers = ["delete"]
+    await jobs.delete(PLACE, "21")
+    assert cluster.names("BatchPredictionJob") == []
+
+
 async def test_create_names_what_is_missing(jobs, cluster):
     with pytest.raises(NotFoundError):
         await jobs.create(PLACE, BODY)
