@@ -37,7 +37,7 @@ async def test_job_whose_answer_is_lost_is_made_once(jobs, cluster):
 
 
 async def test_deletion_whose_answer_is_lost_is_done_once(jobs, cluster):
-    cluster.add(make_job())
+    cluster.add({**make_job("21"), "status": {"state": "JOB_STATE_SUCCEEDED"}})
     cluster.lost_answers = ["delete"]
     await jobs.delete(PLACE, "21")
     assert cluster.names("BatchPredictionJob") == []
