@@ -1,10 +1,10 @@
 """Endpoints and deployed models: Vertex AI's messages from and to custom resources. Pure."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from pierhead_operator.resources import Manifest
-from pierhead_operator.routing import wanted_split
+from pierhead_operator.routing import keep_split, wanted_split
 from pierhead_operator.schema import Status
 from pierhead_operator.status import READY
 from pierhead_operator.types import DeployedModel, Endpoint
@@ -221,12 +221,22 @@ def to_endpoint(manifest: Manifest, deployed_models: Sequence[Manifest], place: 
             "etag": objects.compute_etag(manifest),
             "description": endpoint.spec.description,
             "deployedModels": [to_deployed_model(one, place) for one in deployed],
-            "trafficSplit": wanted_split(endpoint, [one["metadata"]["name"] for one in deployed]),
+            "trafficSplit": _find_split(endpoint, [one["metadata"]["name"] for one in deployed]),
             "clientConnectionConfig": manifest["spec"].get("clientConnectionConfig"),
             "dedicatedEndpointEnabled": dedicated or None,
             "dedicatedEndpointDns": dns if dedicated else "",
         }
     )
+
+
+def _find_split(endpoint: Endpoint, deployed: Collection[str]) -> dict[str, int]:
+    """The wanted split, or the one that is in force where none is told, with everybody who is deployed.
+
+    Google's SDK undeploys those whom it finds here.
+    """
+    wanted = wanted_split(endpoint, deployed)
+    split = keep_split(endpoint.status.traffic_split, deployed) if wanted is None else wanted
+    return {**dict.fromkeys(deployed, 0), **split}
 
 
 # --- DeployedModel ---------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ Vertex AI has a message for each version, which our Model has in one object. Wha
 its container and when it was made, is kept beside it.
 """
 
+import math
 import re
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -16,8 +17,10 @@ from pydantic import ConfigDict, Field, ValidationError
 from pierhead_api import objects
 from pierhead_api.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
 from pierhead_api.names import Place
-from pierhead_api.wire import Body, Labels, Message, Whatever, collect, drop_empty, refuse, require
+from pierhead_api.wire import Body, Labels, Message, Whatever, collect, drop_empty, parse_seconds, refuse, require
 
+DEPLOYMENT_TIMEOUT = 1800  # seconds that a deployment may take where its version does not say
+_LONGEST_DEPLOYMENT = 7200  # Vertex AI's
 DEFAULT = "default"  # the alias of the default version, which moves and never goes
 _UNCOUNTED = 10**18  # numbers from here on are names that somebody chose
 _ALIAS = re.compile(r"[a-z][a-zA-Z0-9-]{0,126}[a-z0-9]")
@@ -276,6 +279,27 @@ def check_container(container: ContainerSpec) -> None:
             "containerSpec.imageUri",
         )
     refuse(container, _REFUSED_CONTAINER)
+    _parse_deployment_timeout(container.deployment_timeout)
+
+
+def _parse_deployment_timeout(value: object) -> int:
+    """Seconds; raises InvalidArgumentError."""
+    field = "containerSpec.deploymentTimeout"
+    seconds = parse_seconds(value, field)
+    if math.isinf(seconds):
+        return DEPLOYMENT_TIMEOUT
+    if not 1 <= seconds <= _LONGEST_DEPLOYMENT:
+        raise InvalidArgumentError(f"must be 1s to {_LONGEST_DEPLOYMENT}s", field)
+    return int(seconds)
+
+
+def find_deployment_timeout(manifest: Manifest, version: str) -> int:
+    """The seconds that the deployment of a version may take, which its upload said."""
+    container = read_kept(manifest).versions.get(version, {}).get("containerSpec")
+    try:
+        return _parse_deployment_timeout(container.get("deploymentTimeout") if isinstance(container, dict) else None)
+    except InvalidArgumentError:  # somebody wrote something else there
+        return DEPLOYMENT_TIMEOUT
 
 
 def _check_alias(alias: str) -> str:

@@ -1,28 +1,40 @@
 """Long-running operations, read off the resources that they are about. Pure: there is no second store.
 
-An operation's id tells its type and its object, so that it can be judged when the object is gone. What else an
-operation needs is a record: an annotation of the object, of which the newest are kept.
+That an operation began is on record: an annotation of its object, of which the newest are kept. What became of a
+deployment the operator writes into its Endpoint's status, once; all others are done when they are on record, or when
+their object is gone. What is not on record is no operation.
 """
 
-import json
+import contextlib
 import re
 import secrets
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from typing import Any, Literal, get_args
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, get_args
 
-from pierhead_operator import names as operator_names
+from pierhead_operator.operations import ON_ITS_WAY
+from pierhead_operator.records import (
+    RANDOM_DIGITS,
+    RECORD_PREFIX,
+    SERIAL,
+    Operation,
+    OperationType,
+    Record,
+    parse_records,
+)
 from pierhead_operator.resources import Manifest
 from pierhead_operator.routing import Split
 from pierhead_operator.schema import Condition, Resource, Status
 from pierhead_operator.status import (
     READY,
+    REASON_ABORTED,
     REASON_ACCESS_NOT_OFFERED,
     REASON_ARTIFACT_INVALID,
     REASON_ARTIFACT_NOT_FOUND,
     REASON_ARTIFACT_UNREACHABLE,
     REASON_CONTAINER_CREATION_FAILED,
+    REASON_DEADLINE_EXCEEDED,
     REASON_ENDPOINT_NOT_FOUND,
     REASON_IMAGE_PULL_FAILED,
     REASON_MACHINE_UNKNOWN,
@@ -34,44 +46,24 @@ from pierhead_operator.status import (
     REASON_OVERRIDE_NOT_ALLOWED,
     REASON_POD_CREATION_FAILED,
     REASON_PROBE_FAILED,
-    REASON_PROGRESSING,
     REASON_REJECTED,
     REASON_ROUTE_NOT_ACCEPTED,
-    REASON_ROUTE_PENDING,
     REASON_SETTINGS_INVALID,
     REASON_UNSCHEDULABLE,
     REASON_VERSION_CHANGED,
-    REASON_WAITING_FOR_CAPACITY,
-    REASON_WAITING_FOR_MODELS,
-    STALLED,
     TRAFFIC_APPLIED,
 )
-from pierhead_operator.types import BatchPredictionJob, DeployedModel, Endpoint, Model
-from pydantic import ConfigDict, ValidationError
+from pierhead_operator.types import BatchPredictionJob, DeployedModel, Endpoint, FinishedOperation, Model
+from pydantic import ValidationError
 
 from pierhead_api import objects
-from pierhead_api.endpoints import patch_split, to_deployed_model
+from pierhead_api.endpoints import patch_split
 from pierhead_api.errors import NotFoundError
 from pierhead_api.names import Place
-from pierhead_api.wire import EMPTY, TYPE, Body, Message, Percents, drop_empty, format_time
+from pierhead_api.wire import EMPTY, TYPE, Body, drop_empty, format_time
 
-RECORD_PREFIX = f"operations.vertex.{operator_names.GROUP}/"
 MOST_RECORDS = 20  # of one object
-SPLIT_SECONDS = 600.0  # longer than deployModel tries to write a split
 
-OperationType = Literal[
-    "CreateEndpoint",
-    "DeleteEndpoint",
-    "DeployModel",
-    "UndeployModel",
-    "MutateDeployedModel",
-    "UploadModel",
-    "DeleteModel",
-    "DeleteModelVersion",
-    "DeleteBatchPredictionJob",
-    "UpdateEndpoint",  # of AI Platform, as is the next: done when it is answered
-    "UpdateModel",
-]
 # What each type is about.
 TARGETS: Mapping[str, type[Resource]] = {
     "CreateEndpoint": Endpoint,
@@ -91,7 +83,6 @@ _DELETES = ("DeleteEndpoint", "DeleteModel", "DeleteModelVersion", "DeleteBatchP
 
 CANCELLED = 1
 NOT_FOUND = 5
-ABORTED = 10
 UNIMPLEMENTED = 12
 _UNKNOWN_CODE = 13
 # Those of google.rpc.Code.
@@ -99,6 +90,7 @@ _CODES = {
     REASON_ARTIFACT_INVALID: 3,
     REASON_MACHINE_UNKNOWN: 3,
     REASON_OVERRIDE_NOT_ALLOWED: 3,
+    REASON_DEADLINE_EXCEEDED: 4,
     REASON_ARTIFACT_NOT_FOUND: NOT_FOUND,
     REASON_ENDPOINT_NOT_FOUND: NOT_FOUND,
     REASON_MODEL_NOT_FOUND: NOT_FOUND,
@@ -112,54 +104,22 @@ _CODES = {
     REASON_ROUTE_NOT_ACCEPTED: 9,
     REASON_SETTINGS_INVALID: 9,
     REASON_VERSION_CHANGED: 9,
+    REASON_ABORTED: 10,
     REASON_ARTIFACT_UNREACHABLE: 14,
     REASON_CONTAINER_CREATION_FAILED: 14,
     REASON_IMAGE_PULL_FAILED: 14,
     REASON_NOT_READY: 14,
     REASON_PROBE_FAILED: 14,
 }
-# On its way, and nothing is wrong.
-_WELL = (
-    REASON_PROGRESSING,
-    REASON_ROUTE_PENDING,
-    REASON_WAITING_FOR_CAPACITY,
-    REASON_WAITING_FOR_MODELS,
-)
-_SERIAL = re.compile(r"[0-9]{19}")
-_RANDOM_DIGITS = 6
 _VERSION = re.compile(r"[-a-z0-9]{1,63}")
 _DETAILS = {"MutateDeployedModel": re.compile(r"[0-9]{1,18}"), "UploadModel": _VERSION, "DeleteModelVersion": _VERSION}
 _NO_DETAIL = re.compile(r"(?!)")
 
 
-@dataclass(frozen=True)
-class Operation:
-    """An operation: when it began, and what it is about."""
-
-    serial: str  # 13 digits, the milliseconds of its begin, and 6 of chance: they sort by time
-    type: OperationType
-    uid: str
-    name: str
-    detail: str = ""  # UploadModel, DeleteModelVersion: the version; MutateDeployedModel: the generation
-
-    @property
-    def id(self) -> str:
-        """Its id: none of its parts has a _."""
-        return "_".join((self.serial, self.type, self.uid, self.name, self.detail)).rstrip("_")
-
-    @property
-    def create_time(self) -> datetime:
-        return datetime.fromtimestamp(int(self.serial[:-_RANDOM_DIGITS]) / 1000, UTC)
-
-    def refer(self, **more: Any) -> "Record":
-        """Its record on another object than its own."""
-        return Record(type=self.type, name=self.name, uid=self.uid, **more)
-
-
 def parse_operation(operation_id: str) -> Operation:
     """The operation of an id; raises NotFoundError where it is none of ours."""
     parts = operation_id.split("_")
-    if not 4 <= len(parts) <= 5 or not _SERIAL.fullmatch(parts[0]) or parts[1] not in get_args(OperationType):
+    if not 4 <= len(parts) <= 5 or not SERIAL.fullmatch(parts[0]) or parts[1] not in get_args(OperationType):
         raise NotFoundError(f"there is no operation {operation_id}")
     serial, type_, uid, name, *detail = parts
     if detail and not _DETAILS.get(type_, _NO_DETAIL).fullmatch(detail[0]):
@@ -169,35 +129,16 @@ def parse_operation(operation_id: str) -> Operation:
 
 def make_serial(now: datetime) -> str:
     """The serial of an operation that begins now."""
-    return f"{int(now.timestamp() * 1000):013d}{secrets.randbelow(10**_RANDOM_DIGITS):0{_RANDOM_DIGITS}d}"
+    return f"{int(now.timestamp() * 1000):013d}{secrets.randbelow(10**RANDOM_DIGITS):0{RANDOM_DIGITS}d}"
 
 
 # --- records ---------------------------------------------------------------------------------------------------------
 
 
-class Record(Message):
-    """What an annotation tells of an operation; name and uid where it is about another object than its own."""
-
-    model_config = ConfigDict(extra="ignore")  # of a later release
-
-    type: OperationType
-    create_time: str = ""
-    name: str = ""
-    uid: str = ""
-    detail: str = ""
-    split: Percents | None = None  # DeployModel, on the DeployedModel: the endpoint's wanted split becomes this
-    before: Percents | None = None  # and was this
-    cancelled: bool = False
-
-    def dump(self) -> str:
-        """The annotation's value."""
-        return json.dumps(self.model_dump(by_alias=True, exclude_defaults=True), sort_keys=True)
-
-
 def annotate(serial: str, record: Record) -> dict[str, str]:
     """The annotation of an operation."""
     stamped = record.model_copy(update={"create_time": format_time(Operation(serial, record.type, "", "").create_time)})
-    return {f"{RECORD_PREFIX}{serial}": stamped.dump()}
+    return {f"{RECORD_PREFIX}{serial}": stamped.encode()}
 
 
 def patch_records(manifest: Manifest, serial: str, record: Record) -> dict[str, str | None]:
@@ -207,20 +148,8 @@ def patch_records(manifest: Manifest, serial: str, record: Record) -> dict[str, 
 
 
 def read_records(manifest: Manifest) -> dict[str, Record]:
-    """An object's records by serial; what somebody else wrote there is not read."""
-    found = {}
-    for key, value in (manifest["metadata"].get("annotations") or {}).items():
-        serial = key.removeprefix(RECORD_PREFIX)
-        if key.startswith(RECORD_PREFIX) and _SERIAL.fullmatch(serial) and (record := _parse_record(value)):
-            found[serial] = record
-    return found
-
-
-def _parse_record(value: str) -> Record | None:
-    try:
-        return Record.model_validate_json(value)
-    except ValidationError:
-        return None
+    """An object's records by serial."""
+    return parse_records(manifest["metadata"].get("annotations") or {})
 
 
 def find_leaving(endpoint: Manifest) -> set[str]:
@@ -229,14 +158,19 @@ def find_leaving(endpoint: Manifest) -> set[str]:
 
 
 def list_operations(manifests: Collection[Manifest]) -> list[tuple[Operation, str]]:
-    """The operations on record of these objects, each once, the newest first; and whose, as `endpoints/E`."""
-    found = {}
+    """The operations of these objects, each once, the newest first; and whose, as `endpoints/E`."""
+    found, deleted = {}, set()
     for manifest in manifests:
-        metadata = manifest["metadata"]
+        parent, metadata = _find_parent(manifest), manifest["metadata"]
+        if manifest["kind"] == Endpoint.KIND:
+            for one in _read_finished(manifest):
+                with contextlib.suppress(NotFoundError):  # of a later release
+                    operation = parse_operation(one.id)
+                    found[operation.serial] = operation, parent
         for serial, record in read_records(manifest).items():
-            name, uid = record.name or metadata["name"], record.uid or metadata["uid"]
-            found[serial] = Operation(serial, record.type, uid, name, record.detail), _find_parent(manifest)
-    return [found[serial] for serial in sorted(found, reverse=True)]
+            found[serial] = record.identify(serial, metadata["uid"], metadata["name"]), parent
+            deleted |= {serial} if record.deleted else set()
+    return [found[serial] for serial in sorted(found.keys() - deleted, reverse=True)]
 
 
 def _find_parent(manifest: Manifest) -> str:
@@ -254,33 +188,15 @@ def patch_traffic(manifest: Manifest, split: Split | None, serial: str, record: 
     }
 
 
-def lacks_split(operation: Operation, deployed_model: Manifest, endpoint: Manifest) -> bool:
-    """Whether the split of a deployModel was not written, as after a crash.
-
-    The endpoint records, in the same write as the split, that it has it. Whoever changed the split since has decided.
-    """
-    record = read_records(deployed_model).get(operation.serial)
-    if record is None or record.split is None:
-        return False
-    on_endpoint = read_records(endpoint)
-    dropped = bool(on_endpoint) and operation.serial < min(on_endpoint)
-    untouched = endpoint["spec"].get("trafficSplit") == record.before
-    return untouched and not dropped and operation.serial not in on_endpoint
-
-
 # --- judgement -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What there is of an operation's object, which may be a namesake of it, and of its endpoint; None: nothing.
-
-    Without `now` the call itself goes on.
-    """
+    """What there is of an operation's object, which may be a namesake of it, and of its endpoint; None: nothing."""
 
     target: Manifest | None
     endpoint: Manifest | None = None
-    now: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -298,7 +214,7 @@ _ON_ITS_WAY = Outcome()
 
 
 def compute_operation(operation: Operation, seen: Seen, place: Place, parent: str) -> Body:
-    """Vertex AI's Operation, as `parent`'s: a location, an endpoint or a model."""
+    """Vertex AI's Operation, as `parent`'s: a location, an endpoint or a model. Raises NotFoundError where it is none."""
     outcome = _judge(operation, seen, place)
     created = operation.create_time
     generic = {
@@ -340,23 +256,83 @@ def is_there(operation: Operation, target: Manifest | None) -> bool:
 
 def _judge(operation: Operation, seen: Seen, place: Place) -> Outcome:
     target = seen.target if is_there(operation, seen.target) else None
-    if operation.type == "DeleteModelVersion":
-        return _judge_delete_version(operation, target)
-    if operation.type in _DELETES:
-        return _ON_ITS_WAY if target else _succeed({"@type": EMPTY})
+    if operation.type in ("DeployModel", "MutateDeployedModel"):
+        return _judge_deployment(operation, target, seen.endpoint)
     if operation.type == "UndeployModel":
+        _find_record(operation, seen.endpoint)
         return _ON_ITS_WAY if target else _succeed({"@type": f"{TYPE}UndeployModelResponse"})
+    if operation.type in ("DeleteEndpoint", "DeleteModel", "DeleteBatchPredictionJob"):
+        return _judge_deletion(operation, target)
+    if target is None:
+        raise _miss(operation)
     if operation.type in _UPDATES:
         return _succeed({"@type": EMPTY})
-    if target is None:
-        return _judge_gone(operation, seen.endpoint)
+    _find_record(operation, target)
+    return _succeed(_answer(operation, place))
+
+
+def _miss(operation: Operation) -> NotFoundError:
+    return NotFoundError(f"there is no operation {operation.id}: it never was, or it is off the record")
+
+
+def _find_record(operation: Operation, manifest: Manifest | None) -> Record:
+    """The record of that very operation; raises NotFoundError."""
+    record = read_records(manifest).get(operation.serial) if manifest else None
+    if manifest is None or record is None or record.deleted:
+        raise _miss(operation)
+    if record.identify(operation.serial, manifest["metadata"]["uid"], manifest["metadata"]["name"]) != operation:
+        raise _miss(operation)
+    return record
+
+
+def _answer(operation: Operation, place: Place) -> Body:
+    """The response of what is done once it is on record."""
     if operation.type == "CreateEndpoint":
-        return _succeed({"@type": f"{TYPE}Endpoint", "name": place.endpoint(operation.name)})
+        return {"@type": f"{TYPE}Endpoint", "name": place.endpoint(operation.name)}
     if operation.type == "UploadModel":
-        return _judge_upload(operation, target, place)
-    if operation.type == "DeployModel" and (unwritten := _judge_split(operation, target, seen)):
-        return unwritten
-    return _judge_deployment(operation, target, seen.endpoint, place)
+        version = {"model": place.model(operation.name), "modelVersionId": operation.detail}
+        return {"@type": f"{TYPE}UploadModelResponse", **version}
+    return {"@type": EMPTY}
+
+
+def _judge_deletion(operation: Operation, target: Manifest | None) -> Outcome:
+    """Of what is gone nothing tells who deleted it: who says so is right."""
+    if target is None:
+        return _succeed({"@type": EMPTY})
+    if not target["metadata"].get("deletionTimestamp"):
+        raise _miss(operation)
+    return _ON_ITS_WAY  # a finalizer of somebody's holds it
+
+
+def _judge_deployment(operation: Operation, target: Manifest | None, endpoint: Manifest | None) -> Outcome:
+    """As the operator judged, once it has."""
+    mark = read_records(endpoint).get(operation.serial) if endpoint else None
+    if mark and mark.deleted:
+        raise _miss(operation)
+    if mark and mark.cancelled and (mark.uid, mark.name) == (operation.uid, operation.name):
+        return _fail(CANCELLED, "the operation was cancelled")
+    finished = find_finished(endpoint, operation) if endpoint else None
+    if finished is None:
+        _find_record(operation, target)
+        return _tell_trouble(target, endpoint)
+    if finished.state == "Failed":
+        return _fail(**_explain(finished.reason, finished.message), since=finished.time)
+    # No more than never changes, nor goes when it is undeployed.
+    response = {"@type": f"{TYPE}{operation.type}Response", "deployedModel": {"id": operation.name}}
+    return _succeed(response, finished.time)
+
+
+def find_finished(endpoint: Manifest, operation: Operation) -> FinishedOperation | None:
+    """What became of a deployment, as its Endpoint's status has it."""
+    return next((one for one in _read_finished(endpoint) if one.id == operation.id), None)
+
+
+def _read_finished(endpoint: Manifest) -> list[FinishedOperation]:
+    found = []
+    for one in endpoint.get("status", {}).get("operations") or ():
+        with contextlib.suppress(ValidationError):  # of a later release
+            found.append(FinishedOperation.model_validate(one))
+    return found
 
 
 def _succeed(response: Body, since: datetime | None = None) -> Outcome:
@@ -367,92 +343,23 @@ def _fail(code: int, message: str, since: datetime | None = None) -> Outcome:
     return Outcome(done=True, error={"code": code, "message": message}, update_time=since)
 
 
-def _judge_gone(operation: Operation, endpoint: Manifest | None) -> Outcome:
-    record = read_records(endpoint).get(operation.serial) if endpoint else None
-    if record and record.cancelled:
-        return _fail(CANCELLED, "the operation was cancelled")
-    return _fail(NOT_FOUND, f"{TARGETS[operation.type].KIND} {operation.name} was deleted")
+def _tell_trouble(target: Manifest | None, endpoint: Manifest | None) -> Outcome:
+    """What keeps a deployment waiting, where that is no matter of course: the DeployedModel, then the traffic."""
+    for kind, manifest, type_ in ((DeployedModel, target, READY), (Endpoint, endpoint, TRAFFIC_APPLIED)):
+        condition = _find_condition(kind, manifest, type_) if manifest else None
+        if condition is None or condition.status == "True":
+            continue
+        trouble = None if condition.reason in ON_ITS_WAY else _explain(condition.reason, condition.message)
+        return Outcome(trouble=trouble, update_time=condition.last_transition_time)
+    return _ON_ITS_WAY
 
 
-def _judge_delete_version(operation: Operation, model: Manifest | None) -> Outcome:
-    versions = model["spec"]["versions"] if model else []
-    there = any(version["name"] == operation.detail for version in versions)
-    return _ON_ITS_WAY if there else _succeed({"@type": EMPTY})
-
-
-def _judge_upload(operation: Operation, manifest: Manifest, place: Place) -> Outcome:
-    model = Model.model_validate(manifest)
-    ready = _current(model, model.metadata.generation, READY)
-    if ready is None:
-        return _ON_ITS_WAY
-    since = ready.last_transition_time
-    if ready.status == "True":
-        version = operation.detail or model.spec.default_version
-        response = {"model": place.model(model.name), "modelVersionId": version}
-        return _succeed({"@type": f"{TYPE}UploadModelResponse", **response}, since)
-    return _hold_up(ready) if ready.reason in _WELL else _stop(ready)
-
-
-def _judge_split(operation: Operation, deployed_model: Manifest, seen: Seen) -> Outcome | None:
-    """That the call ended before it wrote the split; None where it did not, or nobody can say."""
-    if seen.endpoint is None or seen.now is None or not lacks_split(operation, deployed_model, seen.endpoint):
-        return None
-    if (seen.now - operation.create_time).total_seconds() < SPLIT_SECONDS:
-        return _ON_ITS_WAY
-    message = f"the call ended before the traffic split was written: undeploy {operation.name}, and deploy again"
-    return _fail(ABORTED, message)
-
-
-def _judge_deployment(operation: Operation, manifest: Manifest, endpoint: Manifest | None, place: Place) -> Outcome:
-    """Done when every replica of the wanted generation serves and, if it is wanted to, gets its part of the traffic."""
-    dm = DeployedModel.model_validate(manifest)
-    generation = min(int(operation.detail or 0) or dm.metadata.generation, dm.metadata.generation)
-    stalled = _current(dm, generation, STALLED)
-    ready = _current(dm, generation, READY)
-    if stalled and stalled.status == "True":
-        return _stop(stalled)
-    if ready is None or ready.status != "True":
-        return _hold_up(ready) if ready else _ON_ITS_WAY
-    if operation.type == "DeployModel" and (waiting := _judge_traffic(dm.name, endpoint)):
-        return waiting
-    response = {"@type": f"{TYPE}{operation.type}Response", "deployedModel": to_deployed_model(manifest, place)}
-    return _succeed(response, ready.last_transition_time)
-
-
-def _judge_traffic(deployed_model: str, manifest: Manifest | None) -> Outcome | None:
-    """What keeps a DeployedModel from the traffic that it is wanted to get; None where nothing does."""
-    if manifest is None:
-        return _fail(NOT_FOUND, "the Endpoint was deleted")
-    endpoint = Endpoint.model_validate(manifest)
-    split = endpoint.spec.traffic_split
-    wanted = split.get(deployed_model, 0) if split else 0
-    if not wanted:
-        return None
-    stalled = _current(endpoint, endpoint.metadata.generation, STALLED)
-    applied = _current(endpoint, endpoint.metadata.generation, TRAFFIC_APPLIED)
-    if stalled and stalled.status == "True":
-        return _stop(stalled)
-    if applied and applied.status != "True":
-        return _hold_up(applied)
-    gets_it = applied and endpoint.status.traffic_split.get(deployed_model, 0) >= wanted
-    return None if gets_it else _ON_ITS_WAY
-
-
-def _current(resource: Resource, generation: int, type_: str) -> Condition | None:
-    """A condition, where the operator has judged this generation or a later one."""
+def _find_condition(kind: type[Resource], manifest: Manifest, type_: str) -> Condition | None:
+    """A condition, where the operator has judged the present generation."""
+    resource = kind.model_validate(manifest)
     status: Status = resource.status  # type: ignore[attr-defined]  # every kind has one
-    return status.condition(type_) if status.observed_generation >= generation else None
+    return status.condition(type_) if status.observed_generation >= resource.metadata.generation else None
 
 
-def _stop(condition: Condition) -> Outcome:
-    return replace(_fail(**_explain(condition)), update_time=condition.last_transition_time)
-
-
-def _hold_up(condition: Condition) -> Outcome:
-    trouble = None if condition.reason in _WELL else _explain(condition)
-    return Outcome(trouble=trouble, update_time=condition.last_transition_time)
-
-
-def _explain(condition: Condition) -> dict[str, Any]:
-    code = _CODES.get(condition.reason, _UNKNOWN_CODE)
-    return {"code": code, "message": f"{condition.reason}: {condition.message}"}
+def _explain(reason: str, message: str) -> dict[str, Any]:
+    return {"code": _CODES.get(reason, _UNKNOWN_CODE), "message": f"{reason}: {message}"}

@@ -1,6 +1,5 @@
 """Vertex AI's REST verbs, and which of the services' functions each one is. No framework."""
 
-import math
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pydantic.alias_generators import to_snake
 from pierhead_api.errors import InvalidArgumentError
 from pierhead_api.listing import ListRequest
 from pierhead_api.names import Place
+from pierhead_api.wire import parse_seconds
 
 Body = dict[str, Any]
 _SIZE = re.compile(r"-?[0-9]{1,9}")
@@ -205,16 +205,6 @@ def _make_verbs(table: Mapping[str, tuple[str, Handle]], parent: str = _LOCATION
 def _place(method_and_path: str, parent: str) -> tuple[str, str]:
     method, path = method_and_path.split(" ")
     return method, parent + path
-
-
-def parse_seconds(value: object, field: str) -> float:
-    """A duration such as 30s or 1.5s; infinite where there is none. Raises InvalidArgumentError."""
-    if value is None or value == "":
-        return math.inf
-    text = value.removesuffix("s") if isinstance(value, str) and value.endswith("s") else ""
-    if not text.replace(".", "", 1).isdecimal() or len(text) > 12:
-        raise InvalidArgumentError("must be seconds, such as 30s", field)
-    return float(text)
 
 
 # Google's clients ask for operations at /ui, not at /v1.

@@ -34,7 +34,9 @@ def decide_deploy_split(
         return {new if name == NEW else name: weight for name, weight in named.items()}
     if not deployed:
         return {new: 100}
-    return wanted_split(endpoint, deployed) if endpoint.spec.traffic_split is None else None
+    # What a deployment that failed left in the spec goes with the next write.
+    wanted = wanted_split(endpoint, deployed)
+    return wanted if wanted != endpoint.spec.traffic_split else None
 
 
 def decide_undeploy_split(
@@ -50,9 +52,11 @@ def decide_undeploy_split(
     if asked.get(leaving):
         raise InvalidArgumentError(f"{leaving} is being undeployed, and must get nothing", "trafficSplit")
     others = {name: weight for name, weight in asked.items() if name != leaving}
+    wanted = wanted_split(endpoint, deployed)
+    if wanted is None and sum(others.values()) != 100:
+        return None  # there is no split: Google's SDK makes one of the nothing that it finds
     if others:
         return check_split(others, rest)
-    wanted = wanted_split(endpoint, deployed)
     if wanted is None:
         return None
     if wanted.get(leaving):

@@ -4,6 +4,7 @@ A request may be in camelCase or snake_case, have enums as numbers or names, and
 """
 
 import json
+import math
 import re
 from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
@@ -210,3 +211,13 @@ def _to_beta_text(key: str, value: Any) -> Any:
 def drop_empty(answer: Body) -> Body:
     """The answer without what is not set: Google's clients know a default from a missing field, and no null."""
     return {key: value for key, value in answer.items() if value not in (None, "", [], {})}
+
+
+def parse_seconds(value: object, field: str) -> float:
+    """A duration such as 30s or 1.5s; infinite where there is none. Raises InvalidArgumentError."""
+    if value is None or value == "":
+        return math.inf
+    text = value.removesuffix("s") if isinstance(value, str) and value.endswith("s") else ""
+    if not text.replace(".", "", 1).isdecimal() or len(text) > 12:
+        raise InvalidArgumentError("must be seconds, such as 30s", field)
+    return float(text)

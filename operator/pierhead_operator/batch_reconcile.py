@@ -27,7 +27,7 @@ from pierhead_operator.batch_status import (
 from pierhead_operator.cluster import ClusterError, Invalid, Key, Rejected, UnreadableError
 from pierhead_operator.progress import ProgressPoller
 from pierhead_operator.reconcile import explain_machine, explain_model, explain_pods, explain_version
-from pierhead_operator.resources import Manifest, is_owned, select_image
+from pierhead_operator.resources import Manifest, is_owned, make_deletion, select_image
 from pierhead_operator.resources.batch import (
     Batching,
     explain_document,
@@ -220,14 +220,8 @@ class BatchReconciler:
         left = after - (self.clock() - end).total_seconds()
         if left > 0:
             return left
-        await self.cluster.delete(_make_reference(batch))
+        await self.cluster.delete(make_deletion(batch))
         return None
-
-
-def _make_reference(batch: BatchPredictionJob) -> Manifest:
-    """As much of it as a deletion needs."""
-    metadata = {"name": batch.name, "namespace": batch.namespace, "uid": batch.metadata.uid}
-    return {"kind": batch.KIND, "metadata": metadata}
 
 
 def _tells(batch: BatchPredictionJob, batching: Batching) -> bool:

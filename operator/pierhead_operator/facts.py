@@ -11,6 +11,7 @@ from datetime import datetime
 from pydantic import ValidationError
 
 from pierhead_operator import names
+from pierhead_operator.records import RECORD_PREFIX, Undone, find_undone
 from pierhead_operator.resources import Manifest
 from pierhead_operator.routing import Server, describe_server, is_offered
 from pierhead_operator.schema import Resource
@@ -58,7 +59,8 @@ class EndpointFacts(Facts):
 
     is_public: bool = False
     ready: bool = False
-    wanted: Mapping[str, int] | None = None  # the split of the spec
+    given: Mapping[str, int] | None = None  # the split of the spec
+    undone: tuple[Undone, ...] = ()  # and who takes back of it
     effective: Mapping[str, int] = field(default_factory=dict)
     waits_for_mirror: bool | None = None  # whether it is not Ready for its mirror alone; None where it has none
 
@@ -123,13 +125,19 @@ def _read_endpoint(live: Manifest) -> EndpointFacts:
     endpoint = Endpoint.model_validate(live)
     return EndpointFacts(
         _describe_asked(live),
-        _digest(endpoint.metadata.generation, _leaves(endpoint)),
+        _digest(endpoint.metadata.generation, _leaves(endpoint), _failed(endpoint)),
         is_public=is_offered(endpoint, offers_private=False),
         ready=endpoint.status.is_true(READY),
-        wanted=endpoint.spec.traffic_split,
+        given=endpoint.spec.traffic_split,
+        undone=find_undone(endpoint),
         effective=endpoint.status.traffic_split,
         waits_for_mirror=_waits_for_mirror(endpoint),
     )
+
+
+def _failed(endpoint: Endpoint) -> list[str]:
+    """The operations that failed: whom they deployed is to go."""
+    return [one.id for one in endpoint.status.operations or () if one.state == "Failed"]
 
 
 def _waits_for_mirror(endpoint: Endpoint) -> bool | None:
@@ -149,6 +157,7 @@ def _read_deployed_model(live: Manifest) -> DeployedModelFacts:
         status.available_replica_count,
         status.is_true(AVAILABLE),
         ready and (ready.status, ready.reason, ready.message),
+        sorted(key for key in dm.metadata.annotations if key.startswith(RECORD_PREFIX)),
     )
     return DeployedModelFacts(
         _describe_asked(live),

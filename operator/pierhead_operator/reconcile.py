@@ -16,6 +16,7 @@ from pierhead_operator.applying import (
     write_status,
 )
 from pierhead_operator.cluster import ClusterError, Key, Rejected, UnreadableError
+from pierhead_operator.operations import find_failed_deployment, judge_operations
 from pierhead_operator.removal import Leaving, Step
 from pierhead_operator.resources import (
     BESIDE_PODS,
@@ -27,6 +28,7 @@ from pierhead_operator.resources import (
     explain_overrides,
     find_limits,
     is_owned,
+    make_deletion,
     select_image,
     selector,
     serving_kinds,
@@ -49,6 +51,7 @@ from pierhead_operator.status import (
     REASON_TOO_MANY_DEPLOYED_MODELS,
     REASON_VERSION_CHANGED,
     Carried,
+    Event,
     Finding,
     Outcome,
     Traffic,
@@ -66,6 +69,7 @@ from pierhead_operator.types import (
     BatchPredictionJob,
     DeployedModel,
     Endpoint,
+    FinishedOperation,
     MachineSpec,
     Model,
     ModelVersion,
@@ -158,6 +162,9 @@ class Reconciler:
         self._drained_since.pop(key, None)
         model = await self.cluster.get_resource(Model, dm.namespace, dm.spec.model)
         endpoint = await self.cluster.get_resource(Endpoint, dm.namespace, dm.spec.endpoint)
+        if endpoint and (failed := find_failed_deployment(endpoint, dm)):
+            await self._undo(dm, failed)
+            return None
         version = resolve_version(dm, model)
         before = await self._observe_workload(dm)
         serving = make_serving(dm, model, version, endpoint, self.settings)
@@ -185,14 +192,19 @@ class Reconciler:
         retry_if_rejected(problem)
         return decide_next_look(outcome, self.prober.find_pause(dm.namespace, dm.name))
 
-    async def reconcile_endpoint(self, key: Key) -> None:
+    async def _undo(self, dm: DeployedModel, failed: FinishedOperation) -> None:
+        """Leaves nothing of a DeployedModel whose deployModel failed, as Vertex AI does: the caller was told why."""
+        await self.cluster.create_event(dm, Event("Warning", failed.reason, f"the deployment failed: {failed.message}"))
+        await self.cluster.delete(make_deletion(dm))
+
+    async def reconcile_endpoint(self, key: Key) -> float | None:
         endpoint = await self.cluster.get_resource(Endpoint, key.namespace, key.name)
         if endpoint is None:
-            return
+            return None
         if endpoint.metadata.deletion_timestamp:
             # Somebody's finalizer may hold it for long, and no change of its access would move its route any more.
             await self._delete_surplus_routes(endpoint, [])
-            return
+            return None
         traffic = await self._observe_traffic(endpoint)
         routes = self._mark(await self._desired_routes(endpoint, traffic))
         refused = await apply_all(self.cluster, endpoint, routes, self._settled)
@@ -208,8 +220,11 @@ class Reconciler:
         carried = Carried(split, problem, uncopied)
         path = routing.predict_path(endpoint, self.settings)
         status = compute_endpoint_status(endpoint, traffic, carried, path, self.clock())
+        judged = judge_operations(endpoint, status, traffic, self.clock())
+        status = status.model_copy(update={"operations": judged.finished or None})
         await self._write_status(endpoint, status)
         retry_if_rejected(problem)
+        return judged.again
 
     def _mark(self, manifests: Sequence[Manifest]) -> list[Manifest]:
         return [installation.mark_made(manifest, self.installation) for manifest in manifests]

@@ -13,7 +13,7 @@ from prometheus_client.registry import Collector
 
 from pierhead_operator import names
 from pierhead_operator.facts import BatchFacts, DeployedModelFacts, DeploymentFacts, EndpointFacts, Unreadable
-from pierhead_operator.routing import compute_wanted_split
+from pierhead_operator.routing import compute_wanted_split, take_back
 from pierhead_operator.store import Store
 from pierhead_operator.types import KINDS, BatchPredictionJob, DeployedModel, Endpoint, JobState
 
@@ -79,7 +79,7 @@ class ResourceMetrics(Collector):
                 continue
             ready.add_metric([namespace, name], facts.ready)
             there = self._store.names(DeployedModel.KIND, namespace, names.LABEL_ENDPOINT, name)
-            split = compute_wanted_split(facts.wanted, there)
+            split = compute_wanted_split(take_back(facts.given, facts.undone, there), there)
             for one in sorted({*(split or {}), *facts.effective}):
                 effective.add_metric([namespace, name, one], facts.effective.get(one, 0))
                 if split is not None:

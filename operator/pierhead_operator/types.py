@@ -209,6 +209,16 @@ class EndpointSpec(ApiObject):
     )
 
 
+class FinishedOperation(ApiObject):
+    """What became of an operation of the REST API; it is written once."""
+
+    id: str = Field(max_length=253, description="The operation's id.")
+    state: Literal["Succeeded", "Failed"] = Field(description="Whether it did what it was to do.")
+    reason: str = Field("", description="Why it failed, in one CamelCase word.")
+    message: str = Field("", max_length=1200, description="Why it failed, in a sentence.")
+    time: datetime = Field(description="When that was.")
+
+
 class EndpointStatus(Status):
     """What is known of an Endpoint."""
 
@@ -216,6 +226,11 @@ class EndpointStatus(Status):
     traffic_split: dict[str, Percent] = Field(
         default_factory=dict,
         description="The effective split: what the gateway has taken, which is the wanted one once every part serves.",
+    )
+    operations: list[FinishedOperation] | None = Field(
+        None,
+        description="What became of the REST API's last deployModel and mutateDeployedModel here.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["id"]},
     )
 
 

@@ -84,6 +84,10 @@ def test_python_sdk(lives):
     assert seen["listed"] == [seen["endpoint"]]
     assert seen["refused"] == 400
     assert seen["left"]
+    assert [code for code, _ in seen["failed"]] == ["NOT_FOUND", "RESOURCE_EXHAUSTED"], seen["failed"]
+    assert "gs://models/nothing" in seen["failed"][0][1]
+    assert "not done within 15 s" in seen["failed"][1][1]
+    assert seen["left_by_failures"] == [True, 1]
     assert seen["job"] == ["JOB_STATE_SUCCEEDED", 1, 0]
     assert seen["output"] == [["espresso"]]
     assert seen["rest"] == []

@@ -5,6 +5,7 @@ import contextlib
 from dataclasses import dataclass
 from typing import Any
 
+from pierhead_operator.records import Operation, OperationType
 from pierhead_operator.resources import Manifest
 from pierhead_operator.types import DeployedModel, Endpoint, Model
 
@@ -26,7 +27,7 @@ from pierhead_api.errors import AlreadyExistsError, FailedPreconditionError, Inv
 from pierhead_api.listing import Listed, ListRequest, select_page
 from pierhead_api.models import DEFAULT, add_version, find_users, make_model, remove_version, resolve_version
 from pierhead_api.names import Place, check_id
-from pierhead_api.operations import Operation, OperationType, Seen, compute_operation, make_serial
+from pierhead_api.operations import Seen, compute_operation, make_serial
 from pierhead_api.services.endpoints import EndpointService
 from pierhead_api.services.models import ModelService
 from pierhead_api.services.operations import OperationService

@@ -5,8 +5,9 @@ import contextlib
 from dataclasses import dataclass
 from typing import Any
 
+from pierhead_operator.records import Operation, Record
 from pierhead_operator.resources import Manifest
-from pierhead_operator.routing import Split
+from pierhead_operator.routing import Split, given_split
 from pierhead_operator.types import DeployedModel, Endpoint, Model
 
 from pierhead_api import objects
@@ -27,11 +28,9 @@ from pierhead_api.endpoints import (
 )
 from pierhead_api.errors import ApiError, FailedPreconditionError, InvalidArgumentError, NotFoundError
 from pierhead_api.listing import Listed, ListRequest, select_page
-from pierhead_api.models import resolve_version
+from pierhead_api.models import DEPLOYMENT_TIMEOUT, find_deployment_timeout, resolve_version
 from pierhead_api.names import Place, check_id, check_new, check_new_deployed_model
 from pierhead_api.operations import (
-    Operation,
-    Record,
     Seen,
     annotate,
     compute_operation,
@@ -123,12 +122,12 @@ class EndpointService:
         asked = sent.deployed_model
         name = check_new_deployed_model(asked.id) if asked.id else self.session.make_id()
         manifest, deployed = await self._read(place, endpoint)
-        target = await self._find_target(place, asked)
+        target, timeout = await self._find_target(place, asked)
 
-        before = manifest["spec"].get("trafficSplit")
+        before = _given(manifest, deployed)
 
         def decide(manifest: Manifest, now: Manifests) -> Split | None:
-            if not sent.traffic_split and manifest["spec"].get("trafficSplit") != before:
+            if not sent.traffic_split and _given(manifest, now) != before:
                 return None  # whoever changed it meanwhile has decided
             # What others deploy meanwhile does not make this one the second.
             known = now if sent.traffic_split else deployed
@@ -139,15 +138,17 @@ class EndpointService:
         wanted = make_deployed_model(asked, place, name, {"endpoint": endpoint, **target})
         await self.session.check_right("patch", Endpoint, place, endpoint)
         serial = make_serial(self.session.now())
-        record = Record(type="DeployModel", split=split, before=before if split else None)
+        record = Record(type="DeployModel", split=split, before=before if split else None, timeout=timeout)
         made = await self.session.create(objects.annotate(wanted, annotate(serial, record)), serial)
         operation = Operation(serial, "DeployModel", made["metadata"]["uid"], name)
         if split is not None:
 
             async def make_patch(manifest: Manifest) -> Manifest | None:
                 nonlocal split
-                split = decide(manifest, await self._list_deployed(place, endpoint))
-                return None if split is None else patch_traffic(manifest, split, serial, operation.refer())
+                now = await self._list_deployed(place, endpoint)
+                split = decide(manifest, now)
+                mark = operation.refer(split=split, before=_given(manifest, now))
+                return None if split is None else patch_traffic(manifest, split, serial, mark)
 
             try:
                 manifest = await self.session.edit(Endpoint, place, endpoint, make_patch, serial)
@@ -203,12 +204,12 @@ class EndpointService:
 
         def make_patch(manifest: Manifest) -> Manifest:
             detail = str(manifest["metadata"]["generation"] + 1)
-            records = patch_records(manifest, serial, Record(type="MutateDeployedModel", detail=detail))
+            record = Record(type="MutateDeployedModel", detail=detail, timeout=DEPLOYMENT_TIMEOUT)
+            records = patch_records(manifest, serial, record)
             return {"metadata": {"annotations": records}, "spec": patch_deployed_model(asked, manifest, fields)}
 
         changed = await self.session.edit(DeployedModel, place, asked.id, make_patch, serial)
-        metadata = changed["metadata"]
-        operation = Operation(serial, "MutateDeployedModel", metadata["uid"], asked.id, str(metadata["generation"]))
+        operation = read_records(changed)[serial].identify(serial, changed["metadata"]["uid"], asked.id)
         return compute_operation(operation, Seen(changed), place, place.endpoint(endpoint))
 
     async def _read(self, place: Place, endpoint: str) -> tuple[Manifest, Manifests]:
@@ -221,12 +222,22 @@ class EndpointService:
         fields = {"spec.endpoint": check_id(endpoint)}
         return await self.session.cluster.list(DeployedModel, place.namespace, fields=fields)
 
-    async def _find_target(self, place: Place, asked: DeployedModelBody) -> Body:
-        """What of the spec names the version, which is pinned now, and the name that people see."""
+    async def _find_target(self, place: Place, asked: DeployedModelBody) -> tuple[Body, int]:
+        """What of the spec names the version, which is pinned now, and the name that people see.
+
+        And the seconds that its deployment may take.
+        """
         name, version = self.session.projects.find_model(place, asked.model, "deployedModel.model")
-        model = Model.model_validate(await self.session.cluster.get(Model, place.namespace, name))
+        manifest = await self.session.cluster.get(Model, place.namespace, name)
+        model = Model.model_validate(manifest)
         pinned = resolve_version(model, version).name
-        return {"model": name, "modelVersion": pinned, "displayName": asked.display_name or model.display_name}
+        target = {"model": name, "modelVersion": pinned, "displayName": asked.display_name or model.display_name}
+        return target, find_deployment_timeout(manifest, pinned)
+
+
+def _given(endpoint: Manifest, deployed: Manifests) -> Split | None:
+    """The split that is in force by what was given, if any was."""
+    return given_split(Endpoint.model_validate(endpoint), _names(deployed))
 
 
 def _drop_leaving(deployed: Manifests, endpoint: Manifest) -> Manifests:

@@ -4,6 +4,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import Any
 
+from pierhead_operator.records import Operation
 from pierhead_operator.resources import Manifest
 from pierhead_operator.types import BatchPredictionJob, Model
 
@@ -12,7 +13,7 @@ from pierhead_api.jobs import JobBody, is_ended, make_job, to_job
 from pierhead_api.listing import Listed, ListRequest, select_page
 from pierhead_api.models import resolve_version
 from pierhead_api.names import Place, check_id
-from pierhead_api.operations import Operation, Seen, compute_operation, make_serial
+from pierhead_api.operations import Seen, compute_operation, make_serial
 from pierhead_api.services.session import Session
 from pierhead_api.wire import Body, parse
 

@@ -4,6 +4,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import Any
 
+from pierhead_operator.records import Operation, Record
 from pierhead_operator.resources import Manifest
 from pierhead_operator.types import BatchPredictionJob, DeployedModel, Model
 
@@ -28,8 +29,6 @@ from pierhead_api.models import (
 )
 from pierhead_api.names import Place, check_new, split_version
 from pierhead_api.operations import (
-    Operation,
-    Record,
     Seen,
     annotate,
     compute_operation,

@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from pierhead_operator.records import RECORD_PREFIX, Operation, Record
 from pierhead_operator.resources import Manifest
 from pierhead_operator.schema import Resource
 from pierhead_operator.types import DeployedModel, Endpoint, Model
@@ -17,15 +18,14 @@ from pierhead_api.errors import (
 from pierhead_api.listing import Listed, ListRequest, select_page
 from pierhead_api.names import Place, check_id
 from pierhead_api.operations import (
-    RECORD_PREFIX,
     TARGETS,
-    Operation,
-    Record,
     Seen,
     compute_operation,
+    find_finished,
     is_there,
     list_operations,
     parse_operation,
+    patch_records,
     patch_traffic,
     read_records,
 )
@@ -63,8 +63,8 @@ class OperationService:
         for operation, owner in list_operations(manifests):
             target = there.get((TARGETS[operation.type].KIND, operation.name))
             endpoint = there.get((Endpoint.KIND, owner.removeprefix("endpoints/")))
-            seen = Seen(target, endpoint, self.session.now())
-            answers.append(compute_operation(operation, seen, place, _at(place, owner)))
+            with contextlib.suppress(NotFoundError):  # another object has its name by now
+                answers.append(compute_operation(operation, Seen(target, endpoint), place, _at(place, owner)))
         return select_page(Listed(answers, "operations", ("done",)), request)
 
     async def _list_objects(self, place: Place, parent: str) -> Manifests:
@@ -106,15 +106,20 @@ class OperationService:
             raise UnimplementedError(f"{operation.type} cannot be cancelled")
         await self.session.check_right("delete", DeployedModel, place, operation.name)
         record = read_records(seen.target).get(operation.serial, Record(type=operation.type))
+        ended = False
 
-        def make_patch(manifest: Manifest) -> Manifest:
+        def make_patch(manifest: Manifest) -> Manifest | None:
+            nonlocal ended
+            if ended := find_finished(manifest, operation) is not None:
+                return None  # meanwhile
             current = manifest["spec"].get("trafficSplit")
             split = record.before if current == record.split else current
             return patch_traffic(manifest, split, operation.serial, operation.refer(cancelled=True))
 
         await self.session.edit(Endpoint, place, _name(seen.endpoint), make_patch)
-        with contextlib.suppress(NotFoundError):
-            await self.session.delete(DeployedModel, place, operation.name, operation.uid)
+        if not ended:
+            with contextlib.suppress(NotFoundError):
+                await self.session.delete(DeployedModel, place, operation.name, operation.uid)
         return {}
 
     async def delete(self, place: Place, parent: str, operation_id: str) -> Body:
@@ -123,6 +128,14 @@ class OperationService:
         seen = await self._look(place, parent, operation)
         if not compute_operation(operation, seen, place, _at(place, parent)).get("done"):
             raise FailedPreconditionError("the operation is not done")
+        if operation.type in ("DeployModel", "MutateDeployedModel") and seen.endpoint:
+            # What became of it stays in the status, which is the operator's.
+            def make_patch(manifest: Manifest) -> Manifest:
+                mark = patch_records(manifest, operation.serial, operation.refer(deleted=True))
+                return {"metadata": {"annotations": mark}}
+
+            await self.session.edit(Endpoint, place, _name(seen.endpoint), make_patch)
+            return {}
         patch = {"metadata": {"annotations": {f"{RECORD_PREFIX}{operation.serial}": None}}}
         for kind, manifest in ((TARGETS[operation.type], seen.target), (Endpoint, seen.endpoint)):
             if manifest and operation.serial in read_records(manifest):
@@ -137,7 +150,7 @@ class OperationService:
         endpoint = parent.removeprefix("endpoints/") or _endpoint_of(target)
         if is_there(operation, target) and _endpoint_of(target) != endpoint:
             raise NotFoundError(f"there is no operation {operation.id} of {parent}")
-        return Seen(target, await self._find(Endpoint, place, endpoint) if endpoint else None, self.session.now())
+        return Seen(target, await self._find(Endpoint, place, endpoint) if endpoint else None)
 
     async def _find(self, kind: type[Resource], place: Place, name: str) -> Manifest | None:
         try:

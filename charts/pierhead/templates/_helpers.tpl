@@ -92,9 +92,9 @@ capabilities: {drop: [ALL]}
 - apiGroups: [pierhead.dev]
   resources: [models, endpoints, deployedmodels, batchpredictionjobs]
   verbs: [list, watch]
-# Those that are to be gone some time after their end.
+# Jobs that are to be gone some time after their end, and what deployments of the REST API left that failed.
 - apiGroups: [pierhead.dev]
-  resources: [batchpredictionjobs]
+  resources: [batchpredictionjobs, deployedmodels]
   verbs: [delete]
 - apiGroups: [pierhead.dev]
   resources: [models/status, endpoints/status, deployedmodels/status, batchpredictionjobs/status]

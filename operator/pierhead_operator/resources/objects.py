@@ -40,6 +40,12 @@ def make_owner_reference(owner: Resource) -> Manifest:
     return {"apiVersion": names.API_VERSION, "kind": owner.KIND, "name": owner.name, "uid": owner.metadata.uid}
 
 
+def make_deletion(resource: Resource) -> Manifest:
+    """As much of one of Pierhead's own resources as its deletion needs."""
+    metadata = {"name": resource.name, "namespace": resource.namespace, "uid": resource.metadata.uid}
+    return {"kind": resource.KIND, "metadata": metadata}
+
+
 def make_metadata(name: str, owner: Resource, labels: dict[str, str]) -> Manifest:
     """The metadata of an object that belongs to `owner`."""
     return {

@@ -16,9 +16,11 @@ from pierhead_operator.routing.split import (
     Split,
     compute_effective_split,
     compute_wanted_split,
+    given_split,
     count_needed,
     count_replicas,
     keep_split,
+    take_back,
     wanted_split,
 )
 from pierhead_operator.settings import GatewayReference, IstioSettings, OperatorSettings
@@ -32,6 +34,7 @@ __all__ = [
     "Split",
     "compute_effective_split",
     "compute_wanted_split",
+    "given_split",
     "count_needed",
     "count_replicas",
     "describe_server",
@@ -52,6 +55,7 @@ __all__ = [
     "read_split",
     "route_kinds",
     "split_kind",
+    "take_back",
     "wanted_split",
 ]
 

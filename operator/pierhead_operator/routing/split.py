@@ -1,8 +1,9 @@
 """How an endpoint's traffic is split: what is wanted, and what can be had now. Pure."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
+from pierhead_operator.records import Undone, find_undone
 from pierhead_operator.types import DeployedModel, Endpoint
 
 Split = dict[str, int]
@@ -26,11 +27,36 @@ def wanted_split(endpoint: Endpoint, deployed_models: Collection[str]) -> Split 
 
     None where it is not told: no DeployedModel, or several and no split.
     """
-    return compute_wanted_split(endpoint.spec.traffic_split, deployed_models)
+    return compute_wanted_split(given_split(endpoint, deployed_models), deployed_models)
+
+
+def given_split(endpoint: Endpoint, deployed_models: Collection[str]) -> Split | None:
+    """The spec's `trafficSplit`, without what deployments that failed made of it."""
+    return take_back(endpoint.spec.traffic_split, find_undone(endpoint), deployed_models)
+
+
+def take_back(
+    given: Mapping[str, int] | None, undone: Iterable[Undone], deployed_models: Collection[str]
+) -> Split | None:
+    """A spec's `trafficSplit` without what deployments that failed, the newest first, made of it.
+
+    The spec is its author's, and stays. Who was deployed and is gone gets nothing: the split is again what it was
+    before, or, where somebody changed it since, the others' parts of it.
+    """
+    split = None if given is None else dict(given)
+    for one in undone:
+        if split is None or one.deployed_model in deployed_models:
+            continue
+        if split == one.split:
+            split = one.before
+        elif one.deployed_model in split:
+            others = {name: weight for name, weight in split.items() if name != one.deployed_model}
+            split = _shares(100, others) or split
+    return split
 
 
 def compute_wanted_split(given: Mapping[str, int] | None, deployed_models: Collection[str]) -> Split | None:
-    """The same of a spec's `trafficSplit`."""
+    """The wanted split where this one is given, if any."""
     if given is not None:
         return dict(given)
     if len(deployed_models) == 1:

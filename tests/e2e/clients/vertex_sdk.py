@@ -61,6 +61,26 @@ def main(address, project, picture):
     endpoint.undeploy(blue.id)
     seen["left"] = endpoint.traffic_split == {green.id: 100}
 
+    # What cannot be deployed ends with its cause, or after its time, and leaves nothing.
+    nothing = aiplatform.Model.upload(
+        display_name="Nothing", artifact_uri="gs://models/nothing", serving_container_image_uri=IMAGE
+    )
+    large = aiplatform.Model.upload(
+        display_name="Large",
+        artifact_uri="gs://models/photos/1",
+        serving_container_image_uri=IMAGE,
+        serving_container_deployment_timeout=15,
+    )
+    seen["failed"] = []
+    for model, machine in ((nothing, None), (large, "n1-standard-16")):
+        try:
+            endpoint.deploy(model, traffic_percentage=50, machine_type=machine)
+        except GoogleAPICallError as error:
+            seen["failed"].append([error.grpc_status_code.name, error.message])
+    seen["left_by_failures"] = [endpoint.traffic_split == {green.id: 100}, len(endpoint.list_models())]
+    nothing.delete()
+    large.delete()
+
     job = first.batch_predict(
         job_display_name="Nightly",
         instances_format="jsonl",

@@ -145,8 +145,15 @@ class FakeCluster:
             }
             for type_, value in values.items()
         ]
-        generation = self.one(kind, name)["metadata"]["generation"]
-        self.one(kind, name)["status"] = {"observedGeneration": generation, "conditions": conditions, **status}
+        live = self.one(kind, name)
+        judged = {"observedGeneration": live["metadata"]["generation"], "conditions": conditions, **status}
+        live["status"] = {**live.get("status", {}), **judged}
+
+    def finish(self, operation: str, endpoint: str = "7", **finished: Any) -> None:
+        """The operator remembers what became of an operation, of this name: it succeeded, if not said otherwise."""
+        one = {"id": operation.rsplit("/", 1)[-1], "state": "Succeeded", "time": "2026-11-22T12:01:00Z", **finished}
+        status = self.one("Endpoint", endpoint).get("status", {})
+        self.touch("Endpoint", endpoint, status={"operations": [*status.get("operations", []), one]})
 
 
 @pytest.fixture

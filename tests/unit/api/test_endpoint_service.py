@@ -1,8 +1,6 @@
 """Endpoints and deployments, on a cluster of a page."""
 
 import asyncio
-from dataclasses import replace
-from datetime import timedelta
 
 import pytest
 from pierhead_api.errors import (
@@ -15,8 +13,8 @@ from pierhead_api.errors import (
     UnavailableError,
 )
 from pierhead_api.listing import ListRequest
-from pierhead_api.operations import SPLIT_SECONDS, read_records
-from pierhead_api.services import EndpointService, OperationService
+from pierhead_api.operations import read_records
+from pierhead_api.services import EndpointService, ModelService, OperationService
 
 from tests.unit.api.conftest import PARENT, PLACE, make_deployed_model, make_endpoint, make_model
 
@@ -102,7 +100,7 @@ async def test_patch_split(endpoints, cluster):
     cluster.add(make_deployed_model("11"))
     cluster.add(make_deployed_model("12"))
     answer = await endpoints.patch(PLACE, "7", {"trafficSplit": {"12": 100}}, "traffic_split")
-    assert answer["trafficSplit"] == {"12": 100}
+    assert answer["trafficSplit"] == {"11": 0, "12": 100}
     for split in ({"13": 100}, {"11": 50}, {}):
         with pytest.raises(InvalidArgumentError, match=r"^trafficSplit: "):
             await endpoints.patch(PLACE, "7", {"trafficSplit": split}, "trafficSplit")
@@ -153,9 +151,7 @@ async def test_deploy_on_an_empty_endpoint(endpoints, operations, cluster):
     }
     assert cluster.one("Endpoint", "7")["spec"]["trafficSplit"] == {"1000000001": 100}
     assert await operations.get(PLACE, "endpoints/7", id_) == operation
-    cluster.judge("DeployedModel", "1000000001")
-    assert "done" not in await operations.get(PLACE, "endpoints/7", id_)
-    cluster.judge("Endpoint", "7", reason="TrafficApplied", trafficSplit={"1000000001": 100})
+    cluster.finish(id_)
     done = await operations.get(PLACE, "endpoints/7", id_)
     assert done["response"]["deployedModel"]["id"] == "1000000001"
 
@@ -218,23 +214,58 @@ async def test_deploy_without_the_right_to_the_split_makes_nothing(endpoints, cl
     assert cluster.names("DeployedModel") == []
 
 
-async def test_split_that_was_not_written_is_told_and_written_by_nobody_else(endpoints, operations, cluster):
+async def test_split_that_was_not_written_is_on_record(endpoints, operations, cluster):
     cluster.add(make_endpoint())
     cluster.add(make_model())
     cluster.before_patch = [_crash]
     with pytest.raises(ConnectionError):
         await endpoints.deploy_model(PLACE, "7", _deploy())
-    cluster.judge("DeployedModel", "1000000001")
+    [record] = read_records(cluster.one("DeployedModel", "1000000001")).values()
+    assert (record.split, record.before, record.timeout) == ({"1000000001": 100}, None, 1800)
     [operation] = (await operations.list(PLACE, "endpoints/7", ListRequest()))["operations"]
-    assert "done" not in operation
-    id_ = operation["name"].rsplit("/", 1)[1]
     before = dict(cluster.objects)
-    later = operations.session.now() + timedelta(seconds=SPLIT_SECONDS)
-    asked_later = OperationService(replace(operations.session, now=lambda: later))
-    told = await asked_later.get(PLACE, "endpoints/7", id_)
-    assert (told["done"], told["error"]["code"]) == (True, 10)
-    assert "undeploy 1000000001, and deploy again" in told["error"]["message"]
-    assert cluster.objects == before
+    assert await operations.get(PLACE, "endpoints/7", operation["name"].rsplit("/", 1)[1]) == operation
+    assert "done" not in operation
+    assert cluster.objects == before  # to read writes nothing
+
+
+def _fail(cluster, operation, name):
+    cluster.finish(operation["name"], state="Failed", reason="ImagePullFailed")
+    del cluster.objects["DeployedModel", name]  # the operator leaves nothing of it
+
+
+async def test_deployment_that_failed_changed_no_split(endpoints, cluster):
+    cluster.add(make_endpoint(trafficSplit={"11": 100}))
+    cluster.add(make_deployed_model("11"))
+    cluster.add(make_model())
+    operation = await endpoints.deploy_model(PLACE, "7", _deploy(trafficSplit={"0": 50, "11": 50}))
+    _fail(cluster, operation, "1000000001")
+    assert (await endpoints.get(PLACE, "7"))["trafficSplit"] == {"11": 100}
+    # The next one finds what is in force, and writes it.
+    await endpoints.deploy_model(PLACE, "7", _deploy())
+    assert cluster.one("Endpoint", "7")["spec"]["trafficSplit"] == {"11": 100}
+    assert (await endpoints.get(PLACE, "7"))["trafficSplit"] == {"11": 100, "1000000002": 0}
+
+
+async def test_first_deployment_that_failed_leaves_the_next_one_all_traffic(endpoints, cluster):
+    cluster.add(make_endpoint())
+    cluster.add(make_model())
+    _fail(cluster, await endpoints.deploy_model(PLACE, "7", _deploy()), "1000000001")
+    assert "trafficSplit" not in await endpoints.get(PLACE, "7")
+    second = await endpoints.deploy_model(PLACE, "7", _deploy())
+    assert cluster.one("Endpoint", "7")["spec"]["trafficSplit"] == {"1000000002": 100}
+    _fail(cluster, second, "1000000002")
+    assert "trafficSplit" not in await endpoints.get(PLACE, "7")
+
+
+async def test_deployment_may_take_as_long_as_its_version_says(endpoints, cluster, session):
+    cluster.add(make_endpoint())
+    container = {"imageUri": "us-docker.pkg.dev/vertex-ai/prediction/pytorch-cpu.2-4:latest", "deploymentTimeout": "90s"}
+    model = {"displayName": "x", "artifactUri": "gs://x", "containerSpec": container}
+    await ModelService(session).upload(PLACE, {"modelId": "m", "model": model})
+    await endpoints.deploy_model(PLACE, "7", {"deployedModel": {"model": f"{PARENT}/models/m", "id": "5"}})
+    [record] = read_records(cluster.one("DeployedModel", "5")).values()
+    assert record.timeout == 90
 
 
 async def test_deploy_whose_answers_are_lost_is_done_once(endpoints, cluster):
@@ -370,10 +401,11 @@ async def test_mutate(endpoints, operations, cluster):
     operation = await endpoints.mutate_deployed_model(PLACE, "7", body, "automaticResources.minReplicaCount")
     assert "done" not in operation
     assert cluster.one("DeployedModel", "11")["spec"]["automaticResources"] == {"minReplicaCount": 2}
-    cluster.judge("DeployedModel", "11")
+    assert "done" not in operation
     id_ = operation["name"].rsplit("/", 1)[1]
+    cluster.finish(id_)
     done = await operations.get(PLACE, "endpoints/7", id_)
-    assert done["response"]["deployedModel"]["automaticResources"]["minReplicaCount"] == 2
+    assert done["response"]["deployedModel"] == {"id": "11"}
     listed = await operations.list(PLACE, "endpoints/7", ListRequest(filter="done=true"))
     assert listed["operations"] == [done]
 

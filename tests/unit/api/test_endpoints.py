@@ -122,9 +122,15 @@ def test_to_endpoint():
 SPLITS = {
     "empty": (None, [], None),
     "the only one gets all": (None, ["11"], {"11": 100}),
-    "nobody knows": (None, ["11", "12"], None),
-    "as wanted": ({"11": 100}, ["11", "12"], {"11": 100}),
+    "nobody knows": (None, ["11", "12"], {"11": 0, "12": 0}),
+    "as wanted": ({"11": 100}, ["11", "12"], {"11": 100, "12": 0}),
 }
+
+
+def test_to_endpoint_has_the_split_in_force_where_none_is_told():
+    manifest = merge(conftest.make_endpoint(), {"status": {"trafficSplit": {"11": 70, "13": 30}}})
+    answer = to_endpoint(manifest, [conftest.make_deployed_model(name) for name in ("11", "12")], PLACE)
+    assert answer["trafficSplit"] == {"11": 100, "12": 0}
 
 
 @pytest.mark.parametrize(("split", "deployed", "expected"), SPLITS.values(), ids=SPLITS.keys())

@@ -1,5 +1,7 @@
 """Tables: Vertex AI's Model, which is one version, from and to a Model of ours, which has them all."""
 
+import json
+
 import pytest
 from pierhead_api import objects
 from pierhead_api.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
@@ -7,6 +9,7 @@ from pierhead_api.models import (
     ModelBody,
     add_version,
     compute_etag,
+    find_deployment_timeout,
     find_users,
     make_model,
     merge_aliases,
@@ -75,6 +78,11 @@ REFUSED = {
         {"containerSpec": {"env": [{"name": "PIERHEAD_ALLOW_CODE", "value": "yes"}]}},
         "containerSpec.env: PIERHEAD_ALLOW_CODE must be true or false",
     ),
+    "no time": ({"containerSpec": {"deploymentTimeout": "soon"}}, "containerSpec.deploymentTimeout: must be seconds"),
+    "too much time": (
+        {"containerSpec": {"deploymentTimeout": "7201s"}},
+        "containerSpec.deploymentTimeout: must be 1s to 7200s",
+    ),
     "alias": ({"versionAliases": ["A"]}, "versionAliases: 'A' must be"),
     "encryption": ({"encryptionSpec": {"a": "b"}}, "encryptionSpec: is not supported"),
     "too much": ({"metadata": "x" * 70000}, "last, versions together must be"),
@@ -100,6 +108,17 @@ def test_variables_say_what_vertex_ai_has_no_field_for():
         "versions"
     ]
     assert set(version) == {"name", "artifactUri"}
+
+
+@pytest.mark.parametrize(
+    ("kept", "expected"),
+    [("90s", 90), ("1.5s", 1), ("", 1800), (None, 1800), ("broken by hand", 1800), (["90s"], 1800)],
+)
+def test_find_deployment_timeout(kept, expected):
+    annotation = json.dumps({"versions": {"1": {"containerSpec": {"deploymentTimeout": kept}}}})
+    manifest = merge(conftest.make_model(), {"metadata": {"annotations": {objects.ANNOTATION_KEPT: annotation}}})
+    assert find_deployment_timeout(manifest, "1") == expected
+    assert find_deployment_timeout(manifest, "2") == 1800
 
 
 def test_to_model():

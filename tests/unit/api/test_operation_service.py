@@ -3,8 +3,9 @@
 import pytest
 from pierhead_api.errors import FailedPreconditionError, NotFoundError, UnimplementedError
 from pierhead_api.listing import ListRequest
-from pierhead_api.operations import Operation, read_records
+from pierhead_api.operations import read_records
 from pierhead_api.services import EndpointService, ModelService, OperationService
+from pierhead_operator.records import Operation
 
 from tests.unit.api.conftest import PARENT, PLACE, make_deployed_model, make_endpoint, make_model
 
@@ -51,41 +52,57 @@ async def test_cancel_leaves_a_split_that_somebody_changed(operations, cluster, 
 
 
 async def test_cancel_of_what_is_done_changes_nothing(operations, cluster, deploying):
-    cluster.judge("DeployedModel", "1000000001")
-    cluster.judge("Endpoint", "7", reason="TrafficApplied", trafficSplit={"1000000001": 20, "11": 80})
+    cluster.finish(deploying)
     assert await operations.cancel(PLACE, "endpoints/7", deploying) == {}
     assert cluster.names("DeployedModel") == ["11", "1000000001"]
 
 
-async def test_upload_cannot_be_cancelled(operations, session):
-    upload = await ModelService(session).upload(
-        PLACE, {"modelId": "m", "model": {"displayName": "x", "artifactUri": "gs://x"}}
-    )
+async def test_cancel_of_what_is_done_meanwhile_changes_nothing(operations, cluster, deploying):
+    cluster.before_patch = [lambda: cluster.finish(deploying)]
+    assert await operations.cancel(PLACE, "endpoints/7", deploying) == {}
+    assert cluster.names("DeployedModel") == ["11", "1000000001"]
+    assert cluster.one("Endpoint", "7")["spec"]["trafficSplit"] == {"1000000001": 20, "11": 80}
+    assert "response" in await operations.get(PLACE, "endpoints/7", deploying)
+
+
+async def test_nothing_but_a_deployment_can_be_cancelled(operations, session, cluster, deploying):
+    body = {"deployedModel": {"id": "11", "automaticResources": {"minReplicaCount": 2}}}
+    mutation = await EndpointService(session).mutate_deployed_model(PLACE, "7", body, "automaticResources")
     with pytest.raises(UnimplementedError):
-        await operations.cancel(PLACE, "models/m", upload["name"].rsplit("/", 1)[1])
+        await operations.cancel(PLACE, "endpoints/7", mutation["name"].rsplit("/", 1)[1])
 
 
 async def test_undeploy_ends_a_deployment(operations, session, cluster, deploying):
     body = {"deployedModelId": "1000000001", "trafficSplit": {"11": 100}}
     await EndpointService(session).undeploy_model(PLACE, "7", body)
-    answer = await operations.get(PLACE, "endpoints/7", deploying)
-    assert answer["error"] == {"code": 5, "message": "DeployedModel 1000000001 was deleted"}
+    with pytest.raises(NotFoundError):
+        await operations.get(PLACE, "endpoints/7", deploying)
+
+
+async def test_operation_outlives_what_it_made(operations, session, cluster, deploying):
+    cluster.finish(deploying)
+    done = await operations.get(PLACE, "endpoints/7", deploying)
+    assert done["response"]["deployedModel"] == {"id": "1000000001"}
+    body = {"deployedModelId": "1000000001", "trafficSplit": {"11": 100}}
+    await EndpointService(session).undeploy_model(PLACE, "7", body)
+    assert await operations.get(PLACE, "endpoints/7", deploying) == done
 
 
 async def test_wait(operations, cluster, deploying, paused):
     assert "done" not in await operations.wait(PLACE, "endpoints/7", deploying, 2.0)
     assert sum(paused) == pytest.approx(2.0)
     assert paused[0] < paused[1]
-    cluster.judge("DeployedModel", "1000000001", reason="ArtifactNotFound", stalled=True)
+    cluster.finish(deploying, state="Failed", reason="ArtifactNotFound")
     assert (await operations.wait(PLACE, "endpoints/7", deploying))["done"]
 
 
 async def test_delete_takes_it_off_the_record(operations, cluster, deploying):
     with pytest.raises(FailedPreconditionError):
         await operations.delete(PLACE, "endpoints/7", deploying)
-    cluster.judge("DeployedModel", "1000000001", reason="ArtifactNotFound", stalled=True)
+    cluster.finish(deploying, state="Failed", reason="ArtifactNotFound")
     assert await operations.delete(PLACE, "endpoints/7", deploying) == {}
-    assert read_records(cluster.one("Endpoint", "7")) == read_records(cluster.one("DeployedModel", "1000000001")) == {}
+    with pytest.raises(NotFoundError):
+        await operations.get(PLACE, "endpoints/7", deploying)
     assert await operations.list(PLACE, "endpoints/7", ListRequest()) == {}
 
 
@@ -101,6 +118,18 @@ async def test_operation_of_an_undeployed_model_stays_at_its_endpoint(operations
     await EndpointService(session).undeploy_model(PLACE, "7", body)
     listed = await operations.list(PLACE, "", ListRequest())
     assert all(one["name"].startswith(f"{PARENT}/endpoints/7/operations/") for one in listed["operations"])
+
+
+async def test_delete_of_an_upload_takes_it_off_the_record(operations, session, cluster):
+    upload = await ModelService(session).upload(
+        PLACE, {"modelId": "m", "model": {"displayName": "x", "artifactUri": "gs://x"}}
+    )
+    id_ = upload["name"].rsplit("/", 1)[1]
+    assert (await operations.get(PLACE, "models/m", id_))["done"]
+    await operations.delete(PLACE, "models/m", id_)
+    assert read_records(cluster.one("Model", "m")) == {}
+    with pytest.raises(NotFoundError):
+        await operations.get(PLACE, "models/m", id_)
 
 
 STRAYS = {

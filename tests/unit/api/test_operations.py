@@ -6,13 +6,9 @@ import pytest
 from pierhead_api.errors import NotFoundError
 from pierhead_api.operations import (
     MOST_RECORDS,
-    RECORD_PREFIX,
-    Operation,
-    Record,
     Seen,
     annotate,
     compute_operation,
-    lacks_split,
     list_operations,
     make_serial,
     parse_operation,
@@ -20,6 +16,7 @@ from pierhead_api.operations import (
     patch_traffic,
     read_records,
 )
+from pierhead_operator.records import RECORD_PREFIX, Operation, Record
 
 from tests.unit.api.conftest import NOW, PARENT, PLACE, make_deployed_model, make_endpoint, make_model, merge
 
@@ -100,97 +97,66 @@ def test_list_operations_has_each_once_and_the_newest_first():
     assert list_operations([endpoint, deployed]) == list_operations([endpoint]) == expected
 
 
+def test_list_operations_has_those_whose_deployed_model_is_gone():
+    assert list_operations([_finished(DEPLOY)]) == [(DEPLOY, "endpoints/7")]
+
+
 def test_list_operations_of_a_model():
     model = merge(make_model(), {"metadata": {"annotations": annotate(SERIAL, Record(type="UploadModel", detail="2"))}})
     assert list_operations([model]) == [(_operation("UploadModel", "uid-photos", "photos", "2"), "models/photos")]
-
-
-def _deployed(record):
-    return merge(make_deployed_model(), {"metadata": {"annotations": annotate(SERIAL, record)}})
-
-
-WANTED = Record(type="DeployModel", split={"11": 20, "10": 80}, before={"10": 100})
-UNWRITTEN = {
-    "not written": (WANTED, make_endpoint(trafficSplit={"10": 100}), True),
-    "not written, none before": (Record(type="DeployModel", split={"11": 100}), make_endpoint(), True),
-    "no split": (Record(type="DeployModel"), make_endpoint(), False),
-    "somebody decided otherwise": (WANTED, make_endpoint(trafficSplit={"10": 90, "11": 10}), False),
-    "written, and taken back": (
-        WANTED,
-        merge(make_endpoint(trafficSplit={"10": 100}), {"metadata": {"annotations": annotate(SERIAL, DEPLOY.refer())}}),
-        False,
-    ),
-    "written, taken back and off the record": (
-        WANTED,
-        merge(
-            make_endpoint(trafficSplit={"10": 100}),
-            {
-                "metadata": {
-                    "annotations": {
-                        key: value
-                        for number in range(1, MOST_RECORDS + 1)
-                        for key, value in annotate(str(int(SERIAL) + number), Record(type="UndeployModel")).items()
-                    }
-                }
-            },
-        ),
-        False,
-    ),
-}
-
-
-@pytest.mark.parametrize(("record", "endpoint", "expected"), UNWRITTEN.values(), ids=UNWRITTEN.keys())
-def test_lacks_split(record, endpoint, expected):
-    assert lacks_split(DEPLOY, _deployed(record), endpoint) is expected
 
 
 def test_split_is_written_with_its_record():
     endpoint = make_endpoint(trafficSplit={"10": 100})
     written = merge(endpoint, patch_traffic(endpoint, {"11": 100}, SERIAL, DEPLOY.refer()))
     assert written["spec"]["trafficSplit"] == {"11": 100}
-    assert not lacks_split(DEPLOY, _deployed(WANTED), written)
+    assert SERIAL in read_records(written)
 
 
 # --- judgement -------------------------------------------------------------------------------------------------------
 
 
-def _judged(manifest, reason="Serving", *, ready=True, stalled=False, generation=1, **status):
+def _judged(manifest, reason="Serving", *, ready=True, generation=1):
     conditions = [
-        {"type": type_, "status": str(value), "reason": reason, "message": "m", "lastTransitionTime": SINCE}
-        for type_, value in {"Ready": ready, "Stalled": stalled, "TrafficApplied": ready}.items()
+        {"type": type_, "status": str(ready), "reason": reason, "message": "m", "lastTransitionTime": SINCE}
+        for type_ in ("Ready", "TrafficApplied")
     ]
-    judged = {"observedGeneration": generation, "conditions": conditions, **status}
+    judged = {"observedGeneration": generation, "conditions": conditions}
     return merge(manifest, {"metadata": {"generation": 1}, "status": judged})
+
+
+def _on_record(manifest, record, serial=SERIAL):
+    return merge(manifest, {"metadata": {"annotations": annotate(serial, record)}})
+
+
+def _finished(operation, manifest=None, **finished):
+    one = {"id": operation.id, "state": "Succeeded", "time": SINCE, **finished}
+    return merge(manifest or make_endpoint(), {"status": {"operations": [one]}})
 
 
 def _compute(operation, seen):
     return compute_operation(operation, seen, PLACE, f"{PARENT}/endpoints/7")
 
 
-SERVES = _judged(make_deployed_model())
-SPLIT = {"11": 20, "10": 80}
-
-
-def _endpoint(effective, **judged):
-    return _judged(make_endpoint(trafficSplit=SPLIT), trafficSplit=effective, **judged)
-
-
+DEPLOYED = _on_record(make_deployed_model(), Record(type="DeployModel"))
 WAITING = {
-    "nothing judged": (make_deployed_model(), make_endpoint(), None),
+    "nothing judged": (DEPLOYED, make_endpoint(), None),
     "an earlier generation judged": (
-        merge(SERVES, {"metadata": {"generation": 2}}),
+        merge(_judged(DEPLOYED, "ImagePullFailed", ready=False), {"metadata": {"generation": 2}}),
         make_endpoint(),
         None,
     ),
-    "starts": (_judged(make_deployed_model(), "Progressing", ready=False), make_endpoint(), None),
-    "waits for its image": (_judged(make_deployed_model(), "ImagePullFailed", ready=False), make_endpoint(), 14),
-    "waits for a node": (_judged(make_deployed_model(), "Unschedulable", ready=False), make_endpoint(), 8),
-    "its model is gone": (_judged(make_deployed_model(), "ModelNotFound", ready=False), make_endpoint(), 5),
-    "serves, without its traffic": (SERVES, _endpoint({"10": 100}), None),
-    "serves, with a part of its traffic": (SERVES, _endpoint({"11": 10, "10": 90}), None),
-    "serves, the gateway has not heard": (SERVES, _endpoint(SPLIT, ready=False, reason="RoutePending"), None),
-    "serves, its route is refused": (SERVES, _endpoint({"10": 100}, ready=False, reason="Rejected"), 9),
-    "serves, an earlier split was judged": (SERVES, _endpoint(SPLIT, generation=0), None),
+    "starts": (_judged(DEPLOYED, "Progressing", ready=False), make_endpoint(), None),
+    "waits for its image": (_judged(DEPLOYED, "ImagePullFailed", ready=False), make_endpoint(), 14),
+    "waits for a node": (_judged(DEPLOYED, "Unschedulable", ready=False), make_endpoint(), 8),
+    "its model is gone": (_judged(DEPLOYED, "ModelNotFound", ready=False), make_endpoint(), 5),
+    "serves, the gateway has not heard": (
+        _judged(DEPLOYED),
+        _judged(make_endpoint(), "RoutePending", ready=False),
+        None,
+    ),
+    "serves, its route is refused": (_judged(DEPLOYED), _judged(make_endpoint(), "Rejected", ready=False), 9),
+    "serves, and nobody has remembered it yet": (_judged(DEPLOYED), _judged(make_endpoint(), "TrafficApplied"), None),
 }
 
 
@@ -202,112 +168,105 @@ def test_deployment_on_its_way(deployed, endpoint, code):
     assert [failure["code"] for failure in failures] == ([code] if code else [])
 
 
-DONE = {
-    "gets its traffic": (SERVES, _endpoint(SPLIT)),
-    "gets more, as others do not serve": (SERVES, _endpoint({"11": 100})),
-    "wants none": (SERVES, make_endpoint(trafficSplit={"10": 100, "11": 0})),
-    "is not in the split": (SERVES, make_endpoint(trafficSplit={"10": 100})),
-    "others do not serve": (SERVES, _endpoint(SPLIT, stalled=False)),
+AFTERWARDS = {
+    "serves": _judged(DEPLOYED),
+    "broke down": _judged(DEPLOYED, "CrashLooping", ready=False),
+    "was undeployed": None,
+    "was deployed again": merge(DEPLOYED, {"metadata": {"uid": "another"}}),
 }
 
 
-@pytest.mark.parametrize(("deployed", "endpoint"), DONE.values(), ids=DONE.keys())
-def test_deployment_done(deployed, endpoint):
-    answer = _compute(DEPLOY, Seen(deployed, endpoint))
-    response = answer.pop("response")
-    assert response.pop("@type") == "type.googleapis.com/google.cloud.aiplatform.v1.DeployModelResponse"
-    assert response["deployedModel"]["id"] == "11"
-    assert answer == {
+@pytest.mark.parametrize("target", AFTERWARDS.values(), ids=AFTERWARDS.keys())
+def test_what_is_done_stays_done(target):
+    assert _compute(DEPLOY, Seen(target, _finished(DEPLOY))) == {
         "name": f"{PARENT}/endpoints/7/operations/{DEPLOY.id}",
         "metadata": {
             "@type": "type.googleapis.com/google.cloud.aiplatform.v1.DeployModelOperationMetadata",
             "genericMetadata": {**METADATA, "updateTime": SINCE},
         },
         "done": True,
+        "response": {
+            "@type": "type.googleapis.com/google.cloud.aiplatform.v1.DeployModelResponse",
+            "deployedModel": {"id": "11"},
+        },
     }
 
 
-FAILED = {
-    "artifact not found": (_judged(make_deployed_model(), "ArtifactNotFound", ready=False, stalled=True), 5),
-    "artifact invalid": (_judged(make_deployed_model(), "ArtifactInvalid", ready=False, stalled=True), 3),
-    "settings": (_judged(make_deployed_model(), "SettingsInvalid", ready=False, stalled=True), 9),
-    "out of memory": (_judged(make_deployed_model(), "OutOfMemory", ready=False, stalled=True), 8),
-    "crashes": (_judged(make_deployed_model(), "CrashLooping", ready=False, stalled=True), 13),
-    "gone": (None, 5),
-    "a namesake": (merge(SERVES, {"metadata": {"uid": "other"}}), 5),
-}
-
-
-@pytest.mark.parametrize(("deployed", "code"), FAILED.values(), ids=FAILED.keys())
-def test_deployment_failed(deployed, code):
-    answer = _compute(DEPLOY, Seen(deployed, make_endpoint()))
+@pytest.mark.parametrize("target", AFTERWARDS.values(), ids=AFTERWARDS.keys())
+@pytest.mark.parametrize(
+    ("reason", "code"),
+    [("ArtifactNotFound", 5), ("DeadlineExceeded", 4), ("Aborted", 10), ("OutOfMemory", 8), ("CrashLooping", 13)],
+)
+def test_what_failed_stays_so(target, reason, code):
+    answer = _compute(DEPLOY, Seen(target, _finished(DEPLOY, state="Failed", reason=reason, message="m")))
     assert answer["done"] is True
-    assert answer["error"]["code"] == code
+    assert answer["error"] == {"code": code, "message": f"{reason}: m"}
     assert "response" not in answer
 
 
-def test_error_tells_the_cause():
-    stalled = _judged(make_deployed_model(), "ArtifactNotFound", ready=False, stalled=True)
-    assert _compute(DEPLOY, Seen(stalled, make_endpoint()))["error"]["message"] == "ArtifactNotFound: m"
+def test_what_became_of_another_operation_is_none_of_this_one():
+    other = Operation(str(int(SERIAL) + 1), "DeployModel", "uid-11", "11")
+    assert "done" not in _compute(DEPLOY, Seen(DEPLOYED, _finished(other)))
 
 
-def test_route_that_the_gateway_refuses_is_an_error():
-    refused = _endpoint({"10": 100}, ready=False, stalled=True, reason="RouteNotAccepted")
-    assert _compute(DEPLOY, Seen(SERVES, refused))["error"]["code"] == 9
+def test_status_of_a_later_release_is_read_as_far_as_it_can_be():
+    endpoint = _finished(DEPLOY)
+    endpoint["status"]["operations"].insert(0, {"id": "x", "state": "Paused"})
+    assert _compute(DEPLOY, Seen(None, endpoint))["done"]
 
 
 def test_cancelled_deployment():
-    mark = annotate(SERIAL, DEPLOY.refer(cancelled=True))
-    endpoint = merge(make_endpoint(), {"metadata": {"annotations": mark}})
+    endpoint = _on_record(make_endpoint(), DEPLOY.refer(cancelled=True))
     assert _compute(DEPLOY, Seen(None, endpoint))["error"]["code"] == 1
 
 
+def test_operation_that_was_deleted_is_none():
+    endpoint = _on_record(_finished(DEPLOY), DEPLOY.refer(deleted=True))
+    with pytest.raises(NotFoundError):
+        _compute(DEPLOY, Seen(None, endpoint))
+    assert list_operations([endpoint, DEPLOYED]) == []
+
+
+UPLOAD = _operation("UploadModel", "uid-photos", "photos", "2")
+UNVERSION = _operation("DeleteModelVersion", "uid-photos", "photos", "3")
+CREATE = _operation("CreateEndpoint", "uid-7", "7")
+UNDEPLOY = _operation("UndeployModel", "uid-11", "11")
+MUTATE = _operation("MutateDeployedModel", "uid-11", "11", "2")
+ENDING = make_endpoint() | {"metadata": make_endpoint()["metadata"] | {"deletionTimestamp": SINCE}}
+UNDEPLOYING = _on_record(make_endpoint(), UNDEPLOY.refer())
 OTHERS = {
-    "endpoint is there": (_operation("CreateEndpoint", "uid-7", "7"), make_endpoint(), "Endpoint"),
-    "endpoint still there": (_operation("DeleteEndpoint", "uid-7", "7"), make_endpoint(), None),
-    "endpoint gone": (_operation("DeleteEndpoint", "uid-7", "7"), None, "google.protobuf.Empty"),
-    "endpoint made again": (_operation("DeleteEndpoint", "earlier", "7"), make_endpoint(), "google.protobuf.Empty"),
-    "job gone": (_operation("DeleteBatchPredictionJob"), None, "google.protobuf.Empty"),
-    "still deployed": (_operation("UndeployModel", "uid-11", "11"), SERVES, None),
-    "undeployed": (_operation("UndeployModel", "uid-11", "11"), None, "UndeployModelResponse"),
-    "model not judged": (_operation("UploadModel", "uid-photos", "photos", "2"), make_model(), None),
-    "model judged": (
-        _operation("UploadModel", "uid-photos", "photos", "2"),
-        _judged(make_model(), "Accepted"),
+    "endpoint is there": (CREATE, _on_record(make_endpoint(), Record(type="CreateEndpoint")), None, "Endpoint"),
+    "endpoint still there": (_operation("DeleteEndpoint", "uid-7", "7"), ENDING, None, None),
+    "endpoint gone": (_operation("DeleteEndpoint", "uid-7", "7"), None, None, "google.protobuf.Empty"),
+    "endpoint made again": (_operation("DeleteEndpoint", "old", "7"), make_endpoint(), None, "google.protobuf.Empty"),
+    "job gone": (_operation("DeleteBatchPredictionJob"), None, None, "google.protobuf.Empty"),
+    "still deployed": (UNDEPLOY, DEPLOYED, UNDEPLOYING, None),
+    "undeployed": (UNDEPLOY, None, UNDEPLOYING, "UndeployModelResponse"),
+    "uploaded": (
+        UPLOAD,
+        _on_record(make_model(), Record(type="UploadModel", detail="2")),
+        None,
         "UploadModelResponse",
     ),
-    "version still there": (_operation("DeleteModelVersion", "uid-photos", "photos", "2"), make_model(), None),
     "version gone": (
-        _operation("DeleteModelVersion", "uid-photos", "photos", "3"),
-        make_model(),
-        "google.protobuf.Empty",
-    ),
-    "model of the version gone": (
-        _operation("DeleteModelVersion", "uid-photos", "photos", "3"),
+        UNVERSION,
+        _on_record(make_model(), Record(type="DeleteModelVersion", detail="3")),
         None,
         "google.protobuf.Empty",
     ),
     "mutated, not judged": (
-        _operation("MutateDeployedModel", "uid-11", "11", "2"),
-        merge(SERVES, {"metadata": {"generation": 2}}),
+        MUTATE,
+        _on_record(make_deployed_model(), Record(type="MutateDeployedModel", detail="2")),
+        make_endpoint(),
         None,
     ),
-    "mutated": (
-        _operation("MutateDeployedModel", "uid-11", "11", "2"),
-        merge(SERVES, {"metadata": {"generation": 2}, "status": {"observedGeneration": 2}}),
-        "MutateDeployedModelResponse",
-    ),
-    "mutated, without a change": (
-        _operation("MutateDeployedModel", "uid-11", "11", "2"),
-        SERVES,
-        "MutateDeployedModelResponse",
-    ),
+    "mutated": (MUTATE, make_deployed_model(), _finished(MUTATE), "MutateDeployedModelResponse"),
 }
 
 
-@pytest.mark.parametrize(("operation", "target", "response"), OTHERS.values(), ids=OTHERS.keys())
-def test_other_operations(operation, target, response):
-    answer = _compute(operation, Seen(target, make_endpoint()))
+@pytest.mark.parametrize(("operation", "target", "endpoint", "response"), OTHERS.values(), ids=OTHERS.keys())
+def test_other_operations(operation, target, endpoint, response):
+    answer = _compute(operation, Seen(target, endpoint))
     assert answer.get("done", False) is (response is not None)
     if response:
         assert answer["response"]["@type"].endswith(f"{'/' if '.' in response else '.'}{response}")
@@ -315,12 +274,40 @@ def test_other_operations(operation, target, response):
     assert answer["metadata"]["@type"].endswith(f".v1.{x}OperationMetadata")
 
 
+FORGED = {
+    "deployment": (DEPLOY, make_deployed_model(), make_endpoint()),
+    "deployment of nobody": (DEPLOY, None, make_endpoint()),
+    "deployment on no endpoint": (DEPLOY, None, None),
+    "deployment of another": (_operation("DeployModel", "uid-12", "12"), DEPLOYED, make_endpoint()),
+    "deployment at another time": (Operation("1" * 19, "DeployModel", "uid-11", "11"), DEPLOYED, make_endpoint()),
+    "mutation of another generation": (
+        _operation("MutateDeployedModel", "uid-11", "11", "3"),
+        _on_record(make_deployed_model(), Record(type="MutateDeployedModel", detail="2")),
+        make_endpoint(),
+    ),
+    "undeployment": (UNDEPLOY, None, make_endpoint()),
+    "undeployment of another": (_operation("UndeployModel", "uid-12", "12"), None, UNDEPLOYING),
+    "creation": (CREATE, make_endpoint(), None),
+    "creation of what is gone": (CREATE, None, None),
+    "upload": (UPLOAD, make_model(), None),
+    "upload of another version": (
+        UPLOAD,
+        _on_record(make_model(), Record(type="UploadModel", detail="1")),
+        None,
+    ),
+    "deletion of a version": (UNVERSION, make_model(), None),
+    "deletion of what is there": (_operation("DeleteEndpoint", "uid-7", "7"), make_endpoint(), None),
+    "update of nobody": (_operation("UpdateModel", "uid-photos", "photos"), None, None),
+}
+
+
+@pytest.mark.parametrize(("operation", "target", "endpoint"), FORGED.values(), ids=FORGED.keys())
+def test_id_that_nobody_gave_is_not_found(operation, target, endpoint):
+    with pytest.raises(NotFoundError, match=f"there is no operation {operation.id}"):
+        _compute(operation, Seen(target, endpoint))
+
+
 def test_upload_tells_the_version():
-    answer = _compute(_operation("UploadModel", "uid-photos", "photos", "2"), Seen(_judged(make_model(), "Accepted")))
+    answer = _compute(UPLOAD, Seen(_on_record(make_model(), Record(type="UploadModel", detail="2"))))
     assert answer["response"]["model"] == f"{PARENT}/models/photos"
     assert answer["response"]["modelVersionId"] == "2"
-
-
-def test_upload_that_cannot_be():
-    refused = _judged(make_model(), "NotOwned", ready=False)
-    assert _compute(_operation("UploadModel", "uid-photos", "photos"), Seen(refused))["error"]["code"] == 6

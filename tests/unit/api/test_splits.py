@@ -51,6 +51,8 @@ UNDEPLOY = {
     "others take over": ({"1": 50, "2": 50}, ["1", "2", "3"], {"2": 70, "3": 30}, {"2": 70, "3": 30}),
     "others take over, and it gets 0": ({"1": 50, "2": 50}, ["1", "2"], {"1": 0, "2": 100}, {"2": 100}),
     "nobody knows": (None, ["1", "2"], {}, None),
+    "nobody knows, and the SDK makes one up": (None, ["1", "2", "3"], {"1": 0, "2": 1, "3": 1}, None),
+    "nobody knew, and it is told": (None, ["1", "2", "3"], {"2": 60, "3": 40}, {"2": 60, "3": 40}),
 }
 
 
