@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -54,6 +55,7 @@ def make_values() -> dict[str, str]:
         "storage_url": settings.STORAGE_URL_IN_CLUSTER,
         "storage_node_port": str(settings.STORAGE_NODE_PORT),
         "gateway_node_port": str(settings.GATEWAY_NODE_PORT),
+        "gateway_tls_node_port": str(settings.GATEWAY_TLS_NODE_PORT),
     }
 
 
@@ -110,6 +112,20 @@ def helm_environment(paths: Paths) -> dict[str, str]:
     home = paths.state / "helm"
     folders = {f"HELM_{kind}_HOME": str(home / kind.lower()) for kind in ("CACHE", "CONFIG", "DATA")}
     return {**os.environ, **folders, "KUBECONFIG": str(paths.kubeconfig)}
+
+
+def apply_gateway(paths: Paths) -> None:
+    """Applies the gateways, and the certificate by which clients know the public one."""
+    apply(paths, "gateway")
+    files = {"tls.crt": paths.pki / "gateway.crt", "tls.key": paths.pki / "gateway.key"}
+    secret = {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": "gateway-certificate", "namespace": "pierhead-system"},
+        "type": "kubernetes.io/tls",
+        "stringData": {name: path.read_text() for name, path in files.items()},
+    }
+    kube.apply(paths, json.dumps(secret))
 
 
 def apply(paths: Paths, *names: str) -> None:

@@ -48,6 +48,7 @@ class Target:
     url: str
     storage_env: Mapping[str, str]
     private_gateway: tuple[str, str] | None = None
+    tls_address: str = ""  # HOST:PORT at which the Gateway answers over TLS, if it does
     openvino_image: str = ""  # of versions with runtime OpenVINO; server_image has them where it is empty
     envoy_gateway: bool = False  # whether the Gateway is Envoy Gateway's
 
@@ -65,8 +66,12 @@ def make_values(target: Target) -> dict[str, Any]:
     private = target.private_gateway
     return {
         "operator": {"image": target.operator_image},
-        # What Google's own examples name.
-        "api": {"locations": ["us-central1"]},
+        "api": {
+            "locations": ["us-central1"],  # what Google's own examples name
+            # Whoever reaches the gateway of one's own machine may predict: written, since it is not the default.
+            "authorization": "none",
+            "dedicatedEndpointDns": target.tls_address,
+        },
         "machines": {"machineTypes": {name: {"resources": SERVER_RESOURCES} for name in SMALL_MACHINES}},
         "server": {
             "image": target.server_image,
@@ -102,6 +107,7 @@ def find_local(*, metrics: bool = False) -> Target:
         openvino_image=images.build_server_openvino(),
         gateway=("pierhead-system", "pierhead"),
         url=cluster.gateway_url,
+        tls_address=settings.GATEWAY_TLS_ADDRESS,
         storage_env={"STORAGE_EMULATOR_HOST": settings.STORAGE_URL_IN_CLUSTER},
         private_gateway=("pierhead-system", "pierhead-private"),
         envoy_gateway=True,

@@ -59,6 +59,7 @@ class Cluster:
 
     kubeconfig: Path
     gateway_url: str
+    certificate_authority: Path  # of who answers over TLS
     storage_url: str
     kubectl: Path
     helm: Path
@@ -69,6 +70,7 @@ class Cluster:
         return {
             "KUBECONFIG": str(self.kubeconfig),
             "PIERHEAD_URL": self.gateway_url,
+            "PIERHEAD_CA": str(self.certificate_authority),
             "PATH": os.pathsep.join(filter(None, folders)),
         }
 
@@ -121,6 +123,7 @@ def describe(paths: Paths) -> Cluster:
     return Cluster(
         kubeconfig=paths.kubeconfig,
         gateway_url=settings.GATEWAY_URL,
+        certificate_authority=paths.pki / "ca.crt",
         storage_url=settings.STORAGE_URL,
         kubectl=go_build.KUBE.binary(paths, "kubectl"),
         helm=go_build.HELM.binary(paths, "helm"),
@@ -256,7 +259,7 @@ def _bring_up_gateway_itself(paths: Paths) -> None:
         # Helm installs these first, then waits for a job that makes certificates: the Gateway need not wait for it.
         established = [partial(api.has_condition, path, "Established") for path in addons.CRD_PATHS]
         _wait(paths, "the gateway's CRDs", lambda: all(crd() for crd in established), 120)
-    addons.apply(paths, "gateway")
+    addons.apply_gateway(paths)
     _bring_up(paths, "gateway", addons.GATEWAY_PATH, "Programmed")
 
 

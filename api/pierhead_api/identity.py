@@ -80,8 +80,8 @@ def _is_loopback(url: str) -> bool:
 class AnonymousToken:
     """The token of one ServiceAccount, asked for when it is needed and renewed in time."""
 
-    def __init__(self, kubernetes: Kubernetes, account: str, clock: Callable[[], float] = time.monotonic) -> None:
-        """`account` is NAMESPACE/NAME."""
+    def __init__(self, kubernetes: Kubernetes, account: str, clock: Callable[[], float] = time.time) -> None:
+        """`account` is NAMESPACE/NAME. `clock` goes on while a laptop sleeps: its token then runs out, too."""
         self._kubernetes = kubernetes
         self._namespace, _, self._name = account.partition("/")
         self._clock = clock

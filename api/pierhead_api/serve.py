@@ -4,22 +4,21 @@ import asyncio
 import logging
 import socket
 from collections.abc import Sequence
-from functools import partial
 from types import FrameType
 
 import uvicorn
 
-from pierhead_api.access import Access, Asked, Authentication
+from pierhead_api.access import Access, Authentication
 from pierhead_api.app import Application, Parts
 from pierhead_api.assembly import assemble
 from pierhead_api.authorize import Authorizer
 from pierhead_api.bounded_http import BoundedHttpProtocol
-from pierhead_api.cluster import Cluster
 from pierhead_api.forward import Forwarder, Locate, connect_pods, locate_service
 from pierhead_api.identity import AnonymousToken, Identity
-from pierhead_api.kubernetes_api import Kubernetes, connect
+from pierhead_api.kubernetes_api import connect
 from pierhead_api.metrics import Metrics
 from pierhead_api.names import Projects
+from pierhead_api.reviews import Reviews
 from pierhead_api.route_table import RouteTable
 from pierhead_api.settings import ApiSettings
 from pierhead_api.unrouted import Gateway, Unrouted
@@ -97,10 +96,11 @@ async def serve(settings: ApiSettings, locate: Locate) -> None:
         duty = Duty(watches)
         metrics, projects = Metrics(), Projects(settings.projects, settings.locations)
         identity = Identity(AnonymousToken(kubernetes, settings.anonymous).get if settings.anonymous else None)
-        access = Access(partial(ask_may_predict, kubernetes))
+        reviews = Reviews(kubernetes, settings.audience)
+        access = Access(reviews.may_predict)
         parts = Parts(
             identity=identity,
-            authentication=Authentication(partial(ask_who, kubernetes)),
+            authentication=Authentication(reviews.find_user),
             projects=projects,
             authorizer=Authorizer(identity, access, projects, table),
             unrouted=Unrouted(table, projects, find_gateway(settings)),
@@ -124,16 +124,6 @@ def find_gateway(settings: ApiSettings) -> Gateway:
     if settings.provider != "gateway-api":
         return Gateway.NONE
     return Gateway.ASKING if settings.authorization == "gateway" else Gateway.OPEN
-
-
-async def ask_may_predict(kubernetes: Kubernetes, token: str, asked: Asked) -> bool:
-    """By the API server's word, with the caller's own token."""
-    return await Cluster(kubernetes, token).may("predict", asked.resource, asked.namespace, asked.name)
-
-
-async def ask_who(kubernetes: Kubernetes, token: str) -> str:
-    """The name of whom the API server takes a token for; raises UnauthenticatedError."""
-    return await Cluster(kubernetes, token).find_user()
 
 
 def run(settings: ApiSettings, locate: Locate = locate_service) -> None:

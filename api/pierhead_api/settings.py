@@ -32,6 +32,9 @@ class ApiSettings(BaseModel):
     authorization: Literal["none", "gateway"] = Field(
         "none", description="Whether the gateway asks about each prediction; where not, it lets all of them pass."
     )
+    audience: str = Field(
+        "", description="The audience of tokens that are for predictions alone; none are taken where it is empty."
+    )
     dedicated_endpoint_dns: str = Field(
         "", description="HOST:PORT where clients find an endpoint that asked for an address of its own."
     )

@@ -217,7 +217,7 @@ class Reconciler:
         problem = refused or explain_endpoint(endpoint, traffic, self.settings) or untaken
         # The API, which goes by the status, sends no copies.
         uncopied = explain_mirror(endpoint, traffic) if routing.split_kind(self.settings) else None
-        carried = Carried(split, problem, uncopied)
+        carried = Carried(split, problem, uncopied, is_open=routing.is_open(self.settings))
         path = routing.predict_path(endpoint, self.settings)
         status = compute_endpoint_status(endpoint, traffic, carried, path, self.clock())
         judged = judge_operations(endpoint, status, traffic, self.clock())

@@ -117,6 +117,8 @@ class GatewayReference(_Settings):
 
     namespace: str
     name: str
+    section_name: str | None = Field(None, description="The listener; all of them if left out.")
+    hostnames: list[str] = Field(default_factory=list, description="That routes answer; the listener's if left out.")
 
 
 class IstioSettings(_Settings):
@@ -141,6 +143,7 @@ class RoutingSettings(_Settings):
         False,
         description="Whether the gateway-api Gateways lead to the API what has no route: it says that nobody serves.",
     )
+    open: bool = Field(False, description="Whether the gateway lets predictions pass without asking who may.")
     istio: IstioSettings | None = None
     private_istio: IstioSettings | None = Field(None, description="The same for Endpoints of access Private.")
 

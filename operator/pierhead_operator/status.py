@@ -33,6 +33,7 @@ AVAILABLE = "Available"  # DeployedModel: at least one pod answers predictions, 
 PROGRESSING = "Progressing"  # what the spec asks for is on its way
 STALLED = "Stalled"  # it will not come by itself: somebody must act (kstatus calls it failed)
 TRAFFIC_APPLIED = "TrafficApplied"  # Endpoint: the gateway has taken the effective split
+OPEN = "Open"  # Endpoint, and True where it is there: whoever reaches the gateway may predict
 SCALING_ACTIVE = "ScalingActive"  # DeployedModel with an autoscaler: it can tell how many replicas are wanted
 
 # Ready=True
@@ -168,7 +169,7 @@ class Event:
 
 
 # Those that Pierhead writes: others may write conditions of their own beside them.
-CONDITIONS = frozenset({READY, AVAILABLE, PROGRESSING, STALLED, TRAFFIC_APPLIED, SCALING_ACTIVE})
+CONDITIONS = frozenset({READY, AVAILABLE, PROGRESSING, STALLED, TRAFFIC_APPLIED, OPEN, SCALING_ACTIVE})
 
 
 def keep_own(status: S) -> S:
@@ -538,6 +539,7 @@ class Carried:
     split: Split  # by which predictions go now
     problem: Finding | None  # what keeps the gateway from taking the effective split, if anything
     uncopied: Finding | None = None  # why nobody gets the copies that the spec asks for, if it does
+    is_open: bool = False  # to whoever reaches the gateway
 
 
 def compute_endpoint_status(
@@ -551,11 +553,13 @@ def compute_endpoint_status(
         failure = problem
     failure = failure or carried.uncopied
     applied = Finding(REASON_TRAFFIC_APPLIED, _render_split(carried.split) or "nobody serves")
+    is_open = Finding("NotAuthorized", "whoever reaches the gateway may predict: the chart's api.authorization is none")
     return EndpointStatus(
         observed_generation=endpoint.metadata.generation,
         conditions=[
             judge(READY, failure is None, failure or applied, endpoint, now),
             judge(TRAFFIC_APPLIED, problem is None, problem or applied, endpoint, now),
+            *([judge(OPEN, True, is_open, endpoint, now)] if carried.is_open else []),
             *judge_progress(failure, endpoint, now),
         ],
         predict_path=predict_path,

@@ -40,15 +40,19 @@ ISTIO = ("routing.provider=istio", "routing.istio.gateways={gateways/public}")
         (["api.locations={US}"], "/api/locations"),
         (["api.locations={a,b,c,d,e,f,g,h,i,j}"], "'/api/locations': maxItems: got 10, want 9"),
         (["api.anonymous=laptop"], "/api/anonymous"),
-        (["api.authorization=gateway"], "/routing/provider"),
+        ([*GATEWAY], "api.authorization: gateway needs a Gateway that asks the API"),
+        ([*ISTIO], "api.authorization: gateway needs provider, namespace and selector in api.istioAuthorization"),
+        ([*ISTIO, "api.istioAuthorization.provider=x"], "in api.istioAuthorization"),
+        (
+            [*GATEWAY, "routing.envoyGateway=true", "api.enabled=false"],
+            "which api.enabled: false leaves out. To let whoever reaches the gateway predict, write api.authorization: none",
+        ),
         (["monitoring.alerts=true"], "additional properties 'alerts'"),
         (["monitoring.prometheusRule.runbooks=wiki"], "/monitoring/prometheusRule/runbooks"),
         ([*GATEWAY, "networkPolicy.enabled=true"], "/networkPolicy/gateways"),
         (["monitoring.podMonitor.enabled=true", "networkPolicy.enabled=true"], "/networkPolicy/monitoring"),
         (["networkPolicy.gateways[0].pods=all"], "/networkPolicy/gateways/0"),
         (["networkPolicy.egress[0].to=all"], "/networkPolicy/egress/0/to"),
-        ([*GATEWAY, "api.authorization=gateway"], "/routing/envoyGateway"),
-        ([*ISTIO, "api.authorization=gateway"], "/api/istioAuthorization"),
     ],
 )
 def test_wrong_values_are_refused_with_their_name(cluster, settings, message):

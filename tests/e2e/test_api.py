@@ -1,10 +1,12 @@
 """The REST API behind the gateway: whose rights count, what it forwards, and what a gateway asks it."""
 
 import os
+import ssl
 
 import httpx
 import pytest
 
+from cluster.settings import API_URL, GATEWAY_TLS_ADDRESS
 from tests.audit import find_refused, find_used_rights, make_user
 from tests.chart import upgraded
 from tests.e2e.conftest import ECHO_BODY, RESOURCES, make_deployed_model, make_echo_model, make_endpoint, make_owner
@@ -96,14 +98,34 @@ def test_answer_names_the_location_that_was_asked_for(owned, location):
     assert raw.headers["X-Vertex-AI-Model"] == model
 
 
+def test_token_for_predictions_alone_is_good_for_nothing_else(owned, stranger):
+    kubectl, owner = owned
+    bound = kubectl("create", "token", "owner", "--audience", "pierhead").strip()
+    at = f"/v1beta1/projects/{kubectl.namespace}/locations/us-central1"
+    _wait_served(f"{at}/endpoints")
+    answer = ask("POST", f"{at}/endpoints/photos:predict", bound, ECHO_BODY)
+    assert (answer.status_code, answer.json()["deployedModelId"]) == (200, "photos"), answer.text
+    assert ask("POST", f"{at.replace(kubectl.namespace, 'default')}/endpoints/x:predict", bound).status_code == 403
+    refused = ask("GET", f"{at}/endpoints", bound)
+    assert (refused.status_code, "is for predictions" in refused.text) == (401, True)
+    trusted = ssl.create_default_context(cafile=os.environ["PIERHEAD_CA"])
+    elsewhere = httpx.get(f"{API_URL}/api", headers={"Authorization": f"Bearer {bound}"}, verify=trusted)
+    assert elsewhere.status_code == 401, "Kubernetes takes it itself"
+    other = kubectl("create", "token", "owner", "--audience", "elsewhere").strip()
+    assert ask("POST", f"{at}/endpoints/photos:predict", other, ECHO_BODY).status_code == 401
+
+
 @pytest.mark.exclusive
 def test_gateway_asks_who_may_predict(owned, stranger):
     kubectl, owner = owned
+    bound = kubectl("create", "token", "owner", "--audience", "pierhead").strip()
     local, *others = _predict_paths(kubectl.namespace, "local")
-    with upgraded("api.authorization=gateway", "api.replicas=2"):
+    with upgraded("api.authorization=gateway"):
         wait_until("the gateway asks", lambda: ask("POST", local, content=ECHO_BODY).status_code == 401, 60)
+        wait_until("nobody may any more", lambda: not kubectl.condition("endpoint", "photos", "Open"), 30)
         for path in (local, *others, _predict_paths(kubectl.namespace, "us-central1")[0]):
             assert ask("POST", path, owner, ECHO_BODY).status_code == 200, path
+            assert ask("POST", path, bound, ECHO_BODY).status_code == 200, path
             refused = ask("POST", path, stranger, ECHO_BODY)
             assert (refused.status_code, refused.json()["error"]["status"]) == (403, "PERMISSION_DENIED"), path
             assert ask("POST", path, content=ECHO_BODY).status_code == 401, path
@@ -111,10 +133,51 @@ def test_gateway_asks_who_may_predict(owned, stranger):
         assert ask("GET", management, owner).status_code == 200
         assert ask("GET", management, stranger).status_code == 403
     wait_until("the gateway asks no more", lambda: ask("POST", local, content=ECHO_BODY).status_code == 200, 60)
+    wait_until("everybody may, which is told", lambda: kubectl.condition("endpoint", "photos", "Open"), 30)
+
+
+@pytest.mark.exclusive
+def test_listener_of_its_own_leaves_others_alone(owned):
+    """Tokens come by TLS alone; and other teams' applications do not wait for the API."""
+    kubectl, owner = owned
+    path = _predict_paths(kubectl.namespace, "local")[0]
+    elsewhere = {
+        "apiVersion": "gateway.networking.k8s.io/v1",
+        "kind": "HTTPRoute",
+        "metadata": {"name": "elsewhere"},
+        "spec": {
+            "parentRefs": [{"namespace": SYSTEM.namespace, "name": "pierhead", "sectionName": "http"}],
+            "rules": [
+                {
+                    "matches": [{"path": {"type": "PathPrefix", "value": "/elsewhere"}}],
+                    "filters": [{"type": "RequestRedirect", "requestRedirect": {"statusCode": 302, "port": 1}}],
+                }
+            ],
+        },
+    }
+    kubectl.apply(elsewhere)
+    trusted = ssl.create_default_context(cafile=os.environ["PIERHEAD_CA"])
+    headers = {"Authorization": f"Bearer {owner}"}
+    with (
+        upgraded("api.authorization=gateway", "routing.gateway.sectionName=https"),
+        httpx.Client(base_url=f"https://{GATEWAY_TLS_ADDRESS}", verify=trusted, headers=headers, timeout=60) as client,
+    ):
+        wait_until("plain HTTP has no predictions", lambda: ask("POST", path, owner, ECHO_BODY).status_code == 404, 60)
+        wait_until("TLS has", lambda: client.post(path, content=ECHO_BODY).status_code == 200, 60)
+        assert client.post(path, content=ECHO_BODY, headers={"Authorization": ""}).status_code == 401
+        assert client.get(path.rpartition("/")[0]).status_code == 200
+        SYSTEM("scale", "deployment", API, "--replicas", "0")
+        wait_until("nobody answers the gateway", lambda: client.post(path, content=ECHO_BODY).status_code == 503, 60)
+        assert ask("GET", "/elsewhere").status_code == 302
+    wait_until("plain HTTP has them again", lambda: ask("POST", path, content=ECHO_BODY).status_code == 200, 60)
 
 
 def test_api_itself_uses_the_rights_that_it_has(owned):
     user = make_user(SYSTEM.namespace, API)
     watched = {("pierhead.dev", plural, verb) for plural in RESOURCES[:3] for verb in ("list", "watch")}
-    assert find_used_rights(user) == watched
+    reviewed = {
+        ("authentication.k8s.io", "tokenreviews", "create"),
+        ("authorization.k8s.io", "subjectaccessreviews", "create"),
+    }
+    assert find_used_rights(user) == watched | reviewed
     assert not find_refused(user)

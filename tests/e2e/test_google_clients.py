@@ -1,4 +1,7 @@
-"""Google's own clients, unchanged, against the REST API: each lives a life, side by side with the others."""
+"""Google's own clients, unchanged, against the REST API: each lives a life, side by side with the others.
+
+The gateway asks who may predict, as an installation has it that says nothing else.
+"""
 
 import json
 import os
@@ -13,8 +16,12 @@ import skimage.data
 
 from cluster.settings import STORAGE_URL
 from tests.batch import Storage, make_picture
+from tests.chart import upgraded
 from tests.e2e.conftest import make_owner
 from tests.kube import Kubectl, scratch_namespace
+
+# The gateway asks about everybody's predictions meanwhile.
+pytestmark = pytest.mark.exclusive
 
 CLIENTS = Path(__file__).parent / "clients"
 PICTURE = Path(skimage.data.__file__).parent / "coffee.png"
@@ -43,6 +50,7 @@ class Life:
 def lives(cluster):
     """The programs of all clients by name, each in a project of its own."""
     with ExitStack() as stack:
+        stack.enter_context(upgraded("api.authorization=gateway"))
         storage = stack.enter_context(Storage.connected())
         line = json.dumps({"content": "gs://{}/coffee.jpg"})
         for name in ("sdk", "node"):
@@ -61,6 +69,7 @@ def _begin(stack, name, command):
         **os.environ,
         "TOKEN": kubectl("create", "token", "owner").strip(),
         "STORAGE_EMULATOR_HOST": STORAGE_URL,
+        "REQUESTS_CA_BUNDLE": os.environ["PIERHEAD_CA"],
     }
     process = subprocess.Popen(
         [*command, address, kubectl.namespace, str(PICTURE)],
@@ -80,6 +89,7 @@ def test_python_sdk(lives):
     assert seen["candidate"] == "2"
     assert seen["prediction"] == ["espresso"]
     assert seen["answered_by_version"] == "1"
+    assert seen["raw"] == ["https", 200, 1]
     assert seen["split"] == [80, 20]
     assert seen["listed"] == [seen["endpoint"]]
     assert seen["refused"] == 400

@@ -205,6 +205,32 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end }}
 
+{{/* Predictions are open to whoever reaches the gateway only where that is written. */}}
+{{- define "pierhead.checkAuthorization" -}}
+{{- $open := "To let whoever reaches the gateway predict, write api.authorization: none." }}
+{{- $asks := and (ne .Values.routing.provider "none") (eq .Values.api.authorization "gateway") }}
+{{- if and $asks (not .Values.api.enabled) }}
+{{- fail (printf "api.authorization: gateway has the gateway ask the API, which api.enabled: false leaves out. %s" $open) }}
+{{- end }}
+{{- if and $asks (eq .Values.routing.provider "gateway-api") (not .Values.routing.envoyGateway) }}
+{{- fail (printf "api.authorization: gateway needs a Gateway that asks the API about each prediction: Envoy Gateway, with routing.envoyGateway: true. %s" $open) }}
+{{- end }}
+{{- $istio := .Values.api.istioAuthorization | default dict }}
+{{- if and $asks (eq .Values.routing.provider "istio") (not (and $istio.provider $istio.namespace $istio.selector)) }}
+{{- fail (printf "api.authorization: gateway needs provider, namespace and selector in api.istioAuthorization, by which Istio asks the API about each prediction. %s" $open) }}
+{{- end }}
+{{- end }}
+
+{{/* That of tokens for predictions alone: to review tokens is a right in the cluster, which an installation of some namespaces has not. */}}
+{{- define "pierhead.audience" -}}
+{{- if not .Values.watchNamespaces }}{{ .Values.api.audience }}{{ end }}
+{{- end }}
+
+{{/* A Gateway, as a route's parent. */}}
+{{- define "pierhead.parentRef" -}}
+{group: gateway.networking.k8s.io, kind: Gateway, namespace: {{ .namespace }}, name: {{ .name }}{{ with .sectionName }}, sectionName: {{ . }}{{ end }}}
+{{- end }}
+
 {{/* What the API may do itself: see who serves what. All else it does with the caller's own token. */}}
 {{- define "pierhead.apiRules" -}}
 - apiGroups: [pierhead.dev]

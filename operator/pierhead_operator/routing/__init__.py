@@ -46,6 +46,7 @@ __all__ = [
     "fit_split",
     "gateway_of",
     "is_offered",
+    "is_open",
     "keep_address",
     "keep_split",
     "make_endpoint_routes",
@@ -78,6 +79,11 @@ def route_kinds(settings: OperatorSettings) -> frozenset[str]:
 def split_kind(settings: OperatorSettings) -> str | None:
     """The kind of the route that carries an endpoint's split; None where the API forwards by the status."""
     return {"gateway-api": "HTTPRoute", "istio": "VirtualService"}.get(settings.routing.provider)
+
+
+def is_open(settings: OperatorSettings) -> bool:
+    """Whether whoever reaches the gateway may predict."""
+    return settings.routing.open and split_kind(settings) is not None
 
 
 def predict_path(endpoint: Endpoint, settings: OperatorSettings) -> str:

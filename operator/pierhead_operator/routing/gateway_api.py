@@ -59,12 +59,12 @@ def make_request_limit(endpoint: Endpoint, max_bytes: int) -> Manifest:
 
 def _make_http_route(metadata: Manifest, rules: Sequence[Rule], gateway: GatewayReference) -> Manifest:
     parent = {"group": _GROUP, "kind": "Gateway", "namespace": gateway.namespace, "name": gateway.name}
-    return {
-        "apiVersion": f"{_GROUP}/v1",
-        "kind": "HTTPRoute",
-        "metadata": metadata,
-        "spec": {"parentRefs": [parent], "rules": [_make_rule(rule) for rule in rules]},
-    }
+    if gateway.section_name:
+        parent["sectionName"] = gateway.section_name
+    spec: Manifest = {"parentRefs": [parent], "rules": [_make_rule(rule) for rule in rules]}
+    if gateway.hostnames:
+        spec["hostnames"] = gateway.hostnames
+    return {"apiVersion": f"{_GROUP}/v1", "kind": "HTTPRoute", "metadata": metadata, "spec": spec}
 
 
 def _make_rule(rule: Rule) -> Manifest:

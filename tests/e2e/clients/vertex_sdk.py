@@ -1,7 +1,8 @@
 """The life of an endpoint as a user of Vertex AI's Python SDK writes it; nothing here knows of Pierhead.
 
 `python vertex_sdk.py ADDRESS PROJECT PICTURE` with the token in TOKEN and, for the job's output, the storage's address in
-STORAGE_EMULATOR_HOST. Prints what it sees as one line of JSON.
+STORAGE_EMULATOR_HOST, and the authority of the address' certificate in REQUESTS_CA_BUNDLE. Prints what it sees as one
+line of JSON.
 """
 
 import base64
@@ -41,12 +42,17 @@ def main(address, project, picture):
     seen["versions"] = [first.version_id, second.version_id]
     seen["candidate"] = aiplatform.Model(f"{first.name}@candidate").version_id
 
-    endpoint = aiplatform.Endpoint.create(display_name="Photos", labels={"team": "a"})
+    endpoint = aiplatform.Endpoint.create(
+        display_name="Photos", labels={"team": "a"}, dedicated_endpoint_enabled=True
+    )
     endpoint.deploy(first, deployed_model_display_name="blue", min_replica_count=1)
     answer = endpoint.predict([instance], parameters={"maxPredictions": 1})
     [prediction] = answer.predictions
     seen["prediction"] = prediction["displayNames"]
     seen["answered_by_version"] = answer.model_version_id
+    # To the endpoint's own address, over TLS.
+    raw = endpoint.raw_predict(json.dumps({"instances": [instance]}).encode(), {"Content-Type": "application/json"})
+    seen["raw"] = [raw.url.partition(":")[0], raw.status_code, len(raw.json()["predictions"])]
 
     endpoint.deploy(second, deployed_model_display_name="green", traffic_percentage=20)
     blue, green = sorted(endpoint.list_models(), key=lambda deployed: deployed.display_name)
