@@ -8,7 +8,7 @@ from pathlib import Path
 from pierhead_operator import logs
 
 from pierhead_api import settings as api_settings
-from pierhead_api.serve import run
+from pierhead_api.serve import Part, run
 
 
 def main() -> None:
@@ -16,10 +16,16 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     parser = argparse.ArgumentParser(prog="pierhead-api", description=__doc__)
     parser.add_argument("--config", type=Path, required=True, help="the settings, as the chart writes them")
+    parser.add_argument(
+        "--serve", choices=[part.value for part in Part], default=Part.ALL.value, help="of several processes, which part"
+    )
     parser.add_argument("--log-format", choices=("json", "text"), default="json", help="how each line is written")
     arguments = parser.parse_args()
     logs.configure_logging(json=arguments.log_format == "json")
-    run(api_settings.load(arguments.config))
+    settings, part = api_settings.load(arguments.config), Part(arguments.serve)
+    if part is Part.PREDICTIONS and not settings.management:
+        parser.error("--serve predictions needs `management` in the settings: where management calls are answered")
+    run(settings, part=part)
 
 
 if __name__ == "__main__":

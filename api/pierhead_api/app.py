@@ -13,18 +13,19 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.routing import Route, Router
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pierhead_api.access import Authentication
 from pierhead_api.authorize import Authorizer
 from pierhead_api.bodies import Bodies
 from pierhead_api.errors import ApiError, NotFoundError, UnavailableError, UnimplementedError, UnservedError
-from pierhead_api.forward import BrokenAnswerError, Forwarder
+from pierhead_api.forward import Forwarder
 from pierhead_api.identity import Identity
 from pierhead_api.metrics import Metrics
 from pierhead_api.names import Place, Projects
 from pierhead_api.predictions import Prediction, parse_prediction
 from pierhead_api.routes import OPERATION_VERBS, VERBS, Body, Request, Services, Verb
+from pierhead_api.streaming import BrokenAnswerError
 from pierhead_api.transport import (
     CallerGoneError,
     MethodNotAllowedError,
@@ -46,6 +47,7 @@ _UNSERVED = "unserved"  # a resource for the metrics, and for the alert that doe
 _MOST_PATH = 500  # characters of a path in a line of the log
 _AUTHORIZE = "/authorize"
 _PRIVATE = "/private"  # where the private gateway leads, to which nothing else of the API is open
+_PROBES = ("/healthz", "/readyz", "/metrics")
 _PROJECT = "/projects/{project:part}"
 _BETA = "/v1beta1/"
 _PREFIXES = {"/v1": VERBS, "/v1beta1": VERBS, "/ui": OPERATION_VERBS}
@@ -88,6 +90,7 @@ class Parts:
     metrics: Metrics
     make_services: MakeServices  # of a token
     explain_unready: Callable[[], str]  # empty once requests are welcome
+    management: ASGIApp | None = None  # who answers all else than predictions; None: this process itself
 
 
 @dataclass
@@ -99,14 +102,16 @@ class _Seen:
     code: int = 0  # 0 while nothing was answered
     user: str = ""  # as Kubernetes knows the caller, where it was asked
     managed: bool = False  # whether it is no prediction
+    relayed: bool = False  # whether another process answered, which tells of it
 
 
 class Application:
     """The whole API, as an ASGI application."""
 
     def __init__(self, parts: Parts) -> None:
-        self._parts = parts
-        self._management = _make_management(parts)
+        self.parts = parts
+        self._probes = _make_probes(parts)
+        self._management = parts.management or _make_management(parts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers a request, whatever happens."""
@@ -115,7 +120,7 @@ class Application:
         async def tell(message: Message) -> None:
             if message["type"] == "http.response.start":
                 seen.code = message["status"]
-                if self._parts.explain_unready():
+                if self.parts.explain_unready():
                     # The caller's next request goes to a new connection, and so to a process that stays.
                     message["headers"] = [*message["headers"], (b"connection", b"close")]
             await send(message)
@@ -136,9 +141,10 @@ class Application:
                 seen.resource = _UNSERVED
             await _refuse(error, scope, receive, tell)
         finally:
-            self._parts.metrics.observe(seen.verb, seen.resource, seen.code, time.monotonic() - started)
-            if seen.managed or seen.code in _REFUSALS:
-                _audit(scope, seen)
+            if not seen.relayed:
+                self.parts.metrics.observe(seen.verb, seen.resource, seen.code, time.monotonic() - started)
+                if seen.managed or seen.code in _REFUSALS:
+                    _audit(scope, seen)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         path: str = scope["path"]
@@ -149,6 +155,8 @@ class Application:
             await self._refuse_private(path.removeprefix(_PRIVATE), scope)
         elif path == _AUTHORIZE or path.startswith(f"{_AUTHORIZE}/"):
             await self._authorize(path.removeprefix(_AUTHORIZE), scope, receive, send)
+        elif path in _PROBES:
+            await self._probes(scope, receive, send)
         else:
             await self._management(scope, receive, send)
 
@@ -156,11 +164,11 @@ class Application:
         seen: _Seen = scope["pierhead"]
         seen.verb, seen.resource = prediction.verb, prediction.resource
         _check_method(scope)
-        unrouted, path = self._parts.unrouted, scope["path"]
+        unrouted, path = self.parts.unrouted, scope["path"]
         unrouted.check_served(prediction, path)
         with unrouted.asking(prediction, path):
-            namespace = await self._parts.authorizer.check(prediction, dict(scope["headers"]))
-        await self._parts.forwarder.forward(prediction, namespace, scope, receive, send)
+            namespace = await self.parts.authorizer.check(prediction, dict(scope["headers"]))
+        await self.parts.forwarder.forward(prediction, namespace, scope, receive, send)
 
     async def _refuse_private(self, path: str, scope: Scope) -> None:
         """Why the private gateway has no route for a path: raises ApiError."""
@@ -170,15 +178,15 @@ class Application:
         seen: _Seen = scope["pierhead"]
         seen.verb, seen.resource = prediction.verb, prediction.resource
         _check_method(scope)
-        if self._parts.unrouted.asks:
-            await self._parts.authorizer.check(prediction, dict(scope["headers"]))
-        raise self._parts.unrouted.explain_private(prediction, path)
+        if self.parts.unrouted.asks:
+            await self.parts.authorizer.check(prediction, dict(scope["headers"]))
+        raise self.parts.unrouted.explain_private(prediction, path)
 
     async def _authorize(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
         """What a gateway asks before it sends a request on."""
         seen: _Seen = scope["pierhead"]
         seen.verb, seen.resource = "authorize", "predictions"
-        await self._parts.authorizer.check_for_gateway(path, dict(scope["headers"]))
+        await self.parts.authorizer.check_for_gateway(path, dict(scope["headers"]))
         await Response()(scope, receive, send)
 
 
@@ -195,8 +203,8 @@ def _check_method(scope: Scope) -> None:
         raise MethodNotAllowedError("predictions are asked for by POST")
 
 
-def _make_management(parts: Parts) -> Router:
-    """Everything but predictions. What it cannot answer, it raises."""
+def _make_probes(parts: Parts) -> Router:
+    """What Kubernetes and Prometheus ask."""
 
     async def healthz(_: HttpRequest) -> Response:
         return make_answer({"status": "ok"})
@@ -209,16 +217,18 @@ def _make_management(parts: Parts) -> Router:
     async def metrics(_: HttpRequest) -> Response:
         return Response(parts.metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
-    probes = {"/healthz": healthz, "/readyz": readyz, "/metrics": metrics}
+    answers = zip(_PROBES, (healthz, readyz, metrics), strict=True)
+    return Router([Route(path, answer, methods=["GET"]) for path, answer in answers], redirect_slashes=False)
+
+
+def _make_management(parts: Parts) -> Router:
+    """Everything but predictions. What it cannot answer, it raises."""
     bodies = Bodies()
-    verbs = [(prefix, verb) for prefix, served in _PREFIXES.items() for verb in served]
     return Router(
         [
-            *(Route(path, probe, methods=["GET"]) for path, probe in probes.items()),
-            *(
-                Route(f"{prefix}{_PROJECT}{verb.path}", _Managed(verb, parts, bodies), methods=[verb.method])
-                for prefix, verb in verbs
-            ),
+            Route(f"{prefix}{_PROJECT}{verb.path}", _Managed(verb, parts, bodies), methods=[verb.method])
+            for prefix, served in _PREFIXES.items()
+            for verb in served
         ],
         redirect_slashes=False,
     )

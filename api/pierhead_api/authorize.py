@@ -49,7 +49,7 @@ class Authorizer:
 
     def _meant(self, prediction: Prediction) -> set[str]:
         """The namespaces that a path may lead to: a gateway's routes know nothing of mapped projects."""
-        mapped = self._projects.find_namespace(prediction.project)
+        mapped = self._projects.find_mapped(prediction.project)
         return {mapped, prediction.project} if self._table.knows(prediction, prediction.project) else {mapped}
 
 

@@ -2,10 +2,10 @@
 
 import re
 import secrets
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Container, Mapping
 from dataclasses import dataclass
 
-from pierhead_api.errors import InvalidArgumentError, NotFoundError, PermissionDeniedError
+from pierhead_api.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError, PermissionDeniedError
 
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _VERSION = re.compile(r"[a-z0-9]([-a-zA-Z0-9]{0,126}[a-z0-9])?")  # or an alias, which may be longer than an id
@@ -44,15 +44,28 @@ class Place:
 class Projects:
     """Which namespaces projects are, and which locations there are."""
 
-    def __init__(self, namespaces: Mapping[str, str], locations: Collection[str]) -> None:
+    def __init__(
+        self, namespaces: Mapping[str, str], locations: Collection[str], overlaps: Container[str] = frozenset()
+    ) -> None:
+        """`overlaps` are mapped projects that have another namespace's name."""
         self._namespaces = namespaces
         self._locations = locations
+        self._overlaps = overlaps
 
     def find_namespace(self, project: str) -> str:
         """The namespace that a project's id or number is mapped to; its own name where it is not.
 
-        Raises PermissionDeniedError for a number that is not mapped, and for what is no namespace's name.
+        Raises PermissionDeniedError for a number that is not mapped, and for what is no namespace's name;
+        FailedPreconditionError where it might be either of two.
         """
+        if project in self._overlaps:
+            raise FailedPreconditionError(
+                f"project {project} is a namespace, and api.projects maps it to another one: give it another id there"
+            )
+        return self.find_mapped(project)
+
+    def find_mapped(self, project: str) -> str:
+        """The same, of two the one that it is mapped to."""
         if project in self._namespaces:
             return self._namespaces[project]
         if project.isdigit() or not _LABEL.fullmatch(project):

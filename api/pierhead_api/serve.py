@@ -4,6 +4,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import Sequence
+from enum import Enum
 from types import FrameType
 
 import uvicorn
@@ -16,8 +17,10 @@ from pierhead_api.bounded_http import BoundedHttpProtocol
 from pierhead_api.forward import Forwarder, Locate, connect_pods, locate_service
 from pierhead_api.identity import AnonymousToken, Identity
 from pierhead_api.kubernetes_api import connect
+from pierhead_api.management import Management
 from pierhead_api.metrics import Metrics
 from pierhead_api.names import Projects
+from pierhead_api.overlaps import Overlaps
 from pierhead_api.reviews import Reviews
 from pierhead_api.route_table import RouteTable
 from pierhead_api.settings import ApiSettings
@@ -31,6 +34,14 @@ _FINISH_SECONDS = 60
 # Longer than a gateway keeps an idle connection (Envoy: an hour), so that it is the gateway who closes: a request sent
 # into a connection that the server just closed is an error.
 _KEEP_ALIVE_SECONDS = 3900
+
+
+class Part(Enum):
+    """What one process serves."""
+
+    ALL = "all"
+    PREDICTIONS = "predictions"  # and what a gateway asks; management calls it hands on
+    MANAGEMENT = "management"
 
 
 class Server(uvicorn.Server):
@@ -88,13 +99,17 @@ class Duty:
         return ""
 
 
-async def serve(settings: ApiSettings, locate: Locate) -> None:
+async def serve(settings: ApiSettings, locate: Locate, part: Part = Part.ALL) -> None:
     """Serves until SIGTERM. `locate` tells where the pods of a DeployedModel answer."""
     table = RouteTable(offers_private=settings.provider == "none")
     async with connect() as kubernetes, connect_pods() as session:
-        watches = make_watches(kubernetes, table, settings.watch_namespaces)
+        # Who serves what is for predictions.
+        watches = [] if part is Part.MANAGEMENT else make_watches(kubernetes, table, settings.watch_namespaces)
         duty = Duty(watches)
-        metrics, projects = Metrics(), Projects(settings.projects, settings.locations)
+        mapped = [project for project, namespace in settings.projects.items() if project != namespace]
+        # Of an installation of some namespaces the chart knows which there are.
+        overlaps = Overlaps(kubernetes, [] if settings.watch_namespaces else mapped)
+        metrics, projects = Metrics(), Projects(settings.projects, settings.locations, overlaps)
         identity = Identity(AnonymousToken(kubernetes, settings.anonymous).get if settings.anonymous else None)
         reviews = Reviews(kubernetes, settings.audience)
         access = Access(reviews.may_predict)
@@ -108,12 +123,13 @@ async def serve(settings: ApiSettings, locate: Locate) -> None:
             metrics=metrics,
             make_services=assemble(kubernetes, projects, settings.dedicated_endpoint_dns),
             explain_unready=duty.explain_unready,
+            management=Management(session, settings.management) if part is Part.PREDICTIONS else None,
         )
         server = Server(Application(parts), duty, settings)
         with socket.create_server((settings.host, settings.port), backlog=2048) as port:
             logger.info("listening on %s:%d", *port.getsockname()[:2])
             async with asyncio.TaskGroup() as tasks:
-                watching = [tasks.create_task(watch.run()) for watch in watches]
+                watching = [tasks.create_task(one.run()) for one in (*watches, overlaps)]
                 await server.serve(sockets=[port])
                 for task in watching:
                     task.cancel()
@@ -126,9 +142,9 @@ def find_gateway(settings: ApiSettings) -> Gateway:
     return Gateway.ASKING if settings.authorization == "gateway" else Gateway.OPEN
 
 
-def run(settings: ApiSettings, locate: Locate = locate_service) -> None:
+def run(settings: ApiSettings, locate: Locate = locate_service, part: Part = Part.ALL) -> None:
     """`serve` in an event loop of its own."""
     # It says at its start and its end what is said here.
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     with asyncio.Runner(loop_factory=uvicorn.Config("", log_config=None).get_loop_factory()) as runner:
-        runner.run(serve(settings, locate))
+        runner.run(serve(settings, locate, part))

@@ -35,6 +35,11 @@ class ApiSettings(BaseModel):
     audience: str = Field(
         "", description="The audience of tokens that are for predictions alone; none are taken where it is empty."
     )
+    management: str = Field(
+        "",
+        pattern=r"^(https?://[^/]+)?$",
+        description="Where management calls are answered, for processes that serve predictions alone.",
+    )
     dedicated_endpoint_dns: str = Field(
         "", description="HOST:PORT where clients find an endpoint that asked for an address of its own."
     )

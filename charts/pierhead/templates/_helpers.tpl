@@ -205,6 +205,23 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end }}
 
+{{- define "pierhead.managementName" -}}
+{{- printf "%s-management" (include "pierhead.apiName" . | trunc 52 | trimSuffix "-") }}
+{{- end }}
+
+{{- define "pierhead.managementSelectorLabels" -}}
+app.kubernetes.io/name: pierhead-api-management
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{- define "pierhead.managementLabels" -}}
+{{ include "pierhead.managementSelectorLabels" . }}
+app.kubernetes.io/part-of: pierhead
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+{{- end }}
+
 {{/* Predictions are open to whoever reaches the gateway only where that is written. */}}
 {{- define "pierhead.checkAuthorization" -}}
 {{- $open := "To let whoever reaches the gateway predict, write api.authorization: none." }}
@@ -224,6 +241,17 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{/* That of tokens for predictions alone: to review tokens is a right in the cluster, which an installation of some namespaces has not. */}}
 {{- define "pierhead.audience" -}}
 {{- if not .Values.watchNamespaces }}{{ .Values.api.audience }}{{ end }}
+{{- end }}
+
+{{/* A project that is mapped to a namespace must not have another one's name: which of them a path means, nobody could say. */}}
+{{- define "pierhead.checkProjects" -}}
+{{- range $project, $namespace := .Values.api.projects }}
+{{- if ne (toString $project) $namespace }}
+{{- if or (has (toString $project) ($.Values.watchNamespaces | default list)) (lookup "v1" "Namespace" "" (toString $project)) }}
+{{- fail (printf "api.projects maps the project %s to the namespace %s, and there is a namespace %s: give the project another id" $project $namespace $project) }}
+{{- end }}
+{{- end }}
+{{- end }}
 {{- end }}
 
 {{/* A Gateway, as a route's parent. */}}
