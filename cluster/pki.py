@@ -53,7 +53,9 @@ CERTIFICATES = (
     Certificate("kube-router", "/CN=kube-router"),
     Certificate("kubelet", f"/O=system:nodes/CN=system:node:{settings.NODE_NAME}"),
     # The gateway's, for who speaks to it over TLS.
-    Certificate("gateway", "/CN=pierhead-gateway", usage="serverAuth", names=("DNS:localhost", f"IP:{settings.NODE_IP}")),
+    Certificate(
+        "gateway", "/CN=pierhead-gateway", usage="serverAuth", names=("DNS:localhost", f"IP:{settings.NODE_IP}")
+    ),
     # The apiserver checks the kubelet too (`kubectl logs`, `exec`), by the address it reaches it at.
     Certificate(
         "kubelet-server",

@@ -17,7 +17,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="pierhead-api", description=__doc__)
     parser.add_argument("--config", type=Path, required=True, help="the settings, as the chart writes them")
     parser.add_argument(
-        "--serve", choices=[part.value for part in Part], default=Part.ALL.value, help="of several processes, which part"
+        "--serve",
+        choices=[part.value for part in Part],
+        default=Part.ALL.value,
+        help="of several processes, which part",
     )
     parser.add_argument("--log-format", choices=("json", "text"), default="json", help="how each line is written")
     arguments = parser.parse_args()

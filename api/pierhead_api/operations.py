@@ -214,7 +214,10 @@ _ON_ITS_WAY = Outcome()
 
 
 def compute_operation(operation: Operation, seen: Seen, place: Place, parent: str) -> Body:
-    """Vertex AI's Operation, as `parent`'s: a location, an endpoint or a model. Raises NotFoundError where it is none."""
+    """Vertex AI's Operation, as `parent`'s: a location, an endpoint or a model.
+
+    Raises NotFoundError where it is none.
+    """
     outcome = _judge(operation, seen, place)
     created = operation.create_time
     generic = {

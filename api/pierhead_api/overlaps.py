@@ -38,7 +38,9 @@ class Overlaps:
         except NotFoundError:
             self._found.discard(project)
         except ApiError as error:
-            logger.warning("whether the project %s of api.projects is a namespace, too, is not known: %s", project, error)
+            logger.warning(
+                "whether the project %s of api.projects is a namespace, too, is not known: %s", project, error
+            )
         else:
             if project not in self._found:
                 logger.warning("the project %s of api.projects is a namespace, too: its calls are refused", project)

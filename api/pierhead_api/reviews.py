@@ -17,7 +17,7 @@ from pierhead_api.cluster import Cluster
 from pierhead_api.errors import PermissionDeniedError, UnauthenticatedError, UnavailableError
 from pierhead_api.kubernetes_api import Call, Kubernetes
 
-_TOKEN_REVIEWS = "/apis/authentication.k8s.io/v1/tokenreviews"
+_TOKEN_REVIEWS = "/apis/authentication.k8s.io/v1/tokenreviews"  # noqa: S105
 _ACCESS_REVIEWS = "/apis/authorization.k8s.io/v1/subjectaccessreviews"
 _USER = ("username", "uid", "groups", "extra")
 
@@ -34,7 +34,7 @@ class Reviews:
         """The name of whom the API server takes a token for; raises UnauthenticatedError."""
         if self._is_for_us(token):
             raise UnauthenticatedError(
-                f"a token of the audience {self._audience} is for predictions: this call needs one that Kubernetes takes"
+                f"a token of the audience {self._audience} is for predictions: this call needs one of Kubernetes'"
             )
         return await Cluster(self._kubernetes, token).find_user()
 

@@ -133,7 +133,9 @@ def _find_lack(begun: _Begun, status: EndpointStatus, traffic: Traffic) -> _Lack
         return _Lack(Finding(REASON_PROGRESSING, ""), None)
     if stalled and stalled.status == "True" and stalled.reason != REASON_UNREADABLE:
         return _Lack(Finding(stalled.reason, stalled.message), _AT_ONCE)
-    return _Lack(_explain_lateness(ready, record.timeout), begun.operation.create_time + timedelta(seconds=record.timeout))
+    return _Lack(
+        _explain_lateness(ready, record.timeout), begun.operation.create_time + timedelta(seconds=record.timeout)
+    )
 
 
 def _waits_for_traffic(dm: DeployedModel, status: EndpointStatus, traffic: Traffic) -> bool:

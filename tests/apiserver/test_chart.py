@@ -137,7 +137,7 @@ def test_private_gateway_leads_to_no_more_of_the_api_than_says_who_serves(cluste
 
 
 def _is_apis(document):
-    return document["metadata"].get("labels", {}).get("app.kubernetes.io/name") == "pierhead-api"
+    return document["metadata"].get("labels", {}).get("app.kubernetes.io/name", "").startswith("pierhead-api")
 
 
 def test_without_an_api_nothing_is_its_own(cluster):

@@ -2,6 +2,7 @@
 
 import os
 import ssl
+from contextlib import contextmanager
 
 import httpx
 import pytest
@@ -98,8 +99,8 @@ def test_answer_names_the_location_that_was_asked_for(owned, location):
     assert raw.headers["X-Vertex-AI-Model"] == model
 
 
-def test_token_for_predictions_alone_is_good_for_nothing_else(owned, stranger):
-    kubectl, owner = owned
+def test_token_for_predictions_alone_is_good_for_nothing_else(owned):
+    kubectl, _ = owned
     bound = kubectl("create", "token", "owner", "--audience", "pierhead").strip()
     at = f"/v1beta1/projects/{kubectl.namespace}/locations/us-central1"
     _wait_served(f"{at}/endpoints")
@@ -136,6 +137,30 @@ def test_gateway_asks_who_may_predict(owned, stranger):
     wait_until("everybody may, which is told", lambda: kubectl.condition("endpoint", "photos", "Open"), 30)
 
 
+@contextmanager
+def _without(deployment):
+    """A Deployment of the release has no pods meanwhile."""
+    replicas = SYSTEM.get("deployment", deployment)["spec"]["replicas"]
+    SYSTEM("scale", "deployment", deployment, "--replicas", "0")
+    try:
+        yield
+    finally:
+        SYSTEM("scale", "deployment", deployment, "--replicas", str(replicas))
+        SYSTEM("rollout", "status", f"deployment/{deployment}", "--timeout", "60s")
+
+
+@pytest.mark.exclusive
+def test_predictions_need_nobody_who_manages(owned):
+    kubectl, owner = owned
+    at = f"/v1beta1/projects/{kubectl.namespace}/locations/us-central1/endpoints"
+    _wait_served(at)
+    with _without(f"{API}-management"):
+        wait_until("nobody manages", lambda: ask("GET", at, owner).status_code == 503, 60)
+        assert ask("GET", at, owner).headers["Retry-After"] == "1"
+        assert ask("POST", f"{at}/photos:predict", owner, ECHO_BODY).status_code == 200
+    wait_until("somebody manages again", lambda: ask("GET", at, owner).status_code == 200, 60)
+
+
 @pytest.mark.exclusive
 def test_listener_of_its_own_leaves_others_alone(owned):
     """Tokens come by TLS alone; and other teams' applications do not wait for the API."""
@@ -166,9 +191,10 @@ def test_listener_of_its_own_leaves_others_alone(owned):
         wait_until("TLS has", lambda: client.post(path, content=ECHO_BODY).status_code == 200, 60)
         assert client.post(path, content=ECHO_BODY, headers={"Authorization": ""}).status_code == 401
         assert client.get(path.rpartition("/")[0]).status_code == 200
-        SYSTEM("scale", "deployment", API, "--replicas", "0")
-        wait_until("nobody answers the gateway", lambda: client.post(path, content=ECHO_BODY).status_code == 503, 60)
-        assert ask("GET", "/elsewhere").status_code == 302
+        with _without(API):
+            refused = lambda: client.post(path, content=ECHO_BODY).status_code == 503  # noqa: E731
+            wait_until("nobody answers the gateway", refused, 60)
+            assert ask("GET", "/elsewhere").status_code == 302
     wait_until("plain HTTP has them again", lambda: ask("POST", path, content=ECHO_BODY).status_code == 200, 60)
 
 

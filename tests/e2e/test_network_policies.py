@@ -116,7 +116,8 @@ def test_only_who_is_let_in_reaches_what_pierhead_runs(restricted, callers):
 
 
 def _check_own_pods(callers):
-    """The API is there for everybody; of the operator nobody but its node asks anything."""
+    """The API is there for everybody, and who manages for the API; of the operator nobody but its node asks anything."""
     assert _ask(callers, "stranger", "http://pierhead-api.pierhead-system.svc/healthz") == "200"
+    _wait_unreachable(callers, "stranger", "http://pierhead-api-management.pierhead-system.svc/healthz")
     operator = _find_address(SYSTEM, "app.kubernetes.io/name=pierhead-operator", 8081)
     _wait_unreachable(callers, "stranger", f"{operator}/healthz")

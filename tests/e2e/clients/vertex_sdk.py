@@ -42,9 +42,7 @@ def main(address, project, picture):
     seen["versions"] = [first.version_id, second.version_id]
     seen["candidate"] = aiplatform.Model(f"{first.name}@candidate").version_id
 
-    endpoint = aiplatform.Endpoint.create(
-        display_name="Photos", labels={"team": "a"}, dedicated_endpoint_enabled=True
-    )
+    endpoint = aiplatform.Endpoint.create(display_name="Photos", labels={"team": "a"}, dedicated_endpoint_enabled=True)
     endpoint.deploy(first, deployed_model_display_name="blue", min_replica_count=1)
     answer = endpoint.predict([instance], parameters={"maxPredictions": 1})
     [prediction] = answer.predictions

@@ -260,7 +260,10 @@ async def test_first_deployment_that_failed_leaves_the_next_one_all_traffic(endp
 
 async def test_deployment_may_take_as_long_as_its_version_says(endpoints, cluster, session):
     cluster.add(make_endpoint())
-    container = {"imageUri": "us-docker.pkg.dev/vertex-ai/prediction/pytorch-cpu.2-4:latest", "deploymentTimeout": "90s"}
+    container = {
+        "imageUri": "us-docker.pkg.dev/vertex-ai/prediction/pytorch-cpu.2-4:latest",
+        "deploymentTimeout": "90s",
+    }
     model = {"displayName": "x", "artifactUri": "gs://x", "containerSpec": container}
     await ModelService(session).upload(PLACE, {"modelId": "m", "model": model})
     await endpoints.deploy_model(PLACE, "7", {"deployedModel": {"model": f"{PARENT}/models/m", "id": "5"}})

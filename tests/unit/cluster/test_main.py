@@ -11,7 +11,9 @@ from cluster.up import Cluster
 
 
 def test_exports_survive_a_shell():
-    cluster = Cluster(Path("/a b/$x/kubeconfig"), "http://g", Path("/ca"), "http://s", Path("/k 1/kubectl"), Path("/h/helm"))
+    cluster = Cluster(
+        Path("/a b/$x/kubeconfig"), "http://g", Path("/ca"), "http://s", Path("/k 1/kubectl"), Path("/h/helm")
+    )
     script = "\n".join([*__main__.make_exports(cluster, "/bin:/usr/bin"), 'echo "$KUBECONFIG $PIERHEAD_URL $PATH"'])
     done = subprocess.run(["/bin/sh", "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "/a b/$x/kubeconfig http://g /k 1:/h:/bin:/usr/bin\n"

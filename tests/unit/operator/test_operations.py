@@ -67,7 +67,11 @@ def _decide(deployed, endpoint=None, split=None, now=NOW, **judged):
 SERVES = {"ready": True}
 ENDS = {
     "serves, and gets its traffic": ([_deployed(**SERVES)], {}, ""),
-    "serves, and wants no traffic": ([_deployed(**SERVES), make_deployed_model("b")], {"endpoint": _on(make_endpoint({"b": 100}))}, ""),
+    "serves, and wants no traffic": (
+        [_deployed(**SERVES), make_deployed_model("b")],
+        {"endpoint": _on(make_endpoint({"b": 100}))},
+        "",
+    ),
     "artifact not found": ([_deployed(ready=False, reason="ArtifactNotFound", stalled=True)], {}, "ArtifactNotFound"),
     "gateway refuses the route": (
         [_deployed(**SERVES)],
@@ -83,7 +87,11 @@ ENDS = {
         {"split": {}, "ready": False, "reason": "RoutePending", "now": LATE},
         "DeadlineExceeded",
     ),
-    "split never written": ([_deployed(**SERVES)], {"endpoint": make_endpoint(), "now": NOW + timedelta(minutes=10)}, "Aborted"),
+    "split never written": (
+        [_deployed(**SERVES)],
+        {"endpoint": make_endpoint(), "now": NOW + timedelta(minutes=10)},
+        "Aborted",
+    ),
 }
 
 

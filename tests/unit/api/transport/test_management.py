@@ -98,13 +98,17 @@ async def test_caller_who_leaves_ends_the_call(pods, client):
 
     async def wait(request):
         begun.set()
-        while request.transport and not request.transport.is_closing():
-            await asyncio.sleep(0.01)
-        ended.set()
-        return web.Response()
+        try:
+            await request.read()  # which never ends by itself
+        finally:
+            ended.set()
+
+    async def send():
+        yield b"{"
+        await asyncio.Event().wait()
 
     async with serving(wait) as url, listening(Front(pods, url).make_app(pods)) as api:
-        call = asyncio.create_task(client.get(f"{api}{PATH}", headers=CALLER))
+        call = asyncio.create_task(client.post(f"{api}{PATH}", data=send(), headers=CALLER))
         await begun.wait()
         call.cancel()
         await asyncio.wait({call})

@@ -29,10 +29,9 @@ async def test_it_looks_at_each_and_at_none_without_any(api_server, kubernetes):
     api_server.answers = [THERE]
     overlaps = Overlaps(kubernetes, ["shop", "bank"])
     looking = asyncio.create_task(overlaps.run())
-    async with asyncio.timeout(10):
-        while not ("shop" in overlaps and "bank" in overlaps):
-            await asyncio.sleep(0.01)
+    await api_server.wait_requests(2)
     looking.cancel()
+    assert [path.rpartition("/")[2] for _, path, *_ in api_server.requests] == ["shop", "bank"]
 
 
 def test_project_that_might_be_either_of_two_is_refused():
