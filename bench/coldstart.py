@@ -1,8 +1,8 @@
 """How long a pod of the small image takes from its container's start to its first answer, in this machine's cluster.
 
 `python -m cluster run -- python -m bench.coldstart` converts the example's first model, serves it with runtime
-OpenVINO, and has its pod replaced again and again: nothing of it is cached, the artifact comes from the cluster's storage. A
-container starts when its first process does, as the kernel tells; an answer is a prediction of a photograph.
+OpenVINO, and has its pod replaced again and again: nothing of it is cached, the artifact comes from the cluster's
+storage. A container starts when its first process does, as the kernel tells; an answer is a prediction of a photograph.
 """
 
 from __future__ import annotations

@@ -27,21 +27,22 @@ class Overlaps:
     async def run(self) -> None:
         """Looks until it is cancelled."""
         while self._projects:
-            for project in self._projects:
-                await self.look(project)
+            await self.look()
             await asyncio.sleep(_SECONDS)
 
-    async def look(self, project: str) -> None:
-        """Whether there is a namespace of this name. Where nobody says so, what was known stays."""
+    async def look(self) -> None:
+        """Which of them are namespaces' names. Where nobody says so, what was known stays."""
+        for project in self._projects:
+            await self._look(project)
+
+    async def _look(self, project: str) -> None:
         try:
             await self._kubernetes.request_as_self(Call("GET", f"/api/v1/namespaces/{project}"))
         except NotFoundError:
             self._found.discard(project)
         except ApiError as error:
-            logger.warning(
-                "whether the project %s of api.projects is a namespace, too, is not known: %s", project, error
-            )
+            logger.warning("whether the project %s is a namespace's name, too, is not known: %s", project, error)
         else:
             if project not in self._found:
-                logger.warning("the project %s of api.projects is a namespace, too: its calls are refused", project)
+                logger.warning("the project %s is a namespace's name, too: its calls are refused", project)
             self._found.add(project)
