@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, get_args
 
-from pierhead_operator.operations import ON_ITS_WAY
+from pierhead_operator.operations import ABORTED, ON_ITS_WAY
 from pierhead_operator.records import (
+    MOST_RECORDS,
     RANDOM_DIGITS,
     RECORD_PREFIX,
     SERIAL,
@@ -28,7 +29,6 @@ from pierhead_operator.routing import Split
 from pierhead_operator.schema import Condition, Resource, Status
 from pierhead_operator.status import (
     READY,
-    REASON_ABORTED,
     REASON_ACCESS_NOT_OFFERED,
     REASON_ARTIFACT_INVALID,
     REASON_ARTIFACT_NOT_FOUND,
@@ -61,8 +61,6 @@ from pierhead_api.endpoints import patch_split
 from pierhead_api.errors import NotFoundError
 from pierhead_api.names import Place
 from pierhead_api.wire import EMPTY, TYPE, Body, drop_empty, format_time
-
-MOST_RECORDS = 20  # of one object
 
 # What each type is about.
 TARGETS: Mapping[str, type[Resource]] = {
@@ -104,7 +102,7 @@ _CODES = {
     REASON_ROUTE_NOT_ACCEPTED: 9,
     REASON_SETTINGS_INVALID: 9,
     REASON_VERSION_CHANGED: 9,
-    REASON_ABORTED: 10,
+    ABORTED: 10,
     REASON_ARTIFACT_UNREACHABLE: 14,
     REASON_CONTAINER_CREATION_FAILED: 14,
     REASON_IMAGE_PULL_FAILED: 14,

@@ -129,7 +129,8 @@ async def serve(settings: ApiSettings, locate: Locate, part: Part = Part.ALL) ->
         with socket.create_server((settings.host, settings.port), backlog=2048) as port:
             logger.info("listening on %s:%d", *port.getsockname()[:2])
             async with asyncio.TaskGroup() as tasks:
-                watching = [tasks.create_task(one.run()) for one in (*watches, overlaps)]
+                looking = [overlaps.run(), *(watch.run() for watch in watches)]
+                watching = [tasks.create_task(one) for one in looking]
                 await server.serve(sockets=[port])
                 for task in watching:
                     task.cancel()

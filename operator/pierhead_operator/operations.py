@@ -13,7 +13,6 @@ from pierhead_operator.routing import Split, given_split
 from pierhead_operator.schema import Condition, Status
 from pierhead_operator.status import (
     READY,
-    REASON_ABORTED,
     REASON_DEADLINE_EXCEEDED,
     REASON_PROGRESSING,
     REASON_ROUTE_PENDING,
@@ -34,9 +33,11 @@ ON_ITS_WAY = (
     REASON_WAITING_FOR_CAPACITY,
     REASON_WAITING_FOR_MODELS,
 )
+ABORTED = "Aborted"  # why an operation failed whose call had not written all; no condition's reason
 SPLIT_TIME = timedelta(minutes=10)  # longer than deployModel tries to write a split
 # An object that was made so long after its record was brought back by somebody: the record is about an earlier one.
 _MARGIN = timedelta(minutes=10)
+_FORGOTTEN = timedelta(hours=1)  # after its time was over, an operation whose end nobody knows
 _MOST_REMEMBERED = 50  # of those whose DeployedModel or record is gone
 _AT_ONCE = datetime.min.replace(tzinfo=UTC)
 _MESSAGE_LIMIT = 1024
@@ -64,8 +65,8 @@ def judge_operations(endpoint: Endpoint, status: EndpointStatus, traffic: Traffi
         lack = _find_unwritten(one, given, written) or _find_lack(one, status, traffic)
         if lack is None:
             known[one.operation.id] = _finish(one.operation, None, now)
-        elif lack.until is None:
-            pass  # of a release whose operations had no end
+        elif one.is_endless(now):
+            continue
         elif lack.until <= now:
             known[one.operation.id] = _finish(one.operation, lack.finding, now)
         else:
@@ -87,13 +88,24 @@ class _Begun:
     record: Record
     dm: DeployedModel
 
+    @property
+    def timeout(self) -> timedelta:
+        return timedelta(seconds=self.record.timeout or 0)
+
+    def is_endless(self, now: datetime) -> bool:
+        """Whether it never fails: one of a release whose operations had no end, and one whose end was forgotten.
+
+        An operator of such a release, or a backup, drops what this one knew: what has served since must not be undone.
+        """
+        return self.record.timeout is None or now - self.operation.create_time > self.timeout + _FORGOTTEN
+
 
 @dataclass(frozen=True)
 class _Lack:
-    """What an operation waits for, and until when; None: for ever."""
+    """What an operation waits for, and until when."""
 
     finding: Finding
-    until: datetime | None
+    until: datetime
 
 
 def _find_begun(dm: DeployedModel) -> Iterator[_Begun]:
@@ -115,8 +127,7 @@ def _find_unwritten(begun: _Begun, given: Split | None, written: Mapping[str, Re
     if record.split is None or serial in written or dropped or given != record.before:
         return None
     message = "the call ended before it wrote the traffic split"
-    until = None if record.timeout is None else begun.operation.create_time + SPLIT_TIME
-    return _Lack(Finding(REASON_ABORTED, message), until)
+    return _Lack(Finding(ABORTED, message), begun.operation.create_time + SPLIT_TIME)
 
 
 def _find_lack(begun: _Begun, status: EndpointStatus, traffic: Traffic) -> _Lack | None:
@@ -129,13 +140,9 @@ def _find_lack(begun: _Begun, status: EndpointStatus, traffic: Traffic) -> _Lack
         if begun.operation.type != "DeployModel" or not _waits_for_traffic(dm, status, traffic):
             return None
         ready, stalled = status.condition(TRAFFIC_APPLIED), status.condition(STALLED)
-    if record.timeout is None:
-        return _Lack(Finding(REASON_PROGRESSING, ""), None)
     if stalled and stalled.status == "True" and stalled.reason != REASON_UNREADABLE:
         return _Lack(Finding(stalled.reason, stalled.message), _AT_ONCE)
-    return _Lack(
-        _explain_lateness(ready, record.timeout), begun.operation.create_time + timedelta(seconds=record.timeout)
-    )
+    return _Lack(_explain_lateness(ready, begun.timeout), begun.operation.create_time + begun.timeout)
 
 
 def _waits_for_traffic(dm: DeployedModel, status: EndpointStatus, traffic: Traffic) -> bool:
@@ -143,8 +150,8 @@ def _waits_for_traffic(dm: DeployedModel, status: EndpointStatus, traffic: Traff
     return bool(weight) and not (status.is_true(TRAFFIC_APPLIED) and status.traffic_split.get(dm.name, 0) >= weight)
 
 
-def _explain_lateness(condition: Condition | None, seconds: int) -> Finding:
-    late = f"not done within {seconds} s"
+def _explain_lateness(condition: Condition | None, timeout: timedelta) -> Finding:
+    late = f"not done within {timeout.total_seconds():.0f} s"
     if condition is None or condition.status == "True" or condition.reason in ON_ITS_WAY:
         cause = f": {condition.message}" if condition and condition.status != "True" else ""
         return Finding(REASON_DEADLINE_EXCEEDED, late + cause)

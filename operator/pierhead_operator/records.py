@@ -34,6 +34,8 @@ OperationType = Literal[
 ]
 SERIAL = re.compile(r"[0-9]{19}")
 RANDOM_DIGITS = 6
+MOST_RECORDS = 20  # of one object
+_MOST_CHARACTERS = 16 * 1024  # of a record: two splits over all that an Endpoint may name have less
 
 
 def _check_sum(split: dict[str, int]) -> dict[str, int]:
@@ -101,6 +103,12 @@ def parse_records(annotations: Mapping[str, str]) -> dict[str, Record]:
         if key.startswith(RECORD_PREFIX) and SERIAL.fullmatch(serial) and (record := _parse_record(value)):
             found[serial] = record
     return found
+
+
+def keep_records(annotations: Mapping[str, str]) -> dict[str, str]:
+    """The annotations that may be records: of more or larger ones than the API writes the newest, and the others."""
+    newest = sorted(key for key in annotations if key.startswith(RECORD_PREFIX))[-MOST_RECORDS:]
+    return {key: annotations[key] for key in newest if len(annotations[key]) <= _MOST_CHARACTERS}
 
 
 def _parse_record(value: str) -> Record | None:

@@ -73,7 +73,6 @@ REASON_INPUT_NOT_FOUND = "InputNotFound"  # BatchPredictionJob: an address of th
 REASON_INPUT_INVALID = "InputInvalid"  # BatchPredictionJob: the input is not as instancesFormat says, or it changed
 REASON_OUTPUT_NOT_WRITABLE = "OutputNotWritable"  # BatchPredictionJob: nothing can be written under outputUriPrefix
 REASON_DEADLINE_EXCEEDED = "DeadlineExceeded"  # BatchPredictionJob: not done within spec.activeDeadlineSeconds
-REASON_ABORTED = "Aborted"  # an operation of the REST API: the call ended before it had written all
 REASON_FAILED = "Failed"  # BatchPredictionJob: a worker ended for good; the message has its last words
 REASON_INVALID = "Invalid"  # the API server cannot take an object that is needed: part of the spec has a wrong form
 REASON_UNREADABLE = "Unreadable"  # this operator cannot read the resource, or one that it names; what runs stays

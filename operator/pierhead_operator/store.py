@@ -12,6 +12,7 @@ from pydantic_core import from_json, to_json
 
 from pierhead_operator import names
 from pierhead_operator.facts import Facts, read_facts
+from pierhead_operator.records import keep_records
 from pierhead_operator.resources import Manifest, owns_replicas
 from pierhead_operator.routing.backends import find_backends
 from pierhead_operator.types import KINDS
@@ -211,7 +212,8 @@ def trim(kind: str, live: Manifest) -> Manifest:
     if labels := {name: value for name, value in metadata.get("labels", {}).items() if _is_read(name)}:
         kept["labels"] = labels
     annotations = metadata.get("annotations", {})
-    if read := {name: annotations[name] for name in sorted(_KEPT_ANNOTATIONS) if name in annotations}:
+    read = {name: annotations[name] for name in sorted(_KEPT_ANNOTATIONS) if name in annotations}
+    if read := read | keep_records(annotations):
         kept["annotations"] = read
     if owns_replicas(live):
         # All that is asked of who manages which field.

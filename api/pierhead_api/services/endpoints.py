@@ -188,10 +188,10 @@ class EndpointService:
             split = decide_undeploy_split(current, there, sent.traffic_split, name)
             return patch_traffic(manifest, split, operation.serial, operation.refer())
 
-        await self.session.edit(Endpoint, place, endpoint, make_patch, operation.serial)
+        written = await self.session.edit(Endpoint, place, endpoint, make_patch, operation.serial)
         with contextlib.suppress(NotFoundError):
             await self.session.delete(DeployedModel, place, name, uid)
-        return compute_operation(operation, Seen(None), place, place.endpoint(endpoint))
+        return compute_operation(operation, Seen(None, written), place, place.endpoint(endpoint))
 
     async def mutate_deployed_model(self, place: Place, endpoint: str, body: Any, update_mask: str = "") -> Body:
         """The operation MutateDeployedModel; raises InvalidArgumentError for what cannot be changed."""

@@ -30,10 +30,11 @@ def operations(session):
 
 async def test_upload(models, operations, cluster):
     operation = await models.upload(PLACE, BODY)
-    assert "done" not in operation
+    assert operation["done"]
     assert operation["name"].startswith(f"{PARENT}/models/1000000001/operations/")
-    cluster.judge("Model", "1000000001", reason="Accepted")
+    cluster.judge("Model", "1000000001", reason="Rejected")  # what becomes of its routes is another matter
     done = await operations.get(PLACE, "models/1000000001", operation["name"].rsplit("/", 1)[1])
+    assert done == operation
     assert done["response"]["model"] == f"{PARENT}/models/1000000001"
     assert done["response"]["modelVersionId"] == "1"
 
@@ -53,7 +54,6 @@ async def test_upload_of_further_versions(models, operations, cluster):
     assert second["name"].endswith("_photos_2")
     await models.upload(PLACE, BODY | parent | {"isDefaultVersion": True})
     assert (await models.get(PLACE, "photos"))["versionId"] == "3"
-    cluster.judge("Model", "photos", reason="Accepted")
     done = await operations.get(PLACE, "models/photos", second["name"].rsplit("/", 1)[1])
     assert done["response"]["modelVersionId"] == "2"
     listed = await operations.list(PLACE, "models/photos", ListRequest())

@@ -5,7 +5,6 @@ import re
 import pytest
 from pierhead_api.errors import NotFoundError
 from pierhead_api.operations import (
-    MOST_RECORDS,
     Seen,
     annotate,
     compute_operation,
@@ -16,7 +15,7 @@ from pierhead_api.operations import (
     patch_traffic,
     read_records,
 )
-from pierhead_operator.records import RECORD_PREFIX, Operation, Record
+from pierhead_operator.records import MOST_RECORDS, RECORD_PREFIX, Operation, Record
 
 from tests.unit.api.conftest import NOW, PARENT, PLACE, make_deployed_model, make_endpoint, make_model, merge
 

@@ -50,6 +50,7 @@ def test_every_label_and_annotation_is_documented():
 # Values that hold what the platform team names.
 OPEN_VALUES = (
     "api.resources",
+    "api.management.resources",
     "operator.resources",
     "server.resources",
     "machines.acceleratorTypes",

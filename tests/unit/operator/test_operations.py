@@ -160,6 +160,13 @@ def test_object_that_was_brought_back_is_of_no_operation():
     assert _decide([live], now=NOW + timedelta(hours=2)) == ({}, None)
 
 
+def test_deployment_whose_end_was_forgotten_is_not_undone():
+    """As by an operator of an earlier release, which drops what it does not know of a status."""
+    broken = _deployed(ready=False, reason="CrashLooping", stalled=True)
+    assert _decide([broken], now=LATE + timedelta(hours=1, seconds=1)) == ({}, None)
+    assert _decide([_deployed(**SERVES)], now=LATE + timedelta(days=9)) == ({ID: ""}, None)
+
+
 def test_deployment_of_0_1_that_serves_is_remembered():
     assert _decide([_deployed(Record(type="DeployModel", split=SPLIT), **SERVES)]) == ({ID: ""}, None)
 

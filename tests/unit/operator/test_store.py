@@ -7,6 +7,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from pierhead_operator import names
+from pierhead_operator.records import RECORD_PREFIX
 from pierhead_operator.resources import owns_replicas
 from pierhead_operator.store import BACKEND, Store, trim
 
@@ -132,7 +133,10 @@ def test_only_what_is_read_is_kept():
     container = {"name": "server", "resources": {"requests": {"cpu": "1"}}}
     spec = {"containers": [{**container, "env": ["large"]}], "nodeSelector": {"zone": "a"}, "volumes": ["large"]}
     live = _object(spec=spec, status={"phase": "Running"})
+    record = f"{RECORD_PREFIX}1795348800000000001"
     live["metadata"]["annotations"] = {
+        record: "{}",
+        f"{RECORD_PREFIX}1795348800000000002": "x" * 20_000,
         "kubectl.kubernetes.io/last-applied-configuration": "large",
         "example.com/anybodys": "large",
         f"{names.GROUP}/of-no-meaning": "large",
@@ -142,7 +146,7 @@ def test_only_what_is_read_is_kept():
     live["metadata"]["labels"] = {**read, "team": "vision", "app.kubernetes.io/part-of": "shop"}
     live["metadata"]["managedFields"] = [{"manager": "kubelet", "fieldsV1": {"f:status": {}}}]
     kept = trim("Pod", live)
-    assert kept["metadata"]["annotations"] == {names.ANNOTATION_APPLIED: "1"}
+    assert kept["metadata"]["annotations"] == {names.ANNOTATION_APPLIED: "1", record: "{}"}
     assert kept["metadata"]["labels"] == read
     assert "managedFields" not in kept["metadata"]
     assert kept["spec"] == {"containers": [container], "nodeSelector": {"zone": "a"}}

@@ -22,6 +22,8 @@ def test_all_is_read(tmp_path):
         "watchNamespaces": ["team-a"],
         "provider": "istio",
         "authorization": "gateway",
+        "audience": "pierhead",
+        "management": "http://pierhead-api-management",
         "dedicatedEndpointDns": "models.example.com:443",
         "drainSeconds": 0.5,
     }
