@@ -32,15 +32,17 @@ from pierhead_api.aiplatform import (
     to_ai_platform_operation,
     to_ai_platform_version,
 )
+from pierhead_api.endpoints import patch_split
 from pierhead_api.errors import AlreadyExistsError, FailedPreconditionError, NotFoundError
 from pierhead_api.listing import Listed, ListRequest, select_page
 from pierhead_api.models import DEFAULT, ModelBody, add_version, find_users, make_model, remove_version
 from pierhead_api.names import Place
-from pierhead_api.operations import Operation, OperationType, Seen, compute_operation, make_serial
+from pierhead_api.operations import Operation, OperationType, Seen, compute_operation, find_leaving, make_serial
 from pierhead_api.services.endpoints import EndpointService
 from pierhead_api.services.models import ModelService
 from pierhead_api.services.operations import OperationService
 from pierhead_api.services.session import Manifests, Session, group_by
+from pierhead_api.splits import decide_handover_split
 from pierhead_api.wire import Body, format_time, parse, parse_mask
 
 
@@ -238,20 +240,25 @@ class AiPlatformService:
 
         await self.session.edit(Model, place, name, make_patch)
 
-    async def _undeploy(self, place: Place, model: str, names: list[str]) -> None:
+    async def _undeploy(self, place: Place, name: str, leaving: list[str]) -> None:
         """Takes these from the model's Endpoint; their traffic goes to the first of those that stay."""
-        if not names:
+        if not leaving:
             return
-        endpoints = EndpointService(self.session)
-        endpoint = await endpoints.get(place, model)
-        staying = [one["id"] for one in endpoint.get("deployedModels", []) if one["id"] not in names]
-        split = endpoint.get("trafficSplit", {})
-        left = {name: weight for name, weight in split.items() if name not in names}
-        if staying and (gone := sum(split.values()) - sum(left.values())):
-            left[staying[0]] = left.get(staying[0], 0) + gone
-        for name in names:
-            body = {"deployedModelId": name, "trafficSplit": left if staying and split.get(name) else {}}
-            await endpoints.undeploy_model(place, model, body)
+        for one in leaving:
+            await self.session.check_right("delete", DeployedModel, place, one)
+        fields = {"spec.endpoint": name}
+
+        async def make_patch(endpoint: Manifest) -> Manifest | None:
+            deployed = await self.session.cluster.list(DeployedModel, place.namespace, fields=fields)
+            gone = find_leaving(endpoint)
+            there = [one for one in deployed if one["metadata"]["uid"] not in gone]
+            there.sort(key=lambda one: (objects.create_time(one), _name(one)))
+            split = decide_handover_split(Endpoint.model_validate(endpoint), [_name(one) for one in there], leaving)
+            return None if split is None else {"spec": patch_split(endpoint, split)}
+
+        await self.session.edit(Endpoint, place, name, make_patch)
+        for one in leaving:
+            await EndpointService(self.session).undeploy_model(place, name, {"deployedModelId": one})
 
     async def _find(self, kind: type[Resource], place: Place, name: str) -> Manifest | None:
         try:

@@ -241,6 +241,25 @@ async def test_version_that_goes_takes_no_traffic_from_others(platform, photos, 
     assert cluster.one("Endpoint", "photos")["spec"]["trafficSplit"] == split(after)
 
 
+async def test_split_that_changes_while_a_version_goes_is_not_overwritten(platform, photos, cluster):
+    split = await _deploy_three(platform, cluster)
+    cluster.touch("Endpoint", "photos", spec={"trafficSplit": split({"v1": 60, "v2": 10, "v3": 30})})
+    changed = {"trafficSplit": split({"v1": 20, "v2": 50, "v3": 30})}
+    cluster.before_patch.append(lambda: cluster.touch("Endpoint", "photos", spec=changed))
+    await platform.delete_version("shop", "photos", "v3")
+    assert cluster.one("Endpoint", "photos")["spec"]["trafficSplit"] == split({"v1": 50, "v2": 50})
+
+
+async def test_version_that_may_not_be_undeployed_keeps_its_traffic(platform, photos, cluster):
+    split = await _deploy_three(platform, cluster)
+    before = {"trafficSplit": split({"v1": 60, "v2": 10, "v3": 30})}
+    cluster.touch("Endpoint", "photos", spec=before)
+    cluster.denied = {"delete"}
+    with pytest.raises(PermissionDeniedError):
+        await platform.delete_version("shop", "photos", "v3")
+    assert cluster.one("Endpoint", "photos")["spec"]["trafficSplit"] == before["trafficSplit"]
+
+
 async def _deploy_three(platform, cluster):
     """Deploys v1, v2 and v3, and gives what turns a split by versions into one by DeployedModels."""
     for version in ("v1", "v2", "v3"):
