@@ -124,7 +124,7 @@ def _explain(error: Exception, exchange: _Exchange) -> ApiError | CallerGoneErro
     """What the caller is told."""
     if exchange.body.failure:
         return exchange.body.failure
-    what = exchange.prediction.name
+    what = exchange.prediction.told_name
     if isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ConnectionTimeoutError):
         return DeadlineExceededError(f"{what} did not answer within {exchange.route.timeout_seconds:g} s")
     return UnavailableError(f"no pod of {what} answers: {type(error).__name__}", RETRY_AFTER_SECONDS)

@@ -5,6 +5,8 @@ import secrets
 from collections.abc import Collection, Container, Mapping
 from dataclasses import dataclass
 
+from pierhead_operator import names as operator_names
+
 from pierhead_api.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError, PermissionDeniedError
 
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
@@ -111,8 +113,8 @@ def check_id(name: str) -> str:
 
 
 def check_version(version: str) -> str:
-    """`version`, if there can be a version or an alias of that name; raises NotFoundError."""
-    if not _VERSION.fullmatch(version):
+    """`version`, if a version or an alias can be called so, by AI Platform too; raises NotFoundError."""
+    if not (_VERSION.fullmatch(version) or operator_names.AI_PLATFORM_NAME.fullmatch(version)):
         raise NotFoundError(f"there is no version {version}")
     return version
 

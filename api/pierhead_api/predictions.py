@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import unquote
 
+from pierhead_operator import names
+
 _ENDPOINT = r"locations/(?P<location>[^/:]+)/endpoints/(?P<endpoint>[^/:]+):(?P<verb>predict|rawPredict|explain)"
 _MODEL = r"models/(?P<model>[^/:]+)(?:/versions/(?P<version>[^/:]+))?:predict"
 _PREDICTION = re.compile(rf"/(?:v1|v1beta1)/projects/(?P<project>[^/:]+)/(?:{_ENDPOINT}|{_MODEL})")
@@ -17,10 +19,15 @@ class Prediction:
 
     resource: Literal["endpoints", "models"]  # as RBAC knows it
     project: str
-    name: str
+    name: str  # Kubernetes', whatever AI Platform calls it
     verb: str
     location: str | None = None  # AI Platform, which names a Model, knows none
     version: str | None = None  # of a Model; its default one where none is named
+
+    @property
+    def told_name(self) -> str:
+        """The name that whoever asks knows."""
+        return names.ai_platform(self.name) if self.resource == "models" else self.name
 
     @property
     def path(self) -> str:
@@ -39,7 +46,8 @@ def parse_prediction(path: str) -> Prediction | None:
     parts = found.groupdict()
     if parts["endpoint"]:
         return Prediction("endpoints", parts["project"], parts["endpoint"], parts["verb"], parts["location"])
-    return Prediction("models", parts["project"], parts["model"], "predict", version=parts["version"])
+    name = names.of_ai_platform(parts["model"])
+    return Prediction("models", parts["project"], name, "predict", version=parts["version"])
 
 
 def looks_like_prediction(path: str) -> bool:

@@ -5,7 +5,15 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from pierhead_operator.resources import Manifest
-from pierhead_operator.routing import Refusal, Server, describe_server, explain_refusal, find_serving, is_offered
+from pierhead_operator.routing import (
+    Refusal,
+    Server,
+    describe_server,
+    explain_refusal,
+    find_serving,
+    is_offered,
+    name_versions,
+)
 from pierhead_operator.schema import Resource
 from pierhead_operator.status import find_cause
 from pierhead_operator.types import ClientConnectionConfig, DeployedModel, Endpoint, Model
@@ -54,7 +62,7 @@ class RouteTable:
         """`offers_private`: whether Private endpoints are routed too; behind a gateway others carry those."""
         self._offers_private = offers_private
         self._endpoints: dict[_Key, _Endpoint] = {}
-        self._models: dict[_Key, dict[str, str]] = {}  # versions by their names and aliases; the default one by ""
+        self._models: dict[_Key, dict[str, str]] = {}  # versions by all their names; the default one by ""
         self._deployed_models: dict[_Key, _DeployedModel] = {}
         self._of_model: dict[_Key, set[str]] = {}  # DeployedModels by their Model
         self._of_endpoint: dict[_Key, set[str]] = {}  # and by their Endpoint
@@ -148,7 +156,7 @@ class RouteTable:
         weights = self._find_serving(namespace, prediction.name, versions.values()).get(version)
         if not weights:
             what = f"version {prediction.version}" if prediction.version else "the default version"
-            raise NotFoundError(f"nobody serves {what} of the model {prediction.name}")
+            raise NotFoundError(f"nobody serves {what} of the model {prediction.told_name}")
         timeout = ClientConnectionConfig().inference_timeout_seconds
         return Route(namespace, weights, timeout, max_request_bytes=None)
 
@@ -197,8 +205,7 @@ def _parse_versions(live: Manifest) -> dict[str, str]:
     model = Model.model_validate(live)
     if model.metadata.deletion_timestamp:
         return {}
-    named = {name: version.name for version in model.spec.versions for name in (version.name, *version.aliases)}
-    return {**named, "": model.spec.default_version}
+    return {**name_versions(model), "": model.spec.default_version}
 
 
 def _parse_deployed_model(live: Manifest) -> _DeployedModel:

@@ -1,6 +1,6 @@
 """How the wanted split of an endpoint changes when models are deployed and undeployed. Pure."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 from pierhead_operator.routing import Split, wanted_split
 from pierhead_operator.types import Endpoint
@@ -64,3 +64,17 @@ def decide_undeploy_split(
             f"{leaving} gets {wanted[leaving]} % of the traffic: give the split of the rest in trafficSplit"
         )
     return {name: weight for name, weight in wanted.items() if name != leaving}
+
+
+def decide_handover_split(endpoint: Endpoint, deployed: Sequence[str], leaving: Collection[str]) -> Split | None:
+    """The split in which the first of those that stay has what `leaving` had; None where the one that is there stays.
+
+    `deployed` is in the order of their deployment.
+    """
+    staying = [name for name in deployed if name not in leaving]
+    wanted = wanted_split(endpoint, deployed) or {}
+    rest = {name: weight for name, weight in wanted.items() if name not in leaving}
+    given = sum(wanted.values()) - sum(rest.values())
+    if not staying or not given:
+        return None
+    return {**rest, staying[0]: rest.get(staying[0], 0) + given}

@@ -5,6 +5,7 @@ Derived names are deterministic, valid where Kubernetes is strictest (a DNS-1035
 """
 
 import hashlib
+import re
 
 GROUP = "pierhead.dev"
 VERSION = "v1"
@@ -44,6 +45,9 @@ READINESS_PATH = "/readyz"  # of the model server: whether it wants requests, an
 PROGRESS_PATH = "/v1/progress"  # of a batch worker
 MAX_NAME = 63
 _DIGEST = 8
+# What AI Platform takes for the name of a model or of a version.
+AI_PLATFORM_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,127}")
+_MARKED = re.compile(r"(.+)---([0-9a-f]+)")
 
 
 def shorten(name: str, limit: int = MAX_NAME) -> str:
@@ -100,3 +104,27 @@ def endpoint_resource(project: str, location: str, endpoint: str) -> str:
 def model_resource(project: str, location: str, model: str) -> str:
     """Vertex AI's resource name of a model."""
     return f"projects/{project}/locations/{location}/models/{model}"
+
+
+def of_ai_platform(name: str) -> str:
+    """The name of the Model, or of the version, that AI Platform calls so: the same where Kubernetes knows its letters.
+
+    A _ is two hyphens: `my_model` is `my--model`. Behind three stands which letters are capital, a bit for each
+    character in base 16: `Photos_v2` is `photos--v2---1`. No two names become one, and one may become too long.
+    """
+    if not AI_PLATFORM_NAME.fullmatch(name):
+        return name
+    small = name.lower().replace("_", "--")
+    capitals = sum(1 << place for place, letter in enumerate(name) if letter.isupper())
+    # Two _ look like that mark, and no name ends with a hyphen: a 0 behind the mark says that no letter is capital.
+    marked = capitals or "---" in small or small.endswith("-")
+    return f"{small}---{capitals:x}" if marked else small
+
+
+def ai_platform(name: str) -> str:
+    """What AI Platform calls the Model, or the version, of this name: the one whose `of_ai_platform` it is, if any."""
+    found = _MARKED.fullmatch(name)
+    small, capitals = (found[1], int(found[2], 16)) if found else (name, 0)
+    letters = enumerate(small.replace("--", "_"))
+    told = "".join(letter.upper() if capitals >> place & 1 else letter for place, letter in letters)
+    return told if of_ai_platform(told) == name else name

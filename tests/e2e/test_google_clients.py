@@ -104,7 +104,8 @@ def test_python_sdk(lives):
 
 
 def test_ai_platforms_client(lives):
-    assert lives["ml"].end() == {"default": "v1", "predictions": 1, "by_version": 1}
+    seen = {"default": "models/Legacy_photos/versions/v1_2", "listed": True, "stale": 409}
+    assert lives["ml"].end() == {**seen, "predictions": 1, "by_version": 1}
 
 
 def test_node_client(lives):

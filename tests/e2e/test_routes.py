@@ -18,10 +18,10 @@ def routed(cluster):
         endpoint = make_endpoint({"one": 100, "two": 0})
         endpoint["spec"] |= {"mirror": {"deployedModel": "two"}, "maxRequestBytes": 64 * 1024}
         kubectl.apply(
-            make_model(v1="photos/1", v2="photos/2"),
+            make_model(**{"v1": "photos/1", "v2--b": "photos/2"}),
             endpoint,
             make_deployed_model("one"),
-            make_deployed_model("two", "v2"),
+            make_deployed_model("two", "v2--b"),
         )
         kubectl.wait_ready("deployedmodel", "one", "two")
         kubectl.wait_ready("endpoint", "photos")
@@ -31,7 +31,12 @@ def routed(cluster):
 
 @pytest.mark.parametrize(
     ("path", "deployed_model"),
-    [("models/photos", "one"), ("models/photos/versions/v1", "one"), ("models/photos/versions/v2", "two")],
+    [
+        ("models/photos", "one"),
+        ("models/photos/versions/v1", "one"),
+        ("models/photos/versions/v2_b", "two"),
+        ("models/photos/versions/v2--b", "two"),
+    ],
 )
 def test_model_and_its_versions_answer_on_ai_platforms_paths(routed, path, deployed_model):
     url = f"{os.environ['PIERHEAD_URL']}/v1/projects/{routed.namespace}/{path}:predict"

@@ -5,50 +5,70 @@ import contextlib
 from dataclasses import dataclass
 from typing import Any
 
+from pierhead_operator import names as operator_names
 from pierhead_operator.records import Operation, OperationType
 from pierhead_operator.resources import Manifest
+from pierhead_operator.routing import name_versions
+from pierhead_operator.schema import Resource
 from pierhead_operator.types import DeployedModel, Endpoint, Model
 
+from pierhead_api import models, objects
 from pierhead_api.aiplatform import (
     UPDATABLE_MODEL,
     UPDATABLE_VERSION,
     AiPlatformModelBody,
     AiPlatformVersionBody,
-    check_name,
+    compute_version_etag,
+    find_name,
+    find_own,
+    find_version,
     is_name,
+    make_counts,
+    make_name,
     make_resources,
     make_version,
-    scales,
+    patch_counts,
+    patch_model,
     to_ai_platform_model,
     to_ai_platform_operation,
     to_ai_platform_version,
 )
-from pierhead_api.errors import AlreadyExistsError, FailedPreconditionError, InvalidArgumentError, NotFoundError
+from pierhead_api.endpoints import patch_split
+from pierhead_api.errors import AlreadyExistsError, FailedPreconditionError, NotFoundError
 from pierhead_api.listing import Listed, ListRequest, select_page
-from pierhead_api.models import DEFAULT, add_version, find_users, make_model, remove_version, resolve_version
-from pierhead_api.names import Place, check_id
-from pierhead_api.operations import Seen, compute_operation, make_serial
+from pierhead_api.models import DEFAULT, ModelBody, add_version, find_users, make_model, remove_version
+from pierhead_api.names import Place
+from pierhead_api.operations import Seen, compute_operation, find_leaving, make_serial
 from pierhead_api.services.endpoints import EndpointService
 from pierhead_api.services.models import ModelService
 from pierhead_api.services.operations import OperationService
 from pierhead_api.services.session import Manifests, Session, group_by
+from pierhead_api.splits import decide_handover_split
 from pierhead_api.wire import Body, format_time, parse, parse_mask
 
 
 @dataclass(frozen=True)
 class AiPlatformService:
-    """AI Platform's projects.models, projects.models.versions and projects.operations: none names a location."""
+    """AI Platform's projects.models, projects.models.versions and projects.operations: none names a location.
+
+    `model` and `version` are what a client calls them; `name` is what Kubernetes does.
+    """
 
     session: Session
 
     async def create_model(self, project: str, body: Any) -> Body:
         """The Model, which is an Endpoint as long as it has no version; raises AlreadyExistsError."""
         sent = parse(AiPlatformModelBody, body)
-        place, name = self._place(project), check_name(sent.name)
-        if await self._find_model(place, name):
-            raise AlreadyExistsError(f"there is a model {name}")
-        await self._create_endpoint(place, name, {"description": sent.description, "labels": sent.labels})
-        return await self.get_model(project, name)
+        place, name = self._place(project), make_name(sent.name)
+        taken = AlreadyExistsError(f"there is a model {sent.name}")
+        if await self._find(Model, place, name):
+            raise taken
+        try:
+            more = {"description": sent.description, "labels": sent.labels}
+            await EndpointService(self.session).create(place, {"displayName": sent.name, **more}, name)
+        except AlreadyExistsError:
+            raise taken from None
+        return await self.get_model(project, sent.name)
 
     async def get_model(self, project: str, model: str) -> Body:
         """The Model; raises NotFoundError."""
@@ -59,35 +79,31 @@ class AiPlatformService:
     async def list_models(self, project: str, request: ListRequest) -> Body:
         """A page of the Models, and of the Endpoints that stand for those without a version."""
         place, cluster = self._place(project), self.session.cluster
-        models, endpoints, deployed = await asyncio.gather(
+        there, endpoints, deployed = await asyncio.gather(
             *(cluster.list(kind, place.namespace) for kind in (Model, Endpoint, DeployedModel))
         )
-        of, taken = group_by(deployed, "model"), {one["metadata"]["name"] for one in models}
+        of, taken = group_by(deployed, "model"), {_name(one) for one in there}
         taken |= {one["spec"]["endpoint"] for one in deployed}
-        empty = [one for one in endpoints if is_name(one["metadata"]["name"]) and one["metadata"]["name"] not in taken]
-        answers = [to_ai_platform_model(one, of.get(one["metadata"]["name"], []), place) for one in (*models, *empty)]
+        empty = [one for one in endpoints if is_name(_name(one)) and _name(one) not in taken]
+        answers = [to_ai_platform_model(one, of.get(_name(one), []), place) for one in (*there, *empty)]
         return select_page(Listed(answers, "models", ("description", "name")), request)
 
     async def patch_model(self, project: str, model: str, body: Any, update_mask: str = "") -> Body:
-        """The operation UPDATE_MODEL, which is done."""
+        """The operation UPDATE_MODEL, which is done: one write has all of it. Raises AbortedError for a stale etag."""
         sent, fields = parse(AiPlatformModelBody, body), parse_mask(update_mask, body, UPDATABLE_MODEL)
         place = self._place(project)
         manifest, _ = await self._read(place, model)
-        told = {name for name in fields if not name.startswith("default_version")}
-        default = sent.default_version.name.rsplit("/", 1)[-1] if sent.default_version else ""
-        if told != fields:
-            if not default:
-                raise InvalidArgumentError("must be set", "defaultVersion.name")
-            await self.set_default(project, model, default)
-        if told:
-            kind = ModelService if manifest["kind"] == Model.KIND else EndpointService
-            update = {"description": sent.description, "labels": sent.labels}
-            await kind(self.session).patch(place, model, update, ",".join(sorted(told)))
-        return self._tell_update(manifest, place)
+        kind: type[Resource] = Model if manifest["kind"] == Model.KIND else Endpoint
+
+        def make_patch(current: Manifest) -> Manifest:
+            objects.check_etag(sent.etag, objects.compute_etag(current))
+            return patch_model(sent, current, fields)
+
+        return self._tell_update(await self.session.edit(kind, place, _name(manifest), make_patch), place)
 
     def _tell_update(self, manifest: Manifest, place: Place) -> Body:
         type_: OperationType = "UpdateModel" if manifest["kind"] == Model.KIND else "UpdateEndpoint"
-        name = manifest["metadata"]["name"]
+        name = _name(manifest)
         operation = Operation(make_serial(self.session.now()), type_, manifest["metadata"]["uid"], name)
         answer = compute_operation(operation, Seen(manifest), place, place.resource)
         return to_ai_platform_operation(answer, place, name)
@@ -98,8 +114,8 @@ class AiPlatformService:
         manifest, _ = await self._read(place, model)
         if manifest["kind"] == Model.KIND:
             raise FailedPreconditionError(f"model {model} has versions: delete them first")
-        operation = await EndpointService(self.session).delete(place, model)
-        return to_ai_platform_operation(operation, place, model)
+        operation = await EndpointService(self.session).delete(place, _name(manifest))
+        return to_ai_platform_operation(operation, place, _name(manifest))
 
     async def create_version(self, project: str, model: str, body: Any) -> Body:
         """The operation CREATE_VERSION: the version is uploaded, and deployed on the model's Endpoint.
@@ -107,26 +123,26 @@ class AiPlatformService:
         A version that was uploaded, but not deployed, as after a crash, is deployed by the next try.
         """
         sent = parse(AiPlatformVersionBody, body)
-        place, version = self._place(project), check_name(sent.name)
+        place, version = self._place(project), make_name(sent.name)
         manifest, deployed = await self._read(place, model)
-        if find_users(deployed, model, version):
-            raise AlreadyExistsError(f"there is a version {version} of model {model}")
+        name, endpoints = _name(manifest), EndpointService(self.session)
+        if find_users(deployed, name, version):
+            raise AlreadyExistsError(f"there is a version {sent.name} of model {model}")
         resources = make_resources(sent).model_dump(by_alias=True, exclude_none=True)
-        await self._upload(place, model, sent)
+        await self._upload(place, manifest, sent)
         if manifest["kind"] == Model.KIND:
             with contextlib.suppress(AlreadyExistsError):
-                await self._create_endpoint(place, model, {})
-        asked = {"model": place.model(model, version), "displayName": version, "dedicatedResources": resources}
+                await endpoints.create(place, {"displayName": operator_names.ai_platform(name)}, name)
+        asked = {"model": place.model(name, version), "displayName": sent.name, "dedicatedResources": resources}
         asked["serviceAccount"] = sent.service_account
-        operation = await EndpointService(self.session).deploy_model(place, model, {"deployedModel": asked})
-        return to_ai_platform_operation(operation, place, model)
+        operation = await endpoints.deploy_model(place, name, {"deployedModel": asked})
+        return to_ai_platform_operation(operation, place, name)
 
     async def get_version(self, project: str, model: str, version: str) -> Body:
         """The Version; raises NotFoundError."""
         place = self._place(project)
-        manifest, deployed = await self._read_versions(place, model)
-        found = resolve_version(Model.model_validate(manifest), version)
-        return to_ai_platform_version(manifest, found.name, deployed, place)
+        manifest, deployed, found = await self._read_version(place, model, version)
+        return to_ai_platform_version(manifest, found, deployed, place)
 
     async def list_versions(self, project: str, model: str, request: ListRequest) -> Body:
         """A page of the Versions of a model."""
@@ -137,61 +153,58 @@ class AiPlatformService:
         return select_page(Listed(answers, "versions", ("description", "name", "state")), request)
 
     async def patch_version(self, project: str, model: str, version: str, body: Any, update_mask: str = "") -> Body:
-        """The operation UPDATE_VERSION: done once as many nodes as it says serve."""
+        """The operation UPDATE_VERSION: done once as many nodes as it says serve.
+
+        The description is the Model's, the nodes are the DeployedModels'. All that may refuse any of it comes before
+        the first write, and what only Kubernetes can refuse is written first. Raises AbortedError for a stale etag.
+        """
         sent, fields = parse(AiPlatformVersionBody, body), parse_mask(update_mask, body, UPDATABLE_VERSION)
         place = self._place(project)
-        manifest, deployed = await self._read_versions(place, model)
-        found = resolve_version(Model.model_validate(manifest), version).name
-        if "description" in fields:
-            update = {"versionDescription": sent.description}
-            await ModelService(self.session).patch(place, f"{model}@{found}", update, "versionDescription")
-        if not scales(fields):
-            return self._tell_update(manifest, place)
-        own = [one for one in deployed if one["spec"]["endpoint"] == model]
-        users = find_users(own, model, found)
-        if not users:
-            raise FailedPreconditionError(f"version {found} of model {model} is not deployed")
-        counts = {"min_replica_count", "max_replica_count"}
-        resources = make_resources(sent).model_dump(by_alias=True, exclude_none=True, include=counts)
-        mask = ",".join(f"dedicatedResources.{name}" for name in resources)
-        answers = [
-            await EndpointService(self.session).mutate_deployed_model(
-                place, model, {"deployedModel": {"id": user, "dedicatedResources": resources}}, mask
-            )
-            for user in users
-        ]
-        return to_ai_platform_operation(answers[-1], place, model)
+        manifest, deployed, found = await self._read_version(place, model, version)
+        name = _name(manifest)
+        own = find_own(deployed, name, found)
+        objects.check_etag(sent.etag, compute_version_etag(manifest, found, own))
+        counts = make_counts(sent, fields)
+        if counts and not own:
+            raise FailedPreconditionError(f"version {version} of model {model} is not deployed")
+        wanted = [patch_counts(one, counts) for one in own] if counts else []
+        if described := "description" in fields:
+            sending = ModelBody(version_description=sent.description)
+            models.patch_model(sending, manifest, found, {"version_description"}, "")  # raises what the write would
+            await self.session.check_right("patch", Model, place, name)
+        endpoints = EndpointService(self.session)
+        answers = [await endpoints.mutate_deployed_model(place, name, {"deployedModel": one}) for one in wanted]
+        if described:
+            read = models.compute_etag(manifest, found) if sent.etag else ""
+            update = {"versionDescription": sent.description, "etag": read}
+            await ModelService(self.session).patch(place, f"{name}@{found}", update, "versionDescription")
+        return to_ai_platform_operation(answers[-1], place, name) if answers else self._tell_update(manifest, place)
 
     async def set_default(self, project: str, model: str, version: str) -> Body:
         """The Version, which is the default one now."""
         place = self._place(project)
-        await ModelService(self.session).merge_version_aliases(
-            place, f"{model}@{version}", {"versionAliases": [DEFAULT]}
-        )
+        manifest, _, found = await self._read_version(place, model, version)
+        aliases = {"versionAliases": [DEFAULT]}
+        await ModelService(self.session).merge_version_aliases(place, f"{_name(manifest)}@{found}", aliases)
         return await self.get_version(project, model, version)
 
     async def delete_version(self, project: str, model: str, version: str) -> Body:
         """The operation DELETE_VERSION; raises FailedPreconditionError for the default one, if it is not the last."""
         place = self._place(project)
-        manifest, deployed = await self._read_versions(place, model)
-        found = resolve_version(Model.model_validate(manifest), version).name
-        last = len(manifest["spec"]["versions"]) == 1
+        manifest, deployed, found = await self._read_version(place, model, version)
+        name, last = _name(manifest), len(manifest["spec"]["versions"]) == 1
         if not last:
             remove_version(manifest, found)  # raises before anything is undeployed
-        models = ModelService(self.session)
-        own = [manifest for manifest in deployed if manifest["spec"]["endpoint"] == model]
-        elsewhere = [manifest for manifest in deployed if manifest["spec"]["endpoint"] != model]
-        if users := find_users(elsewhere, model, found):
-            raise FailedPreconditionError(f"version {found} is in use by deployed model {', '.join(users)}")
+        service = ModelService(self.session)
+        elsewhere = [one for one in deployed if one["spec"]["endpoint"] != name]
+        if users := find_users(elsewhere, name, found):
+            raise FailedPreconditionError(f"version {version} is in use by deployed model {', '.join(users)}")
         # All that may refuse comes before anything is undeployed.
-        await models.check_unused(place, [], model, found)
-        await self.session.check_right("delete" if last else "patch", Model, place, model)
-        await self._undeploy(place, model, find_users(own, model, found))
-        if last:
-            operation = await models.delete(place, model)
-        else:
-            operation = await models.delete_version(place, f"{model}@{found}")
-        return to_ai_platform_operation(operation, place, model)
+        await service.check_unused(place, [], name, found)
+        await self.session.check_right("delete" if last else "patch", Model, place, name)
+        await self._undeploy(place, name, [_name(one) for one in find_own(deployed, name, found)])
+        operation = await (service.delete(place, name) if last else service.delete_version(place, f"{name}@{found}"))
+        return to_ai_platform_operation(operation, place, name)
 
     async def get_operation(self, project: str, operation_id: str) -> Body:
         """The operation, as far as it is one of these."""
@@ -202,59 +215,77 @@ class AiPlatformService:
     def _place(self, project: str) -> Place:
         return self.session.projects.find_default_place(project)
 
-    async def _create_endpoint(self, place: Place, name: str, more: Body) -> None:
-        await EndpointService(self.session).create(place, {"displayName": name, **more}, name)
-
-    async def _upload(self, place: Place, model: str, sent: AiPlatformVersionBody) -> None:
-        """Adds the version to the Model, which its first version makes."""
-        body, now = make_version(sent, model), format_time(self.session.now())
-        there = await self._find_model(place, model)
-        if there is None:
+    async def _upload(self, place: Place, manifest: Manifest, sent: AiPlatformVersionBody) -> None:
+        """Adds the version to the Model, which its first version makes of what the Endpoint told of the model."""
+        name, version = _name(manifest), make_name(sent.name)
+        body, now = make_version(sent, manifest), format_time(self.session.now())
+        if manifest["kind"] != Model.KIND:
+            told = {"description": manifest["spec"].get("description", ""), "labels": objects.read_labels(manifest)}
             with contextlib.suppress(AlreadyExistsError):  # by another version that is made at the same time
-                await self.session.cluster.create(make_model(body, place, model, now, sent.name))
+                await self.session.cluster.create(make_model(body.model_copy(update=told), place, name, now, version))
                 return
 
-        def make_patch(manifest: Manifest) -> Manifest | None:
-            versions = [version for version in manifest["spec"]["versions"] if version["name"] == sent.name]
-            if not versions:
-                return add_version(body, manifest, now, sent.name)[0]
-            if versions[0]["artifactUri"] != sent.deployment_uri:
-                raise AlreadyExistsError(f"there is a version {sent.name} of model {model}, of another deploymentUri")
+        def make_patch(current: Manifest) -> Manifest | None:
+            known = name_versions(Model.model_validate(current))
+            holder = known.get(sent.name, known.get(version))
+            if holder is None:
+                return add_version(body, current, now, version)[0]
+            of = f"of model {operator_names.ai_platform(name)}"
+            if holder != version:
+                other = operator_names.ai_platform(holder)
+                raise AlreadyExistsError(f"{sent.name} is an alias of version {other} {of}")
+            [there] = [one for one in current["spec"]["versions"] if one["name"] == version]
+            if there["artifactUri"] != sent.deployment_uri:
+                raise AlreadyExistsError(f"there is a version {sent.name} {of}, of another deploymentUri")
             return None
 
-        await self.session.edit(Model, place, model, make_patch)
+        await self.session.edit(Model, place, name, make_patch)
 
-    async def _undeploy(self, place: Place, model: str, names: list[str]) -> None:
+    async def _undeploy(self, place: Place, name: str, leaving: list[str]) -> None:
         """Takes these from the model's Endpoint; their traffic goes to the first of those that stay."""
-        if not names:
+        if not leaving:
             return
-        endpoints = EndpointService(self.session)
-        endpoint = await endpoints.get(place, model)
-        staying = [one["id"] for one in endpoint.get("deployedModels", []) if one["id"] not in names]
-        split = endpoint.get("trafficSplit", {})
-        left = {name: weight for name, weight in split.items() if name not in names}
-        if staying and (gone := sum(split.values()) - sum(left.values())):
-            left[staying[0]] = left.get(staying[0], 0) + gone
-        for name in names:
-            body = {"deployedModelId": name, "trafficSplit": left if staying and split.get(name) else {}}
-            await endpoints.undeploy_model(place, model, body)
+        for one in leaving:
+            await self.session.check_right("delete", DeployedModel, place, one)
+        fields = {"spec.endpoint": name}
 
-    async def _find_model(self, place: Place, model: str) -> Manifest | None:
+        async def make_patch(endpoint: Manifest) -> Manifest | None:
+            deployed = await self.session.cluster.list(DeployedModel, place.namespace, fields=fields)
+            gone = find_leaving(endpoint)
+            there = [one for one in deployed if one["metadata"]["uid"] not in gone]
+            there.sort(key=lambda one: (objects.create_time(one), _name(one)))
+            split = decide_handover_split(Endpoint.model_validate(endpoint), [_name(one) for one in there], leaving)
+            return None if split is None else {"spec": patch_split(endpoint, split)}
+
+        await self.session.edit(Endpoint, place, name, make_patch)
+        for one in leaving:
+            await EndpointService(self.session).undeploy_model(place, name, {"deployedModelId": one})
+
+    async def _find(self, kind: type[Resource], place: Place, name: str) -> Manifest | None:
         try:
-            return await self.session.cluster.get(Model, place.namespace, model)
+            return await self.session.cluster.get(kind, place.namespace, name)
         except NotFoundError:
             return None
 
-    async def _read_versions(self, place: Place, model: str) -> tuple[Manifest, Manifests]:
+    async def _read_version(self, place: Place, model: str, version: str) -> tuple[Manifest, Manifests, str]:
+        """The Model, the DeployedModels of it, and the version's name."""
         manifest, deployed = await self._read(place, model)
         if manifest["kind"] != Model.KIND:
             raise NotFoundError(f"model {model} has no versions")
-        return manifest, deployed
+        return manifest, deployed, find_version(manifest, version)
 
     async def _read(self, place: Place, model: str) -> tuple[Manifest, Manifests]:
         """The Model, or the Endpoint that stands for it; and the DeployedModels of it."""
-        fields = {"spec.model": check_id(model)}
+        name = find_name(model)
         manifest, deployed = await asyncio.gather(
-            self._find_model(place, model), self.session.cluster.list(DeployedModel, place.namespace, fields=fields)
+            self._find(Model, place, name),
+            self.session.cluster.list(DeployedModel, place.namespace, fields={"spec.model": name}),
         )
-        return manifest or await self.session.cluster.get(Endpoint, place.namespace, model), deployed
+        found = manifest or await self._find(Endpoint, place, name)
+        if found is None:
+            raise NotFoundError(f"there is no model {model}")
+        return found, deployed
+
+
+def _name(manifest: Manifest) -> str:
+    return str(manifest["metadata"]["name"])

@@ -10,7 +10,7 @@ from pierhead_operator.routing.backends import read_split
 from pierhead_operator.routing.limits import explain_model_limit, explain_split, fit_split
 from pierhead_operator.routing.refusals import explain_refusal
 from pierhead_operator.routing.rules import SERVICE_PORT, Refusal, Rule, make_endpoint_rule, make_model_rules
-from pierhead_operator.routing.serving import Server, describe_server, find_serving, is_offered
+from pierhead_operator.routing.serving import Server, describe_server, find_serving, is_offered, name_versions
 from pierhead_operator.routing.split import (
     Replicas,
     Split,
@@ -52,6 +52,7 @@ __all__ = [
     "make_endpoint_routes",
     "make_idle_service",
     "make_model_routes",
+    "name_versions",
     "predict_path",
     "read_split",
     "route_kinds",

@@ -11,7 +11,8 @@ from pierhead_operator.types import Endpoint, Model
 
 _GROUP = "gateway.networking.k8s.io"
 
-# What one HTTPRoute may hold. A rule may have 64 matches: an Endpoint's has six for each of up to ten locations.
+# What one HTTPRoute may hold. A rule may have 64 matches: an Endpoint's has six for each of up to ten locations, and a
+# version's has three for each of up to ten names, in Kubernetes' words and in AI Platform's.
 _MAX_RULES = 16
 _MAX_MATCHES = 128
 MAX_BACKENDS = 16

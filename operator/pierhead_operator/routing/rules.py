@@ -1,13 +1,14 @@
 """What whoever carries predictions is told, in whichever words: these paths lead to those Services. Pure."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pierhead_operator import names
+from pierhead_operator.routing.serving import name_versions
 from pierhead_operator.routing.split import Split
 from pierhead_operator.settings import OperatorSettings
-from pierhead_operator.types import ClientConnectionConfig, Endpoint, Model
+from pierhead_operator.types import ClientConnectionConfig, Endpoint, Model, ModelVersion
 
 SERVICE_PORT = 80
 RETRY_AFTER_SECONDS = 2  # for whom nobody serves now
@@ -65,22 +66,34 @@ def make_model_rules(model: Model, serving: Mapping[str, Split]) -> list[Rule]:
     `serving` has the weights of DeployedModels by version. A version is found by its aliases, too, and the default
     version also where none is named. AI Platform knows no location.
     """
-    resource = f"projects/{model.namespace}/models/{model.name}"
     rules = []
     for version in model.spec.versions:
-        resources = [f"{resource}/versions/{name}" for name in (version.name, *version.aliases)]
-        if version.name == model.spec.default_version:
-            resources.insert(0, resource)
         if weights := serving.get(version.name):
             rules.append(
                 Rule(
-                    paths=[path for one in resources for path in _spellings(one, "predict")],
+                    paths=[path for one in _name_resources(model, version) for path in _spellings(one, "predict")],
                     services={names.server(deployed_model): weight for deployed_model, weight in weights.items()},
                     # There is no endpoint that could ask for another one.
                     timeout=ClientConnectionConfig().inference_timeout,
                 )
             )
     return rules
+
+
+def _name_resources(model: Model, version: ModelVersion) -> list[str]:
+    """What AI Platform's paths call a version: all in its words, and all in Kubernetes', which mostly are the same.
+
+    Not each with each: a rule takes so many paths, and a version has up to eight aliases.
+    """
+    meant = name_versions(model)
+    aliases = [alias for alias in version.aliases if meant[alias] == version.name]
+
+    def call(spell: Callable[[str], str]) -> list[str]:
+        parent = f"projects/{model.namespace}/models/{spell(model.name)}"
+        named = [f"{parent}/versions/{name}" for name in (spell(version.name), *aliases)]
+        return [parent, *named] if version.name == model.spec.default_version else named
+
+    return list(dict.fromkeys([*call(names.ai_platform), *call(str)]))
 
 
 def _spellings(resource: str, verb: str) -> list[str]:

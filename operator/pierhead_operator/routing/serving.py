@@ -8,8 +8,9 @@ import math
 from collections.abc import Collection, Container, Mapping
 from dataclasses import dataclass
 
+from pierhead_operator import names
 from pierhead_operator.routing.split import Split
-from pierhead_operator.types import DeployedModel, Endpoint
+from pierhead_operator.types import DeployedModel, Endpoint, Model
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,17 @@ def is_offered(endpoint: Endpoint, *, offers_private: bool) -> bool:
     is for nobody either.
     """
     return not endpoint.metadata.deletion_timestamp and (offers_private or endpoint.spec.access == "Standard")
+
+
+def name_versions(model: Model) -> dict[str, str]:
+    """A Model's versions by all that AI Platform's paths may call them: their names, in its words too, and aliases.
+
+    What AI Platform calls a version is not another one's alias, which may have capital letters as well.
+    """
+    versions = model.spec.versions
+    aliases = {alias: version.name for version in versions for alias in version.aliases}
+    own = {name: version.name for version in versions for name in (version.name, names.ai_platform(version.name))}
+    return {**aliases, **own}
 
 
 def find_serving(

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from google.oauth2.credentials import Credentials
 from googleapiclient import discovery
+from googleapiclient.errors import HttpError
 
 
 def wait(service, operation, deadline):
@@ -34,18 +35,29 @@ def main(address, project, picture):
     deadline = time.monotonic() + 240
     seen = {}
     models = service.projects().models()
-    parent, name = f"projects/{project}", f"projects/{project}/models/legacy"
-    models.create(parent=parent, body={"name": "legacy", "regions": ["us-central1"]}).execute()
-    version = {"name": "v1", "deploymentUri": "gs://models/photos/1", "framework": "SCIKIT_LEARN"}
+    parent, name = f"projects/{project}", f"projects/{project}/models/Legacy_photos"
+    versioned = f"{name}/versions/v1_2"
+    models.create(parent=parent, body={"name": "Legacy_photos", "regions": ["us-central1"]}).execute()
+    version = {"name": "v1_2", "deploymentUri": "gs://models/photos/1", "framework": "SCIKIT_LEARN"}
     wait(service, models.versions().create(parent=name, body=version).execute(), deadline)
-    seen["default"] = models.get(name=name).execute()["defaultVersion"]["name"].rpartition("/")[2]
+    model = models.get(name=name).execute()
+    seen["default"] = model["defaultVersion"]["name"].removeprefix(f"{parent}/")
+    seen["listed"] = [one["name"] for one in models.list(parent=parent).execute()["models"]] == [name]
+
+    described = {"description": "of old", "etag": model["etag"]}
+    wait(service, models.patch(name=name, updateMask="description", body=described).execute(), deadline)
+    try:
+        models.patch(name=name, updateMask="description", body=described).execute()
+    except HttpError as error:
+        seen["stale"] = error.status_code
+    models.versions().setDefault(name=versioned, body={}).execute()
 
     content = base64.b64encode(Path(picture).read_bytes()).decode()
     body = {"instances": [{"image_bytes": {"b64": content}}]}
     seen["predictions"] = len(service.projects().predict(name=name, body=body).execute()["predictions"])
-    seen["by_version"] = len(service.projects().predict(name=f"{name}/versions/v1", body=body).execute()["predictions"])
+    seen["by_version"] = len(service.projects().predict(name=versioned, body=body).execute()["predictions"])
 
-    wait(service, models.versions().delete(name=f"{name}/versions/v1").execute(), deadline)
+    wait(service, models.versions().delete(name=versioned).execute(), deadline)
     wait(service, models.delete(name=name).execute(), deadline)
     print(json.dumps(seen))
 

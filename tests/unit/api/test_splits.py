@@ -2,7 +2,7 @@
 
 import pytest
 from pierhead_api.errors import FailedPreconditionError, InvalidArgumentError
-from pierhead_api.splits import decide_deploy_split, decide_undeploy_split
+from pierhead_api.splits import decide_deploy_split, decide_handover_split, decide_undeploy_split
 from pierhead_operator.types import Endpoint
 
 from tests.unit.api.conftest import make_endpoint
@@ -70,3 +70,21 @@ def test_undeploy_of_what_has_traffic_needs_a_split():
 def test_undeploy_split_that_cannot_be(asked):
     with pytest.raises(InvalidArgumentError, match=r"^trafficSplit: "):
         decide_undeploy_split(_endpoint({"1": 100}), ["1", "2"], asked, "1")
+
+
+HANDOVER = {
+    "to the first of those that stay": ({"1": 60, "2": 10, "3": 30}, ["1", "2", "3"], ["3"], {"1": 90, "2": 10}),
+    "the first goes": ({"1": 60, "2": 40}, ["1", "2", "3"], ["1"], {"2": 100}),
+    "to one that had nothing": ({"1": 100}, ["1", "2"], ["1"], {"2": 100}),
+    "several go": ({"1": 20, "2": 30, "3": 50}, ["1", "2", "3"], ["1", "3"], {"2": 100}),
+    "weight 0": ({"1": 60, "2": 40, "3": 0}, ["1", "2", "3"], ["3"], None),
+    "no weight": ({"1": 60, "2": 40}, ["1", "2", "3"], ["3"], None),
+    "nobody stays": ({"1": 100}, ["1"], ["1"], None),
+    "the only one gets all without a word": (None, ["1"], ["1"], None),
+    "no split": (None, ["1", "2"], ["1"], None),
+}
+
+
+@pytest.mark.parametrize(("split", "deployed", "leaving", "expected"), HANDOVER.values(), ids=HANDOVER.keys())
+def test_decide_handover_split(split, deployed, leaving, expected):
+    assert decide_handover_split(_endpoint(split), deployed, leaving) == expected

@@ -1,6 +1,7 @@
 """Names that are made of names, whatever those are."""
 
 import hashlib
+import itertools
 import re
 
 import pytest
@@ -115,3 +116,44 @@ def test_volume_of_a_claim_is_valid(claim):
 def test_volumes_of_claims_collide_with_nobodys():
     assert len({names.volume(claim) for claim in CLAIMS}) == len(CLAIMS)
     assert [names.volume(claim) for claim in ("data", "a" * 59)] == ["pvc-data", "pvc-" + "a" * 59], "as they ever were"
+
+
+OF_AI_PLATFORM = {
+    "photos": "photos",
+    "my_model": "my--model",
+    "v1_2": "v1--2",
+    "Census": "census---1",
+    "MyModel_v2": "mymodel--v2---5",
+    "v1_": "v1-----0",
+    "V1_": "v1-----1",
+    "a__b": "a----b---0",
+    "a" * 128: "a" * 128,
+}
+
+
+@pytest.mark.parametrize(("told", "name"), OF_AI_PLATFORM.items())
+def test_name_of_ai_platform(told, name):
+    assert names.of_ai_platform(told) == name
+    assert names.ai_platform(name) == told
+
+
+def test_no_two_names_of_ai_platform_are_one():
+    letters = (letters for length in range(1, 7) for letters in itertools.product("aB_0", repeat=length))
+    told = [name for name in map("".join, letters) if names.AI_PLATFORM_NAME.fullmatch(name)]
+    assert len(told) > 2000
+    assert all(RESOURCE.fullmatch(names.of_ai_platform(name)) for name in told)
+    assert [names.ai_platform(names.of_ai_platform(name)) for name in told] == told
+
+
+def test_every_resource_has_a_name_of_its_own_for_ai_platform():
+    letters = (letters for length in range(1, 9) for letters in itertools.product("a1-", repeat=length))
+    there = [name for name in map("".join, letters) if RESOURCE.fullmatch(name)]
+    assert [names.of_ai_platform(names.ai_platform(name)) for name in there] == there
+    usual = [name for name in there if "--" not in name]
+    assert [names.ai_platform(name) for name in usual] == usual, "they are as they ever were"
+
+
+@pytest.mark.parametrize("name", ["a---b", "a---0", "a---01", "a---3", "1--a", "a-b--c", "a1---2", *HOSTILE])
+def test_resource_that_ai_platform_made_not_is_called_as_it_is(name):
+    assert names.ai_platform(name) == name
+    assert names.of_ai_platform(name) == name

@@ -23,6 +23,7 @@ from pierhead_operator.routing import (
     keep_address,
     make_endpoint_routes,
     make_model_routes,
+    name_versions,
     predict_path,
     read_split,
     route_kinds,
@@ -438,6 +439,37 @@ def test_model_routes_are_for_the_versions_that_are_served(serving, named, model
     assert plain == [f"/v1/projects/default/models/photos{name}:predict" for name in named]
 
 
+def _named_model(name, **spec):
+    manifest = make_model(**spec)
+    return Model.model_validate({**manifest, "metadata": {**manifest["metadata"], "name": name}})
+
+
+def test_model_routes_are_for_the_names_of_ai_platform_and_kubernetes(settings):
+    versions = [
+        {"name": "v1--2", "aliases": ["stable", "goldenOne"], "artifactUri": "gs://models/photos/1"},
+        {"name": "goldenone---40", "artifactUri": "gs://models/photos/2"},
+    ]
+    model = _named_model("my--model", defaultVersion="v1--2", versions=versions)
+    [route] = make_model_routes(model, {"v1--2": {"a": 1}, "goldenone---40": {"b": 1}}, settings)
+    by_rule = [
+        [match["path"]["value"].removeprefix("/v1/projects/default/models/") for match in rule["matches"]]
+        for rule in route["spec"]["rules"]
+    ]
+    plain = [[path.removesuffix(":predict") for path in paths if path.endswith(":predict")] for paths in by_rule]
+    # goldenOne is what AI Platform calls the second: not any longer an alias of the first.
+    first, second = plain
+    assert first[:3] == ["my_model", "my_model/versions/v1_2", "my_model/versions/stable"]
+    assert first[3:] == ["my--model", "my--model/versions/v1--2", "my--model/versions/stable"]
+    assert second == ["my_model/versions/goldenOne", "my--model/versions/goldenone---40"]
+    assert name_versions(model) == {
+        "v1--2": "v1--2",
+        "v1_2": "v1--2",
+        "stable": "v1--2",
+        "goldenOne": "goldenone---40",
+        "goldenone---40": "goldenone---40",
+    }
+
+
 @pytest.mark.parametrize("serving", [{}, {"1": {}}, {"0": {"old": 1}}])
 @pytest.mark.parametrize("routing", [GATEWAY_API, ISTIO], ids=["gateway-api", "istio"])
 def test_model_that_nobody_serves_has_no_route(routing, serving, model, settings):
@@ -477,6 +509,14 @@ def test_model_of_many_versions_gets_as_many_routes_as_they_take(versions, alias
         assert sum(len(rule["matches"]) for rule in rules) <= 128
     paths = [path for route in made for path in _paths(route)]
     assert len(paths) == len(set(paths)) == 3 * (versions * (1 + aliases) + 1)
+
+
+def test_rule_takes_all_names_of_a_version(settings):
+    version = {"name": "v1--2", "aliases": [f"alias-{letter}" for letter in "abcdefgh"], "artifactUri": "gs://models/a"}
+    model = _named_model("my--model", defaultVersion="v1--2", versions=[version])
+    [route] = make_model_routes(model, {"v1--2": {"a": 1}}, settings)
+    [rule] = route["spec"]["rules"]
+    assert len(rule["matches"]) == 60  # of 64
 
 
 def test_istio_takes_all_versions_in_one_object(settings):

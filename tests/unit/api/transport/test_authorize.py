@@ -43,6 +43,14 @@ async def test_who_may_not_is_told_as_google_tells(client, path, headers, code, 
     assert ("www-authenticate" in answer.headers) == (code == 401)
 
 
+@pytest.mark.parametrize("model", ["my_Model", "my--model---8"])
+async def test_right_is_asked_for_by_the_name_that_kubernetes_has(client, world, model):
+    path = f"/authorize/v1/projects/team-a/models/{model}/versions/v1_2:predict"
+    assert (await client.post(path, headers=ALICE)).status_code == 403
+    world.rights.add(("token-of-bob", "models", "team-a", "my--model---8"))
+    assert (await client.post(path, headers={"Authorization": "Bearer token-of-bob"})).status_code == 200
+
+
 @pytest.mark.parametrize("path", ["", "/", "/v1/projects/team-a/locations/local/endpoints", "/healthz", "/elsewhere"])
 async def test_other_paths_are_not_asked_about(client, world, path):
     answer = await client.get(f"/authorize{path}")

@@ -22,6 +22,13 @@ def test_path_is_a_prediction_of(path, prediction):
     assert parse_prediction(path.replace("/v1/", "/v1beta1/")) == prediction
 
 
+def test_model_is_known_by_the_name_that_kubernetes_has():
+    prediction = parse_prediction("/v1/projects/p/models/my_Model/versions/v1_2:predict")
+    assert prediction == Prediction("models", "p", "my--model---8", "predict", version="v1_2")
+    assert prediction.told_name == "my_Model"
+    assert prediction.path == "/v1/projects/p/models/my--model---8/versions/v1_2:predict"
+
+
 @pytest.mark.parametrize(
     "path",
     [

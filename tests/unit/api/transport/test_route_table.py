@@ -104,6 +104,26 @@ def test_model_leads_to_who_serves_its_version(version, weights):
     assert table.find(_model(version), "team-a").weights == weights
 
 
+@pytest.mark.parametrize(
+    ("version", "weights"),
+    [("v1_2", {"a": 1}), ("v1--2", {"a": 1}), ("stable", {"a": 1}), ("goldenOne", {"b": 1})],
+)
+def test_version_is_found_by_what_ai_platform_calls_it(version, weights):
+    versions = [
+        {"name": "v1--2", "aliases": ["stable", "goldenOne"], "artifactUri": "gs://models/photos/1"},
+        {"name": "goldenone---40", "artifactUri": "gs://models/photos/2"},
+    ]
+    model = make_model(versions=versions, defaultVersion="v1--2")
+    served = make_deployed_model("a", "v1--2"), make_deployed_model("b", "goldenone---40")
+    table = make_table(make_endpoint(), model, *served)
+    assert table.find(_model(version), "team-a").weights == weights
+
+
+def test_model_that_nobody_serves_is_called_as_it_was_asked_for():
+    with pytest.raises(NotFoundError, match="nobody serves version v1_2 of the model my_model"):
+        make_table().find(_model("v1_2", name="my--model"), "team-a")
+
+
 @pytest.mark.parametrize("prediction", [_model("3"), _model("2"), _model(name="other")])
 def test_version_that_nobody_serves_has_no_route(prediction):
     with pytest.raises(NotFoundError, match="nobody serves"):
