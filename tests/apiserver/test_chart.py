@@ -95,6 +95,7 @@ def test_who_an_upgrade_is_to_replace_keeps_the_rights_until_then(cluster, tmp_p
         "routing.gateway.namespace=pierhead-system",
         "routing.gateway.name=pierhead",
         "routing.istio.gateways={gateways/public}",
+        "api.authorization=none",
     )
     folder = unpack(find_releases()[-1], tmp_path)
     before = _find_roles(render(*settings, chart=str(folder / "charts" / "pierhead")))

@@ -16,14 +16,19 @@ from tests.kube import OPERATOR, SYSTEM, scale_operator, scratch_namespace, wait
 # The installed operator stands still meanwhile.
 pytestmark = pytest.mark.exclusive
 
-GATEWAY = ("routing.provider=gateway-api", "routing.gateway.namespace=pierhead-system", "routing.gateway.name=pierhead")
+GATEWAY = (
+    "routing.provider=gateway-api",
+    "routing.gateway.namespace=pierhead-system",
+    "routing.gateway.name=pierhead",
+    "api.authorization=none",
+)
 # An installation's values, and what it makes by them beside SERVING.
 PROVIDERS = {
     "none": (("routing.provider=none",), set()),
     "gateway-api": (GATEWAY, {"HTTPRoute"}),
     "envoy-gateway": ((*GATEWAY, "routing.envoyGateway=true"), {"HTTPRoute", "BackendTrafficPolicy"}),
     "istio": (
-        ("routing.provider=istio", "routing.istio.gateways={gateways/public}"),
+        ("routing.provider=istio", "routing.istio.gateways={gateways/public}", "api.authorization=none"),
         {"VirtualService", "DestinationRule"},
     ),
     "network-policies": (("routing.provider=none", "networkPolicy.enabled=true"), {"NetworkPolicy"}),
