@@ -10,7 +10,7 @@ from pierhead_operator import names
 from tests.documents import PAGES, REPOSITORY, find_anchors, find_blocks, find_links, name_of
 
 DOCS = REPOSITORY / "docs"
-CLASSES = {"runnable", "output", "fragment", "values", "helm", "kubectl", "predict"}
+CLASSES = {"runnable", "output", "fragment", "values", "helm", "kubectl", "predict", "nodeport", "loadbalancer"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
