@@ -18,7 +18,7 @@ from cluster import containers, images, install, registry, settings, up
 from cluster.settings import Paths
 from tests.documents import REPOSITORY, find_blocks
 from tests.e2e.conftest import make_deployed_model, make_endpoint, make_model
-from tests.kube import Kubectl, find_port
+from tests.kube import Kubectl, find_port, wait_until
 
 PATHS = Paths.from_environment()
 VERSION = yaml.safe_load((REPOSITORY / "charts" / "pierhead" / "Chart.yaml").read_text())["appVersion"]
@@ -65,7 +65,7 @@ def test_nothing_of_a_gateway_is_there(kubectl):
     assert "istio" not in crds
 
 
-NAMESPACES = ("pierhead-system",)  # of Pierhead's, in the documentation
+NAMESPACES = ("pierhead-system", "models-system", "models")  # of Pierhead's, in the documentation
 
 
 @contextmanager
@@ -136,6 +136,45 @@ def test_api_is_reached_from_outside(release, way, before):
     _check_answer(_run_shell(before + commands))
 
 
+# The commands of docs/upgrading.md, and which installation looks after everything afterwards; the last one is the first
+# one's release again, in the place of what kubectl has applied.
+TAKERS = [
+    ("another", "models-system", "models"),
+    ("kubectl", "models", "pierhead"),
+    ("helm", "models", "pierhead"),
+]
+
+
+def test_models_outlive_what_installed_pierhead(kubectl, release, models):
+    there = _find_versions(kubectl)
+    assert len(there) == len(("Model", "Endpoint", "DeployedModel", "Pod")) + 4
+    for way, namespace, name in TAKERS:
+        _run_shell(_find_commands(way, "upgrading.md"))
+        wait_until(
+            f"{name} in {namespace} looks after everything",
+            lambda holder=f"{namespace}/{name}-operator": _find_holders(kubectl) == {holder},
+        )
+        _check_answer(_predict(models, namespace, f"{name}-api"))
+        assert _find_versions(kubectl) == there, way
+
+
+def _find_versions(kubectl):
+    """Of the kinds, the resources and the pods that serve: another one of the same name would have another uid."""
+    found = [
+        *kubectl.items("crds", "app.kubernetes.io/name=pierhead"),
+        *kubectl.items("models,endpoints.pierhead.dev,deployedmodels"),
+        *kubectl.items("pods", "pierhead.dev/endpoint=photos"),
+    ]
+    return {
+        (one["metadata"]["uid"], one["status"].get("containerStatuses", [{}])[0].get("restartCount")) for one in found
+    }
+
+
+def _find_holders(kubectl):
+    found = kubectl.items("models,endpoints.pierhead.dev,deployedmodels")
+    return {one.get("status", {}).get("installation") for one in found}
+
+
 def _install(way, models):
     """By the commands of a way of docs/install.md; returns once a prediction was answered."""
     commands = _find_commands(way)
@@ -152,12 +191,14 @@ def _install(way, models):
     print(f"\n{way}: {time.monotonic() - began:.0f} s from nothing to a prediction")
 
 
-def _predict(models):
-    """What the page's commands print that apply the models and ask for a prediction."""
+def _predict(models, namespace="pierhead-system", service="pierhead-api"):
+    """What the page's commands print that apply the models and ask for a prediction, of the API of an installation."""
     commands = _find_commands("predict")
     for before, after in {
         "8080": str(find_port()),
         "examples/photos/photos.yaml": models,
+        "pierhead-system": namespace,
+        "service/pierhead-api": f"service/{service}",
     }.items():
         assert before in commands
         commands = commands.replace(before, after)

@@ -10,7 +10,14 @@ from pierhead_operator import names
 from tests.documents import PAGES, REPOSITORY, find_anchors, find_blocks, find_links, name_of
 
 DOCS = REPOSITORY / "docs"
-CLASSES = {"runnable", "output", "fragment", "values", "helm", "kubectl", "predict", "nodeport", "loadbalancer"}
+CLASSES = {"runnable", "output", "fragment", "values"} | {
+    "helm",
+    "kubectl",
+    "predict",
+    "nodeport",
+    "loadbalancer",
+    "another",
+}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
