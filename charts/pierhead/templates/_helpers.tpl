@@ -72,11 +72,9 @@ affinity:
 {{- end }}
 {{- end }}
 
-{{/* What the pod security standard `restricted` asks of a pod. */}}
+{{/* What the pod security standard `restricted` asks of a pod. The user is the image's, 65532, or the cluster's choice. */}}
 {{- define "pierhead.podSecurityContext" -}}
 runAsNonRoot: true
-runAsUser: 65532
-runAsGroup: 65532
 seccompProfile: {type: RuntimeDefault}
 {{- end }}
 
