@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from tests.kube import Kubectl, Manifest, scale_operator, wait_operator
+from tests.kube import OPERATOR, SYSTEM, Kubectl, Manifest, scale_operator, wait_operator
 
 CHART = str(Path(__file__).parents[1] / "charts" / "pierhead")
 GOLDEN = Path(__file__).parent / "golden" / "chart"
@@ -144,7 +144,7 @@ def upgraded(*settings: str) -> Iterator[None]:
 
 @contextmanager
 def uninstalled() -> Iterator[None]:
-    """Without the release meanwhile; with the same one afterwards, whatever happened."""
+    """Without the release meanwhile; with the same one afterwards, whatever happened and whose the CRDs are by then."""
     values = helm("get", "values", *RELEASE, "--output", "json")
     # An operator that outlives its rights would be refused what it asks for.
     scale_operator(0)
@@ -152,16 +152,33 @@ def uninstalled() -> Iterator[None]:
     try:
         yield
     finally:
-        helm("install", RELEASE[0], CHART, *RELEASE[1:], "--values", "-", "--wait", "--timeout", "2m", stdin=values)
+        options = ("--take-ownership", "--values", "-", "--wait", "--timeout", "2m")
+        helm("install", RELEASE[0], CHART, *RELEASE[1:], *options, stdin=values)
         wait_operator()
 
 
+def make_values_beside(kubectl: Kubectl) -> Manifest:
+    """Those of a second release for kubectl's namespace alone, without a gateway, of the images of the first."""
+    operator = SYSTEM.get("deployment", OPERATOR)
+    settings = SYSTEM.get("configmap", OPERATOR)
+    assert operator
+    assert settings
+    return {
+        "crds": {"enabled": False},
+        "watchNamespaces": [kubectl.namespace],
+        "operator": {"image": operator["spec"]["template"]["spec"]["containers"][0]["image"]},
+        "api": {"enabled": False},
+        "server": yaml.safe_load(settings["data"]["operator.yaml"])["server"],
+        "routing": {"provider": "none"},
+    }
+
+
 @contextmanager
-def installed_beside(kubectl: Kubectl, release: str, values: Manifest) -> Iterator[None]:
-    """Another release meanwhile, in kubectl's namespace, and its operator leads."""
+def installed_beside(kubectl: Kubectl, release: str, values: Manifest, *options: str) -> Iterator[None]:
+    """Another release meanwhile, in kubectl's namespace, and its operator leads; `options` are those of Helm."""
     place, waiting = ("--namespace", kubectl.namespace), ("--wait", "--timeout", "2m")
     try:
-        helm("install", release, CHART, *place, *waiting, "--values", "-", stdin=json.dumps(values))
+        helm("install", release, CHART, *place, *waiting, *options, "--values", "-", stdin=json.dumps(values))
         wait_operator(kubectl, f"{release}-operator")
         yield
     finally:

@@ -32,6 +32,7 @@ _SERVER_OF_PODS = frozenset(
         "env",
         "env_from",
         "resources",
+        "arbitrary_user",
         "compiled_cache",
         "artifact_cache",
         "artifact_cache_bytes",

@@ -44,6 +44,9 @@ class ServerSettings(_Settings):
     resources: dict[str, dict[str, str]] = Field(
         default_factory=dict, description="Requests and limits of a replica, beside its accelerators."
     )
+    arbitrary_user: bool = Field(
+        False, description="Whether the cluster chooses the user that pods run as, as OpenShift does."
+    )
     compiled_cache: dict[str, Any] = Field(
         default_factory=dict,
         description="A Kubernetes volume source that all server pods of a namespace share, for compiled forms.",

@@ -7,8 +7,11 @@ from pierhead_operator.settings import OperatorSettings
 from tests.apiserver.golden import GOLDEN as OBJECTS
 from tests.chart import (
     CASES,
+    CHART,
     GOLDEN,
+    IMAGES,
     find_rights,
+    helm,
     helm_template,
     load_values,
     render,
@@ -21,6 +24,7 @@ from tests.releases import find_releases, unpack
 
 GATEWAY = ("routing.provider=gateway-api", "routing.gateway.namespace=gateways", "routing.gateway.name=public")
 ISTIO = ("routing.provider=istio", "routing.istio.gateways={gateways/public}")
+INGRESS = ("api.ingress.enabled=true", "api.ingress.hosts={models.example.com}")
 
 
 @pytest.mark.parametrize(
@@ -53,6 +57,20 @@ ISTIO = ("routing.provider=istio", "routing.istio.gateways={gateways/public}")
         (["monitoring.podMonitor.enabled=true", "networkPolicy.enabled=true"], "/networkPolicy/monitoring"),
         (["networkPolicy.gateways[0].pods=all"], "/networkPolicy/gateways/0"),
         (["networkPolicy.egress[0].to=all"], "/networkPolicy/egress/0/to"),
+        (["api.service.type=ExternalName"], "/api/service/type"),
+        (["api.service.type=NodePort"], "api.service.type: NodePort would carry callers' tokens in plain HTTP"),
+        (["api.service.type=LoadBalancer"], "or set api.plainHttp=true"),
+        (["api.service.loadBalancerSourceRanges={10.0.0.0/8}"], "/api/service/loadBalancerSourceRanges"),
+        (["api.ingress.enabled=true"], "/api/ingress/hosts"),
+        (["api.ingress.tls[0].secretName=tls"], "/api/ingress/tls/0"),
+        (
+            [
+                *INGRESS,
+                "api.ingress.hosts={one.example.com,two.example.com}",
+                "api.ingress.tls[0].hosts={two.example.com}",
+            ],
+            "api.ingress.tls: no entry names the host one.example.com",
+        ),
     ],
 )
 def test_wrong_values_are_refused_with_their_name(cluster, settings, message):
@@ -142,8 +160,72 @@ def _is_apis(document):
 
 
 def test_without_an_api_nothing_is_its_own(cluster):
-    assert not any(map(_is_apis, render(values=load_values("without-api"))))
+    assert not any(map(_is_apis, render(*INGRESS, values=load_values("without-api"))))
     assert any(map(_is_apis, render()))
+
+
+def test_api_is_reached_from_outside_only_where_that_is_asked_for(cluster):
+    documents = render()
+    services = [one["spec"] for one in documents if one["kind"] == "Service"]
+    assert {one.get("type", "ClusterIP") for one in services} == {"ClusterIP"}
+    assert not any(one["kind"] == "Ingress" for one in documents)
+
+
+def test_ingress_leads_to_what_the_gateway_leads_to(cluster):
+    [ingress] = [one["spec"] for one in render(values=load_values("ingress")) if one["kind"] == "Ingress"]
+    [rule] = _find_route("pierhead-api")["rules"]
+    expected = {(match["path"]["value"], "Prefix") for match in rule["matches"]}
+    for host in ingress["rules"]:
+        assert {(path["path"], path["pathType"]) for path in host["http"]["paths"]} == expected
+
+
+def test_ingress_without_tls_is_made_where_that_is_said(cluster):
+    [ingress] = [one["spec"] for one in render(*INGRESS, "api.plainHttp=true") if one["kind"] == "Ingress"]
+    assert "tls" not in ingress
+
+
+TLS = ("api.ingress.tls[0].secretName=tls", "api.ingress.tls[0].hosts={models.example.com}")
+ADDRESSES = {
+    "none": ((), "http://localhost:8080"),
+    "Ingress": ((*INGRESS, *TLS), "https://models.example.com"),
+    "Ingress without TLS": ((*INGRESS, "api.plainHttp=true"), "http://models.example.com"),
+    "LoadBalancer": (("api.service.type=LoadBalancer", "api.plainHttp=true"), "http://$(kubectl get service "),
+    "LoadBalancer with TLS": (
+        ("api.service.type=LoadBalancer", "api.plainHttp=true", "api.service.port=443"),
+        "https://$(kubectl get service ",
+    ),
+    "NodePort": (("api.service.type=NodePort", "api.plainHttp=true"), "http://$(kubectl get nodes "),
+}
+
+
+@pytest.mark.parametrize(("settings", "address"), ADDRESSES.values(), ids=ADDRESSES.keys())
+def test_notes_name_the_address_of_the_api(cluster, settings, address):
+    given = [f"{name}.image={image}" for name, image in IMAGES.items()]
+    arguments = [argument for setting in (*given, *settings) for argument in ("--set", setting)]
+    notes = helm("install", "pierhead", CHART, "--dry-run=client", *arguments).split("NOTES:")[1]
+    assert f'default)" {address}' in notes
+    assert ("port-forward" in notes) == ("localhost" in address)
+    assert ("can be read on the way" in notes) == ("api.plainHttp=true" in settings)
+
+
+def _find_ports(node):
+    """The ports at which the Service of the API is referred to, anywhere in a manifest."""
+    children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+    ports = {port for child in children for port in _find_ports(child)}
+    if isinstance(node, dict) and "pierhead-api" in (node.get("name"), str(node.get("host")).partition(".")[0]):
+        port = node.get("port")
+        ports |= {port["number"] if isinstance(port, dict) else port} if port else set()
+    return ports
+
+
+@pytest.mark.parametrize("case", ["authorized", "istio-authorized"])
+def test_who_leads_to_the_api_follows_the_port_of_its_service(cluster, case):
+    documents = render("api.service.port=8000", values=load_values(case))
+    assert _find_ports([one for one in documents if one["kind"] != "Service"]) == {8000}
+    [service] = [one for one in documents if one["kind"] == "Service" and one["metadata"]["name"] == "pierhead-api"]
+    assert [port["port"] for port in service["spec"]["ports"]] == [8000]
+    [check] = [one["spec"] for one in documents if one["kind"] == "Pod"]
+    assert "--api=http://pierhead-api.default.svc:8000" in check["containers"][0]["args"]
 
 
 def _find_policies(*settings):

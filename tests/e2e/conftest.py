@@ -9,7 +9,7 @@ import pytest
 import skimage.data
 
 from cluster.settings import STORAGE_URL
-from tests.kube import predict_url, scratch_namespace, wait_answered
+from tests.kube import predict_url, scratch_namespace, wait_answered, wait_until
 
 
 @pytest.fixture(scope="session")
@@ -66,6 +66,25 @@ def make_deployed_model(name, version="v1", **spec):
 
 def _object(kind, name, spec):
     return {"apiVersion": "pierhead.dev/v1", "kind": kind, "metadata": {"name": name}, "spec": spec}
+
+
+# The gauges of a server's form, read in its pod.
+_ASK_FORM = """
+import urllib.request
+lines = urllib.request.urlopen("http://127.0.0.1:8080/metrics").read().decode().splitlines()
+print(*[line for line in lines if line.startswith(("pierhead_model_info{", "pierhead_model_not_compiled{"))])
+"""
+
+
+def wait_compiled(kubectl, pod):
+    """Until a pod has its compiled form; fails where it says that it will have none."""
+
+    def is_over():
+        told = kubectl("exec", pod, "--", "python", "-c", _ASK_FORM)
+        return told if 'form="compiled"' in told or "pierhead_model_not_compiled{" in told else None
+
+    told = wait_until("it has its compiled form, or says why not", is_over, seconds=240, interval=1)
+    assert "pierhead_model_not_compiled" not in told
 
 
 RESOURCES = ["models", "endpoints", "deployedmodels", "batchpredictionjobs"]

@@ -1,20 +1,15 @@
 """The compiled form, made by the image that a cluster runs."""
 
-import json
-
 import httpx
 import pytest
 
-from tests.e2e.conftest import make_deployed_model, make_endpoint, make_model
+from tests.e2e.conftest import make_deployed_model, make_endpoint, make_model, wait_compiled
 from tests.kube import predict_url, wait_answered, wait_until
 
-# The server's gauges of its form, and how many processes hold torch.
-LOOK = """
-import glob, json, urllib.request
-lines = urllib.request.urlopen("http://127.0.0.1:8080/metrics").read().decode().splitlines()
-maps = [open(path).read() for path in glob.glob("/proc/[0-9]*/maps")]
-told = [line for line in lines if line.startswith(("pierhead_model_info{", "pierhead_model_not_compiled{"))]
-print(json.dumps({"told": told, "torch": sum("libtorch" in text for text in maps)}))
+# How many processes hold torch.
+ASK_TORCH = """
+import glob
+print(sum("libtorch" in open(path).read() for path in glob.glob("/proc/[0-9]*/maps")))
 """
 
 
@@ -24,17 +19,12 @@ def test_pod_takes_its_compiled_form_and_lets_torch_go(kubectl, coffee):
     url = predict_url(kubectl.namespace, "photos")
     wait_answered(url, coffee, "photos")
     [pod] = [one["metadata"]["name"] for one in kubectl.pods("photos")]
+    wait_compiled(kubectl, pod)
 
-    def look():
-        return json.loads(kubectl("exec", pod, "--", "python", "-c", LOOK))
+    def count_torch():
+        return int(kubectl("exec", pod, "--", "python", "-c", ASK_TORCH))
 
-    def is_over():
-        told = " ".join(look()["told"])
-        return told if 'form="compiled"' in told or "pierhead_model_not_compiled{" in told else None
-
-    told = wait_until("it has its compiled form, or says why not", is_over, seconds=240, interval=1)
-    assert "pierhead_model_not_compiled" not in told
-    wait_until("its last worker with torch has left", lambda: look()["torch"] == 0, seconds=60, interval=1)
+    wait_until("its last worker with torch has left", lambda: count_torch() == 0, seconds=60, interval=1)
     answer = httpx.post(url, content=coffee, headers={"content-type": "application/json"}, timeout=60).json()
     [prediction] = answer["predictions"]
     assert prediction["displayNames"] == ["espresso"]

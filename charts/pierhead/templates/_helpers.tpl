@@ -72,11 +72,9 @@ affinity:
 {{- end }}
 {{- end }}
 
-{{/* What the pod security standard `restricted` asks of a pod. */}}
+{{/* What the pod security standard `restricted` asks of a pod. The user is the image's, 65532, or the cluster's choice. */}}
 {{- define "pierhead.podSecurityContext" -}}
 runAsNonRoot: true
-runAsUser: 65532
-runAsGroup: 65532
 seccompProfile: {type: RuntimeDefault}
 {{- end }}
 
@@ -257,6 +255,60 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{/* A Gateway, as a route's parent. */}}
 {{- define "pierhead.parentRef" -}}
 {group: gateway.networking.k8s.io, kind: Gateway, namespace: {{ .namespace }}, name: {{ .name }}{{ with .sectionName }}, sectionName: {{ . }}{{ end }}}
+{{- end }}
+
+{{/* The port of the API's Service: `helm upgrade --reuse-values` from a release that had no value for it leaves it out. */}}
+{{- define "pierhead.apiPort" -}}
+{{- (.Values.api.service).port | default 80 }}
+{{- end }}
+
+{{/* The paths of the API that are for clients. The others, such as its metrics, are for the cluster alone. */}}
+{{- define "pierhead.apiPaths" -}}
+["/v1/projects", "/v1beta1/projects", "/ui/projects"]
+{{- end }}
+
+{{/* The hosts of the API's Ingress that TLS is for. */}}
+{{- define "pierhead.tlsHosts" -}}
+{{- $hosts := list }}
+{{- range (.Values.api.ingress).tls }}
+{{- $hosts = concat $hosts (.hosts | default list) }}
+{{- end }}
+{{- toJson $hosts }}
+{{- end }}
+
+{{/* Refuses what would have callers' tokens read on the way, unless that is meant. */}}
+{{- define "pierhead.checkPlainHttp" -}}
+{{- if not .Values.api.plainHttp }}
+{{- $type := (.Values.api.service).type | default "ClusterIP" }}
+{{- $why := "would carry callers' tokens in plain HTTP" }}
+{{- if ne $type "ClusterIP" }}
+{{- fail (printf "api.service.type: %s %s: use api.ingress with tls, or a gateway (routing.provider), or set api.plainHttp=true where a load balancer ends TLS or the network is trusted" $type $why) }}
+{{- end }}
+{{- if (.Values.api.ingress).enabled }}
+{{- range .Values.api.ingress.hosts }}
+{{- if not (has . (include "pierhead.tlsHosts" $ | fromJsonArray)) }}
+{{- fail (printf "api.ingress.tls: no entry names the host %s, whose Ingress %s: add one, or set api.plainHttp=true where the Ingress controller ends TLS without it or the network is trusted" . $why) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* Where clients find the API, for a shell: beside whoever forwards port 8080 where it is not reached from outside. */}}
+{{- define "pierhead.apiUrl" -}}
+{{- $type := (.Values.api.service).type | default "ClusterIP" }}
+{{- $port := include "pierhead.apiPort" . }}
+{{- $look := printf "kubectl get service %s --namespace %s --output" (include "pierhead.apiName" .) .Release.Namespace }}
+{{- if (.Values.api.ingress).enabled }}
+{{- $host := first .Values.api.ingress.hosts }}
+{{- printf "%s://%s" (ternary "https" "http" (has $host (include "pierhead.tlsHosts" . | fromJsonArray))) $host }}
+{{- else if eq $type "LoadBalancer" }}
+{{- printf "%s://$(%s jsonpath=\"{.status.loadBalancer.ingress[0]['ip','hostname']}\"):%s" (ternary "https" "http" (eq $port "443")) $look $port }}
+{{- else if eq $type "NodePort" }}
+{{- printf "http://$(kubectl get nodes --output jsonpath=\"{.items[0].status.addresses[?(@.type=='InternalIP')].address}\"):$(%s jsonpath=\"{.spec.ports[0].nodePort}\")" $look }}
+{{- else }}
+{{- print "http://localhost:8080" }}
+{{- end }}
 {{- end }}
 
 {{/* What the API may do itself: see who serves what. All else it does with the caller's own token. */}}

@@ -11,7 +11,7 @@ from pierhead_operator.settings import OperatorSettings, ServerSettings
 from pierhead_operator.types import DeployedModel, Endpoint, Model, ModelVersion, PodOverrides
 
 PORT = 8080
-_SERVER_UID = 65532
+_IMAGES_USER = 65532
 _MODEL_DIR = "/models"
 _COMPILED_DIR = "/compiled"
 _DO_NOT_COMPILE = {"PIERHEAD_COMPILE": "false"}
@@ -107,9 +107,7 @@ def make_pod_spec(pod: ServerPod, container: Manifest, **fields: object) -> Mani
         "enableServiceLinks": False,
         "securityContext": {
             "runAsNonRoot": True,
-            "runAsUser": _SERVER_UID,
-            "runAsGroup": _SERVER_UID,
-            "fsGroup": _SERVER_UID,
+            **_make_user(pod.server),
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         **fields,
@@ -117,6 +115,11 @@ def make_pod_spec(pod: ServerPod, container: Manifest, **fields: object) -> Mani
         "volumes": [{"name": name, **source} for name, (_, source) in _volumes(pod.server).items()],
         **{field: value for field, value in asked.items() if value},
     }
+
+
+def _make_user(server: ServerSettings) -> Manifest:
+    """As whom a pod runs, and whose group its volumes are; nothing where the cluster chooses."""
+    return {} if server.arbitrary_user else dict.fromkeys(("runAsUser", "runAsGroup", "fsGroup"), _IMAGES_USER)
 
 
 def make_container(pod: ServerPod, **fields: object) -> Manifest:

@@ -10,7 +10,17 @@ from pierhead_operator import names
 from tests.documents import PAGES, REPOSITORY, find_anchors, find_blocks, find_links, name_of
 
 DOCS = REPOSITORY / "docs"
-CLASSES = {"runnable", "output", "fragment", "values", "helm", "kubectl", "predict"}
+# The last ones are those of tests/cluster/test_bare.py.
+CLASSES = {"runnable", "output", "fragment", "values"} | {
+    "helm",
+    "kubectl",
+    "predict",
+    "nodeport",
+    "loadbalancer",
+    "another",
+}
+SUPPORT = DOCS / "install" / "support.md"
+INSTALLS = sorted(page for page in (DOCS / "install").iterdir() if page != SUPPORT)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
@@ -63,6 +73,21 @@ def test_no_image_is_named_without_its_registry():
     bare = re.compile(r"(?<![\w./-])pierhead/(?:operator|server)\b(?!:0\.1\.0)")  # those of 0.1.0 are told of
     assert len(NAMING) > 100
     assert not [(name_of(path), found[0]) for path in NAMING if (found := bare.findall(path.read_text()))]
+
+
+@pytest.mark.parametrize("page", INSTALLS, ids=name_of)
+def test_install_page_begins_with_what_to_do(page):
+    """What is tested of it is told in one place."""
+    assert re.match(r"# .+\n\n(## .+\n\n)?```", page.read_text())
+    assert not re.search(r"\b(not (been )?(run|tried|tested)|no test runs)\b", page.read_text(), re.IGNORECASE)
+
+
+def test_support_names_every_install_page_and_tests_that_there_are():
+    text = SUPPORT.read_text()
+    assert {link.partition("#")[0] for link in find_links(SUPPORT)} >= {page.name for page in INSTALLS}
+    named = re.findall(r"`(tests/[^`]+)`", text)
+    assert named
+    assert not [name for name in named if not (REPOSITORY / name).is_file()]
 
 
 def _paths(nav):

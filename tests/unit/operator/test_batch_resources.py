@@ -62,6 +62,13 @@ def test_job(settings, case):
     assert job == yaml.safe_load(golden.read_text())
 
 
+def test_user_of_workers_is_left_to_a_cluster_that_chooses_it(settings):
+    server = settings.server.model_copy(update={"arbitrary_user": True})
+    job = make_job(make_batching(settings.model_copy(update={"server": server})))
+    context = job["spec"]["template"]["spec"]["securityContext"]
+    assert context == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+
+
 def test_workers_are_reached_by_who_asks_how_far_they_are(settings):
     assert make_worker_policies(make_batching(settings)) == []
     policy = NetworkPolicySettings.model_validate(NETWORK_POLICY)

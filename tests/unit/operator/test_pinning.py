@@ -68,6 +68,13 @@ def test_folder_for_compiled_forms_restarts_nothing_that_was_there_before_it(set
     assert deploy(pinned) == live
 
 
+@pytest.mark.parametrize("before", [False, True])
+def test_another_choice_of_the_user_restarts_nothing(settings, before):
+    live = deploy(make_serving(upgrade(settings, arbitrary_user=before)))
+    pinned = pin(make_serving(upgrade(settings, arbitrary_user=not before)), live)
+    assert deploy(pinned) == live
+
+
 def test_only_what_pods_are_made_of_is_pinned(settings):
     live = deploy(make_serving(settings))
     rollout = settings.rollout.model_copy(update={"capacity_wait_seconds": 1})
@@ -304,7 +311,12 @@ def released(tmp_path_factory):
 
 
 # What came after it, or has nothing to do with pods.
-NOT_OF_PODS = {"batch": True, "network_policy": True, "routing": True, "server": {"allowed_env", "openvino_image"}}
+NOT_OF_PODS = {
+    "batch": True,
+    "network_policy": True,
+    "routing": True,
+    "server": {"allowed_env", "openvino_image", "arbitrary_user"},
+}
 
 
 def _describe(serving, live):

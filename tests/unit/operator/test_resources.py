@@ -186,6 +186,12 @@ def test_surplus_is_looked_for_among_all_that_may_be_made(case, model, settings)
     assert {made["kind"] for made in desired_objects(serving)} <= serving_kinds(serving.settings)
 
 
+def test_user_is_left_to_a_cluster_that_chooses_it(model, settings):
+    changed = _change(settings, {"server": {"arbitraryUser": True}})
+    context = _pod(_serving(model, changed, {}))["securityContext"]
+    assert context == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+
+
 # The server's environment
 
 

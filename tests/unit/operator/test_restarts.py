@@ -495,6 +495,7 @@ SERVER = {
     "compiledCache": {"emptyDir": {}},
     "artifactCache": {"hostPath": {"path": "/var/lib/pierhead"}},
     "artifactCacheBytes": 1000,
+    "arbitraryUser": True,
     "resources": {"requests": {"cpu": "2"}},
 }
 # What their authors may ask for; and the image of pods of another runtime.
