@@ -248,8 +248,8 @@ class _Managed:
         headers, names = dict(scope["headers"]), scope["path_params"]
         token = await self._parts.identity.find_token(headers)
         seen.user = await self._parts.authentication.find_user(token)
-        place = _find_place(self._parts.projects, names)
         beta = scope["path"].startswith(_BETA) or names.get("id", "").endswith(BETA_MARK)
+        place = replace(_find_place(self._parts.projects, names), beta=beta)
         names = {key: value.removesuffix(BETA_MARK) for key, value in names.items()}
         request = Request(place, names, dict(parse_qsl(scope["query_string"].decode("latin-1"))), {})
         services = self._parts.make_services(token)

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Collection, Sequence
+from typing import Annotated
 
 from pierhead_operator.resources import Manifest
 from pierhead_operator.routing import keep_split, wanted_split
@@ -21,6 +22,7 @@ from pierhead_api.machines import (
 )
 from pierhead_api.names import Place
 from pierhead_api.wire import (
+    BETA_ONLY,
     Body,
     Labels,
     Message,
@@ -44,8 +46,9 @@ class LoggingConfig(Message):
     enabled: bool = False
     sampling_rate: float = 0.0
     bigquery_destination: Whatever = None
-    request_response_logging_schema_version: str = ""
-    enable_otel_logging: bool = False
+    error_sampling_rate: Annotated[float, BETA_ONLY] = 0.0
+    request_response_logging_schema_version: Annotated[str, BETA_ONLY] = ""
+    enable_otel_logging: Annotated[bool, BETA_ONLY] = False
 
 
 class EndpointBody(Message):
@@ -66,6 +69,7 @@ class EndpointBody(Message):
     gdc_config: Whatever = None
     gen_ai_advanced_features_config: Whatever = None
     predict_request_response_logging_config: LoggingConfig = LoggingConfig()
+    publisher_model_config: Annotated[Whatever, BETA_ONLY] = None
     deployed_models: Whatever = None
     create_time: Whatever = None
     update_time: Whatever = None
@@ -84,12 +88,13 @@ _REFUSED = {
     "encryption_spec": "is not supported: Kubernetes encrypts what it stores as its configuration says",
     "gdc_config": "is not supported",
     "gen_ai_advanced_features_config": "is not supported",
+    "publisher_model_config": "is not supported",
     "traffic_split": "nothing is deployed yet: deployModel sets it",
 }
 
 
 class RolloutOptions(Message):
-    """Of v1beta1. A number that is 0 was given, as the oneofs that they are have it."""
+    """Of v1beta1 alone. A number that is 0 was given, as the oneofs that they are have it."""
 
     max_surge_replicas: int | None = None
     max_surge_percentage: int | None = None
@@ -107,12 +112,14 @@ class DeployedModelBody(Message):
     display_name: str = ""
     dedicated_resources: DedicatedResources | None = None
     automatic_resources: AutomaticResources | None = None
-    rollout_options: RolloutOptions | None = None
+    rollout_options: Annotated[RolloutOptions | None, BETA_ONLY] = None
     service_account: str = ""
     shared_resources: str = ""
+    full_fine_tuned_resources: Annotated[Whatever, BETA_ONLY] = None
     explanation_spec: Whatever = None
     disable_explanations: bool = False
     disable_container_logging: bool = False
+    enable_container_logging: Annotated[bool, BETA_ONLY] = False  # says what is so anyway
     enable_access_logging: bool = False
     system_labels: Whatever = None
     faster_deployment_config: Whatever = None
@@ -125,25 +132,26 @@ class DeployedModelBody(Message):
     status: Whatever = None
 
 
+_GIVE_RESOURCES = "is not supported: give dedicatedResources or automaticResources"
 _REFUSED_DEPLOYED = {
-    "shared_resources": "is not supported: give dedicatedResources or automaticResources",
+    "shared_resources": _GIVE_RESOURCES,
+    "full_fine_tuned_resources": _GIVE_RESOURCES,
     "checkpoint_id": "is not supported: upload the checkpoint as a version of the model",
     "gdc_connected_model": "is not supported",
     "speculative_decoding_spec": "is not supported",
 }
-_KEPT_DEPLOYED = (
-    "explanation_spec",
-    "disable_explanations",
-    "disable_container_logging",
-    "enable_access_logging",
-    "system_labels",
-    "faster_deployment_config",
-)
+_KEPT_DEPLOYED = ("explanation_spec", "disable_explanations", "system_labels", "faster_deployment_config")
+_LOGGING = ("enable_access_logging", "disable_container_logging")
 
 
 _MUTABLE_LEAVES = ("min_replica_count", "max_replica_count", "autoscaling_metric_specs")
 _MUTABLE_ROOTS = ("dedicated_resources", "automatic_resources")
-MUTABLE = (*_MUTABLE_ROOTS, *(f"{root}.{leaf}" for root in _MUTABLE_ROOTS for leaf in _MUTABLE_LEAVES))
+MUTABLE = (
+    *_MUTABLE_ROOTS,
+    *(f"{root}.{leaf}" for root in _MUTABLE_ROOTS for leaf in _MUTABLE_LEAVES),
+    "disable_container_logging",
+)
+MUTABLE_BETA = (*MUTABLE, "enable_container_logging")
 
 
 class DeployModelBody(Message):
@@ -252,7 +260,9 @@ def make_deployed_model(body: DeployedModelBody, place: Place, name: str, target
         raise InvalidArgumentError("give one of dedicatedResources and automaticResources", "deployedModel")
     if body.service_account and not _SERVICE_ACCOUNT.fullmatch(body.service_account):
         raise InvalidArgumentError("must be the name of a ServiceAccount of the namespace", "serviceAccount")
-    spec = drop_empty({**target, "serviceAccount": body.service_account})
+    if body.enable_container_logging and body.disable_container_logging:
+        raise InvalidArgumentError("disableContainerLogging says otherwise: give one of them", "enableContainerLogging")
+    spec = drop_empty({**target, "serviceAccount": body.service_account, **collect(body, _LOGGING)})
     if body.rollout_options:
         spec["rolloutOptions"] = make_rollout_options(body.rollout_options)
     if body.dedicated_resources:
@@ -273,11 +283,15 @@ def make_rollout_options(options: RolloutOptions) -> Body:
 
 
 def patch_deployed_model(body: DeployedModelBody, manifest: Manifest, fields: set[str]) -> Body:
-    """The merge patch of a spec that updates these of the MUTABLE fields; raises InvalidArgumentError."""
+    """The merge patch of a spec that updates these of the MUTABLE_BETA fields; raises InvalidArgumentError."""
     dedicated = make_dedicated_resources(body.dedicated_resources) if body.dedicated_resources else None
     automatic = make_automatic_resources(body.automatic_resources) if body.automatic_resources else None
     has_dedicated = "dedicatedResources" in manifest["spec"]
-    spec = {}
+    spec: Body = {}
+    if "disable_container_logging" in fields:
+        spec["disableContainerLogging"] = body.disable_container_logging
+    elif "enable_container_logging" in fields:
+        spec["disableContainerLogging"] = not body.enable_container_logging
     for name, made, fits in (
         ("dedicated_resources", dedicated, has_dedicated),
         ("automatic_resources", automatic, not has_dedicated),
@@ -293,18 +307,24 @@ def patch_deployed_model(body: DeployedModelBody, manifest: Manifest, fields: se
 
 
 def to_deployed_model(manifest: Manifest, place: Place) -> Body:
-    """Vertex AI's DeployedModel."""
+    """Vertex AI's DeployedModel, of v1 or of v1beta1."""
     dm = DeployedModel.model_validate(manifest)
+    logging = objects.read_flags(manifest, _LOGGING)
+    beta = {
+        "rolloutOptions": dm.spec.rollout_options.dump(),
+        "enableContainerLogging": "disableContainerLogging" not in logging or None,
+    }
     return drop_empty(
         {
             **objects.pick_kept(objects.read_kept(manifest), _KEPT_DEPLOYED),
+            **logging,
             "id": dm.name,
             "model": place.model(dm.spec.model),
             "modelVersionId": dm.spec.model_version or dm.status.model_version,
             "displayName": dm.spec.display_name or dm.name,
             "createTime": objects.create_time(manifest),
             "serviceAccount": dm.spec.service_account,
-            "rolloutOptions": dm.spec.rollout_options.dump(),
+            **(beta if place.beta else {}),
             **_to_resources(dm),
             "status": _to_status(dm.status, dm.status.available_replica_count),
         }

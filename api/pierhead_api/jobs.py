@@ -1,5 +1,7 @@
 """Batch prediction jobs: Vertex AI's messages from and to custom resources. Pure."""
 
+from typing import Annotated
+
 from pierhead_operator.batch_status import ENDED
 from pierhead_operator.resources import Manifest
 from pierhead_operator.types import BatchPredictionJob, BatchPredictionJobStatus, CompletionStats
@@ -9,7 +11,19 @@ from pierhead_api import objects
 from pierhead_api.errors import InvalidArgumentError
 from pierhead_api.machines import BatchDedicatedResources, make_batch_resources
 from pierhead_api.names import Place
-from pierhead_api.wire import Body, Labels, Message, Number, Whatever, collect, drop_empty, format_time, refuse, require
+from pierhead_api.wire import (
+    BETA_ONLY,
+    Body,
+    Labels,
+    Message,
+    Number,
+    Whatever,
+    collect,
+    drop_empty,
+    format_time,
+    refuse,
+    require,
+)
 
 _FORMATS = "jsonl, csv and file-list are"
 _INPUT_FORMATS = ("", "jsonl", "csv", "file-list")
@@ -68,6 +82,10 @@ class JobBody(Message):
     explanation_spec: Whatever = None
     disable_container_logging: bool = False
     unmanaged_container_model: Whatever = None
+    endpoint: Annotated[str, BETA_ONLY] = ""
+    model_monitoring_config: Annotated[Whatever, BETA_ONLY] = None
+    model_monitoring_status: Annotated[Whatever, BETA_ONLY] = None
+    model_monitoring_stats_anomalies: Annotated[Whatever, BETA_ONLY] = None
     encryption_spec: Whatever = None
     state: Whatever = None
     model_version_id: Whatever = None
@@ -86,7 +104,9 @@ class JobBody(Message):
 
 _REFUSED = {
     "unmanaged_container_model": "is not supported: upload the artifact as a model, and name it in model",
+    "endpoint": "is not supported: name the model in model",
     "generate_explanation": "is not supported",
+    "model_monitoring_config": "is not supported",
     "encryption_spec": "is not supported: storage encrypts what it stores as it is told to",
 }
 _REFUSED_INPUT = {
@@ -97,7 +117,8 @@ _REFUSED_OUTPUT = {
     "bigquery_destination": "is not supported: give gcsDestination",
     "vertex_multimodal_dataset_destination": "is not supported: give gcsDestination",
 }
-_KEPT = ("explanation_spec", "disable_container_logging")
+_KEPT = ("explanation_spec",)
+_LOGGING = ("disable_container_logging",)
 
 
 def make_job(body: JobBody, place: Place, name: str, model: str, version: str) -> Manifest:
@@ -116,6 +137,7 @@ def make_job(body: JobBody, place: Place, name: str, model: str, version: str) -
         "dedicatedResources": make_batch_resources(body.dedicated_resources) if body.dedicated_resources else None,
         "manualBatchTuningParameters": drop_empty({"batchSize": body.manual_batch_tuning_parameters.batch_size}),
         "serviceAccount": body.service_account,
+        **collect(body, _LOGGING),
     }
     manifest = objects.make_object(BatchPredictionJob, place.namespace, name, drop_empty(spec))
     return objects.mark(manifest, body.labels, collect(body, _KEPT))
@@ -167,6 +189,7 @@ def to_job(manifest: Manifest, model_display_name: str, place: Place) -> Body:
     return drop_empty(
         {
             **objects.pick_kept(objects.read_kept(manifest), _KEPT),
+            **objects.read_flags(manifest, _LOGGING),
             **objects.describe(manifest),
             "name": place.job(job.name),
             "model": place.model(job.spec.model, version),

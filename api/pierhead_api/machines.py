@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 
 from pierhead_api.errors import InvalidArgumentError
-from pierhead_api.wire import AcceleratorType, Body, Labels, Message, Number, Whatever, drop_empty, refuse
+from pierhead_api.wire import BETA_ONLY, AcceleratorType, Body, Labels, Message, Number, Whatever, drop_empty, refuse
 
 _NO_RESERVATION = (None, "", 0, 1, "TYPE_UNSPECIFIED", "NO_RESERVATION")
 
@@ -30,17 +30,30 @@ class MachineSpec(Message):
     gpu_partition_size: str = ""
     tpu_topology: str = ""
     reservation_affinity: ReservationAffinity = ReservationAffinity()
+    min_gpu_driver_version: Annotated[str | None, BETA_ONLY] = None
+    multihost_gpu_node_count: Annotated[Number, BETA_ONLY] = None
 
 
 class AutoscalingMetricSpec(Message):
     metric_name: str
     target: Number = None
-    monitored_resource_labels: Labels = Field(default_factory=dict)
+    monitored_resource_labels: Annotated[Labels, BETA_ONLY] = Field(default_factory=dict)
 
 
 class AutomaticResources(Message):
     min_replica_count: Number = None
     max_replica_count: Number = None
+
+
+class FlexStart(Message):
+    """Of v1beta1 alone, as the next. That one is there asks for it, whatever it holds."""
+
+    max_runtime_duration: str = ""
+
+
+class ScaleToZeroSpec(Message):
+    min_scaleup_period: str = ""
+    idle_scaledown_period: str = ""
 
 
 class DedicatedResources(Message):
@@ -50,23 +63,38 @@ class DedicatedResources(Message):
     required_replica_count: Number = None
     autoscaling_metric_specs: list[AutoscalingMetricSpec] = Field(default_factory=list)
     spot: bool = False
+    scale_to_zero_spec: Annotated[ScaleToZeroSpec | None, BETA_ONLY] = None
+    initial_replica_count: Annotated[Number, BETA_ONLY] = None
+    flex_start: Annotated[FlexStart | None, BETA_ONLY] = None
 
 
 class BatchDedicatedResources(Message):
     machine_spec: MachineSpec = MachineSpec()
     starting_replica_count: Number = None
     max_replica_count: Number = None
+    spot: Annotated[bool, BETA_ONLY] = False
+    flex_start: Annotated[FlexStart | None, BETA_ONLY] = None
+
+
+_SPOT = "is not supported: spot nodes are a machineType of the chart's machines"
+_FLEX_START = "is not supported: a pod waits for its machine as long as there is none"
+_REFUSED_MACHINE = {
+    "gpu_partition_size": "is not supported: give the slice a name among the chart's machines.acceleratorTypes",
+    "tpu_topology": "is not supported: TPUs are not",
+    "min_gpu_driver_version": "is not supported: a node's driver is its own",
+    "multihost_gpu_node_count": "is not supported: a replica is on one node",
+}
+_REFUSED_DEDICATED = {
+    "spot": _SPOT,
+    "scale_to_zero_spec": "is not supported: leave it out, and give a minReplicaCount of at least 1",
+    "initial_replica_count": "is not supported: there is no scaling to zero; give minReplicaCount",
+    "flex_start": _FLEX_START,
+}
 
 
 def make_machine_spec(machine: MachineSpec) -> Body:
     """The spec's machineSpec; raises InvalidArgumentError for what a cluster's nodes are chosen otherwise by."""
-    refuse(
-        machine,
-        {
-            "gpu_partition_size": "is not supported: give the slice a name among the chart's machines.acceleratorTypes",
-            "tpu_topology": "is not supported: TPUs are not",
-        },
-    )
+    refuse(machine, _REFUSED_MACHINE)
     if machine.reservation_affinity.reservation_affinity_type not in _NO_RESERVATION:
         raise InvalidArgumentError(
             "is not supported: a machine's nodes are the chart's machines", "reservationAffinity"
@@ -82,7 +110,7 @@ def make_machine_spec(machine: MachineSpec) -> Body:
 
 def make_dedicated_resources(dedicated: DedicatedResources) -> Body:
     """The spec's dedicatedResources; raises InvalidArgumentError."""
-    refuse(dedicated, {"spot": "is not supported: spot nodes are a machineType of the chart's machines"})
+    refuse(dedicated, _REFUSED_DEDICATED)
     if dedicated.required_replica_count not in (None, dedicated.min_replica_count or 1):
         raise InvalidArgumentError(
             "must be minReplicaCount or left out: a deployment is done when all of these serve", "requiredReplicaCount"
@@ -110,6 +138,7 @@ def make_metric_specs(metrics: list[AutoscalingMetricSpec]) -> list[Body]:
 
 def make_batch_resources(dedicated: BatchDedicatedResources) -> Body:
     """The spec's dedicatedResources of a BatchPredictionJob; raises InvalidArgumentError."""
+    refuse(dedicated, {"spot": _SPOT, "flex_start": _FLEX_START})
     return drop_empty(
         {
             "machineSpec": make_machine_spec(dedicated.machine_spec),

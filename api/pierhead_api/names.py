@@ -24,6 +24,7 @@ class Place:
     project: str
     location: str
     namespace: str
+    beta: bool = False  # whether it is v1beta1's, whose messages have fields of their own
 
     @property
     def resource(self) -> str:

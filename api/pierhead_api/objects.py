@@ -65,6 +65,12 @@ def pick_kept(kept: Body, fields: Collection[str]) -> Body:
     return {name: kept[name] for name in map(to_camel, fields) if name in kept}
 
 
+def read_flags(manifest: Manifest, fields: Collection[str]) -> Body:
+    """Those of a message's fields that are true in the spec; or that were kept, before the spec had them."""
+    told = {**pick_kept(read_kept(manifest), fields), **pick_kept(manifest["spec"], fields)}
+    return {name: True for name, value in told.items() if value is True}
+
+
 def drop_unread(live: Manifest) -> Manifest:
     """`live` without what others write on it and nobody here reads: their annotations, and which fields are whose."""
     metadata = live["metadata"]

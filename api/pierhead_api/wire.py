@@ -10,8 +10,9 @@ from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
 from pydantic.alias_generators import to_camel, to_snake
+from pydantic_core import PydanticCustomError
 
 from pierhead_api.errors import InvalidArgumentError
 
@@ -23,6 +24,7 @@ EMPTY = "type.googleapis.com/google.protobuf.Empty"
 # Kubernetes' limit for all annotations of an object is 256 KiB.
 MAX_KEPT = 64 * 1024
 
+_UNKNOWN = "extra_forbidden"  # pydantic's type of error for a field that there is not
 _LABEL_PART = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 
 # The numbers of the protocol buffers; those of the discovery document are in another order.
@@ -90,6 +92,14 @@ def _unset_zero(value: Any) -> Any:
     return None if value == 0 else value
 
 
+def _check_beta(value: Any, info: ValidationInfo) -> Any:
+    if info.context is None or not info.context["beta"]:
+        raise PydanticCustomError(_UNKNOWN, "there is no such field")
+    return value
+
+
+# Of a field that v1beta1 has, and v1 has not.
+BETA_ONLY = BeforeValidator(_check_beta)
 AcceleratorType = Annotated[str | None, BeforeValidator(_find_accelerator)]
 Number = Annotated[int | None, BeforeValidator(_unset_zero)]
 Labels = dict[str, str]
@@ -98,14 +108,17 @@ Percents = dict[str, Annotated[int, Field(ge=0, le=100)]]
 Whatever = Any
 
 
-def parse(kind: type[M], body: Any) -> M:
-    """The message of a request; raises InvalidArgumentError, which names the first field that is wrong."""
+def parse(kind: type[M], body: Any, *, beta: bool = False) -> M:
+    """The message of a request, of v1 or of v1beta1.
+
+    Raises InvalidArgumentError, which names the first field that is wrong.
+    """
     try:
-        return kind.model_validate(body)
+        return kind.model_validate(body, context={"beta": beta})
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         field = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "extra_forbidden":
+        if first["type"] == _UNKNOWN:
             raise InvalidArgumentError(f'Unknown name "{first["loc"][-1]}": Cannot find field.', field) from error
         raise InvalidArgumentError(first["msg"].removeprefix("Value error, "), field) from error
 

@@ -532,6 +532,12 @@ class DeployedModelSpec(ApiObject):
     rollout_options: RolloutOptions = Field(
         default_factory=RolloutOptions, description="How many replicas are replaced at a time."
     )
+    enable_access_logging: bool = Field(
+        False, description="Whether each prediction has a line in the pods' log: when, how long, how large, which code."
+    )
+    disable_container_logging: bool = Field(
+        False, description="Whether the pods log errors alone, beside the lines of enableAccessLogging."
+    )
     service_account: Name | None = Field(
         None, description="The ServiceAccount of the pods, such as one that storage knows by workload identity."
     )
@@ -759,6 +765,7 @@ class BatchPredictionJobSpec(ApiObject):
     manual_batch_tuning_parameters: ManualBatchTuningParameters = Field(
         default_factory=ManualBatchTuningParameters, description="How instances are put together."
     )
+    disable_container_logging: bool = Field(False, description="Whether the workers log errors alone.")
     service_account: Name | None = Field(
         None, description="The ServiceAccount of the workers, such as one that storage knows by workload identity."
     )

@@ -49,7 +49,8 @@ def main() -> None:
     try:
         settings = load_settings(**_given(arguments))
         termination_log = settings.termination_log
-        configure_logging(level=settings.log_level, json=settings.log_format == "json")
+        # A listener answers whoever asks, whether anybody reads what it logs or not.
+        configure_logging(level=settings.log_level, json=settings.log_format == "json", bounded=launched is not None)
         if arguments.command in ("compile", "convert") and not has_torch():
             raise SettingsInvalidError(f"{arguments.command} needs PyTorch: run it in the image that has it")
         if arguments.command == "compile":
@@ -118,9 +119,12 @@ def _given(arguments: argparse.Namespace) -> dict[str, object]:
 
 
 def _fail(error: "StartupError", termination_log: Path, command: str) -> NoReturn:
+    from pierhead_server.logs import flush_logging
     from pierhead_server.termination import tell
 
-    print(tell(termination_log, f"{error.reason}: {' '.join(str(error).split())}"), file=sys.stderr, flush=True)
+    line = tell(termination_log, f"{error.reason}: {' '.join(str(error).split())}")
+    flush_logging()  # what was logged before comes before
+    print(line, file=sys.stderr, flush=True)
     if command != "batch":
         sys.exit(_EXIT_STARTUP)
     from pierhead_server.batch.errors import exit_code

@@ -171,7 +171,7 @@ class Listener:
                 return seen.refused(error)
             except CallerGoneError:
                 reply = Reply(_CLIENT_GONE, b"")
-            seen.code = reply.code
+            seen.sent(reply)
             return reply
 
     @property

@@ -15,10 +15,10 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from pierhead_server.logs import Tally
+from pierhead_server.logs import Tally, count_dropped
 from pierhead_server.messages import Dialect, Reply
 from pierhead_server.protocol import ServedModel
 
@@ -83,6 +83,15 @@ class _FormReason(Collector):
         yield family
 
 
+class _LinesDropped(Collector):
+    """What of this process's log nobody took in time."""
+
+    def collect(self) -> Iterable[CounterMetricFamily]:
+        """Asked for whenever metrics are."""
+        text = "Lines of the log that were dropped because nobody took them in time."
+        yield CounterMetricFamily("pierhead_log_lines_dropped", text, value=count_dropped())
+
+
 class Metrics:
     """One server's metrics, in a registry of its own."""
 
@@ -92,6 +101,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
+        self.registry.register(_LinesDropped())
         self._make_request_metrics()
         self._make_model_metrics()
 

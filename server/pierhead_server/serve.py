@@ -97,7 +97,8 @@ async def serve(settings: Settings, launched: Launched) -> None:
     metrics = Metrics(served)
     starts = chain((launched,), iter(launch, None))
     workers = Workers(make_pool(settings), metrics, starts.__next__)
-    telemetry = Telemetry(metrics, make_tracer(os.environ, _describe(served)), RequestLog(settings.log_sample))
+    log = RequestLog(settings.log_sample, every=settings.access_log)
+    telemetry = Telemetry(metrics, make_tracer(os.environ, _describe(served)), log)
     listener = Listener(settings, served, workers, telemetry)
     server = Server(create_app(listener), listener, drain_seconds=settings.drain_seconds)
     with socket.create_server((settings.host, settings.port), backlog=2048) as port:

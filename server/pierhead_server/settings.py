@@ -82,6 +82,7 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "text"] = "json"
     log_sample: float = Field(default=0.01, ge=0, le=1)  # of the requests, that get a line
+    access_log: bool = False  # whether each prediction gets one, whatever the level is
 
     queue_size: int = Field(default=64, gt=0)
     max_batch_delay_seconds: float = Field(default=0.005, ge=0, le=10)  # while a GPU is busy anyway

@@ -1,5 +1,6 @@
 """What one request leaves behind: numbers for Prometheus, a span, and for some a line in the log."""
 
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,6 +12,8 @@ from pierhead_server.messages import Call, Dialect, Reply
 from pierhead_server.metrics import Metrics, Outcome
 from pierhead_server.protocol import shape_error
 from pierhead_server.tracing import RequestSpan, Tracer
+
+_REQUEST_ID = re.compile(rb"[\w.:/+=-]{1,128}")  # a gateway's; a client may send anything
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class Seen:
     def __init__(self, asked: Asked, outcome: Outcome, span: RequestSpan) -> None:
         self.code = 500  # until an answer says otherwise
         self.bytes_in = 0
+        self.bytes_out = 0
         self.instances = 0
         self._asked = asked
         self._outcome = outcome
@@ -48,7 +52,7 @@ class Seen:
     def refused(self, error: ApiError) -> Reply:
         """The answer is this error."""
         reply = shape_error(self._asked.dialect, error)
-        self.code = reply.code
+        self.sent(reply)
         if isinstance(error, RequestBytesFullError):
             self._outcome.rejection = "bytes_full"
         return reply
@@ -57,6 +61,10 @@ class Seen:
         """A worker's answer is there now."""
         self.instances = reply.instances
         self._span.answered(reply)
+
+    def sent(self, reply: Reply) -> None:
+        """This is what the caller gets."""
+        self.code, self.bytes_out = reply.code, len(reply.body)
 
 
 class Telemetry:
@@ -81,14 +89,27 @@ class Telemetry:
             finally:
                 outcome.code = seen.code
                 span.finished(seen.code)
-                if self._log.wants(seen.code):
+                if self._log.wants(seen.code, asked.dialect):
                     seconds = time.perf_counter() - start
-                    self._log.write(
-                        AnsweredRequest(
-                            "POST", asked.path, seen.code, seconds, seen.instances, seen.bytes_in, span.trace_id
-                        )
-                    )
+                    self._log.write(_describe(asked, seen, seconds, span.trace_id))
 
     def shutdown(self) -> None:
         """Send what is not yet sent; blocks for a few seconds at most."""
         self._tracer.shutdown()
+
+
+def _describe(asked: Asked, seen: Seen, seconds: float, trace_id: str) -> AnsweredRequest:
+    """What the log tells."""
+    request_id = asked.headers.get(b"x-request-id", b"")
+    return AnsweredRequest(
+        method="POST",
+        path=asked.path,
+        dialect=asked.dialect,
+        code=seen.code,
+        seconds=seconds,
+        instances=seen.instances,
+        bytes_in=seen.bytes_in,
+        bytes_out=seen.bytes_out,
+        trace_id=trace_id,
+        request_id=request_id.decode() if _REQUEST_ID.fullmatch(request_id) else "",
+    )

@@ -27,6 +27,7 @@ CLIENTS = Path(__file__).parent / "clients"
 PICTURE = Path(skimage.data.__file__).parent / "coffee.png"
 COMMANDS = {
     "sdk": [sys.executable, str(CLIENTS / "vertex_sdk.py")],
+    "beta": [sys.executable, str(CLIENTS / "vertex_beta.py")],
     "ml": [sys.executable, str(CLIENTS / "aiplatform_v1.py")],
     "node": ["node", str(CLIENTS / "node" / "life.js")],
 }
@@ -90,6 +91,7 @@ def test_python_sdk(lives):
     assert seen["prediction"] == ["espresso"]
     assert seen["answered_by_version"] == "1"
     assert seen["raw"] == ["https", 200, 1]
+    assert seen["access_logs"] == [True, False]
     assert seen["split"] == [80, 20]
     assert seen["listed"] == [seen["endpoint"]]
     assert seen["refused"] == 400
@@ -101,6 +103,15 @@ def test_python_sdk(lives):
     assert seen["job"] == ["JOB_STATE_SUCCEEDED", 1, 0]
     assert seen["output"] == [["espresso"]]
     assert seen["rest"] == []
+
+
+def test_client_of_v1beta1(lives):
+    assert lives["beta"].end() == {
+        "refused": True,
+        "answered": [2, 10, True],
+        "read": [2, 10, True],
+        "in_v1": [True, True, False],
+    }
 
 
 def test_ai_platforms_client(lives):

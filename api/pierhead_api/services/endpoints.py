@@ -13,6 +13,7 @@ from pierhead_operator.types import DeployedModel, Endpoint, Model
 from pierhead_api import objects
 from pierhead_api.endpoints import (
     MUTABLE,
+    MUTABLE_BETA,
     UPDATABLE,
     DeployedModelBody,
     DeployModelBody,
@@ -57,7 +58,7 @@ class EndpointService:
 
     async def create(self, place: Place, body: Any, endpoint_id: str = "") -> Body:
         """The operation CreateEndpoint; raises AlreadyExistsError."""
-        sent = parse(EndpointBody, body)
+        sent = parse(EndpointBody, body, beta=place.beta)
         if sent.dedicated_endpoint_enabled and not self.dedicated_dns:
             raise InvalidArgumentError("is not offered by this installation", "dedicatedEndpointEnabled")
         name = check_new(endpoint_id, "endpointId") if endpoint_id else self.session.make_id()
@@ -86,7 +87,7 @@ class EndpointService:
 
     async def patch(self, place: Place, endpoint: str, body: Any, update_mask: str = "") -> Body:
         """The Endpoint after its update; raises AbortedError where the body's etag is out of date."""
-        sent = parse(EndpointBody, body)
+        sent = parse(EndpointBody, body, beta=place.beta)
         fields = parse_mask(update_mask, body, UPDATABLE)
         deployed = await self._list_deployed(place, endpoint)
 
@@ -118,7 +119,7 @@ class EndpointService:
         The DeployedModel is made with the wanted split on record, by which the operation tells should this process end
         before it wrote the split. Where that cannot be written, nothing is left of the DeployedModel.
         """
-        sent = parse(DeployModelBody, body)
+        sent = parse(DeployModelBody, body, beta=place.beta)
         asked = sent.deployed_model
         name = check_new_deployed_model(asked.id) if asked.id else self.session.make_id()
         manifest, deployed = await self._read(place, endpoint)
@@ -195,9 +196,10 @@ class EndpointService:
 
     async def mutate_deployed_model(self, place: Place, endpoint: str, body: Any, update_mask: str = "") -> Body:
         """The operation MutateDeployedModel; raises InvalidArgumentError for what cannot be changed."""
-        sent = parse(MutateDeployedModelBody, body)
+        sent = parse(MutateDeployedModelBody, body, beta=place.beta)
         asked = sent.deployed_model
-        fields = parse_mask(update_mask or sent.update_mask, asked.model_dump(exclude_unset=True), MUTABLE)
+        mutable = MUTABLE_BETA if place.beta else MUTABLE
+        fields = parse_mask(update_mask or sent.update_mask, asked.model_dump(exclude_unset=True), mutable)
         _, deployed = await self._read(place, endpoint)
         find_deployed(deployed, asked.id)
         serial = make_serial(self.session.now())

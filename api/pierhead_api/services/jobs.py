@@ -29,7 +29,7 @@ class JobService:
 
     async def create(self, place: Place, body: Any) -> Body:
         """The BatchPredictionJob, whose model's version is pinned."""
-        sent = parse(JobBody, body)
+        sent = parse(JobBody, body, beta=place.beta)
         name, alias = self.session.projects.find_model(place, sent.model, "model")
         model = Model.model_validate(await self.session.cluster.get(Model, place.namespace, name))
         version = resolve_version(model, alias).name

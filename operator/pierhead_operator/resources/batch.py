@@ -14,6 +14,7 @@ from pierhead_operator.resources.pods import (
     ServerPod,
     escape,
     make_container,
+    make_log_env,
     make_model_env,
     make_pod_metadata,
     make_pod_spec,
@@ -239,6 +240,7 @@ def _make_template(batching: Batching) -> Manifest:
             # Also where it is the worker's default, so that no Secret of the namespace says something else by envFrom.
             {"name": _ALLOWED_VARIABLE, "value": ",".join(settings.batch.allowed_uris)},
         ],
+        own_env=make_log_env(errors_alone=spec.disable_container_logging),
     )
     container = make_container(
         pod,

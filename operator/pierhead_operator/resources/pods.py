@@ -76,7 +76,7 @@ class ServerPod:
     overrides: PodOverrides
     service_account: str | None
     env: Sequence[Manifest]  # what it runs
-    limits_env: Sequence[Manifest] = ()  # what its resource says that the installation says, too
+    own_env: Sequence[Manifest] = ()  # what its resource says that the installation says, too
 
 
 def make_pod_metadata(overrides: PodOverrides, labels: dict[str, str]) -> Manifest:
@@ -173,7 +173,7 @@ def _env(pod: ServerPod) -> list[Manifest]:
         *pod.env,
         *_worker_env(pod.machine),
         *pod.server.env,
-        *pod.limits_env,
+        *pod.own_env,
         *(variable for variable in pod.overrides.env if not is_never_allowed(variable.get("name", ""))),
     ]:
         # Kubernetes takes each name once. What refers to others, as $(NAME), has to come after them.
@@ -204,6 +204,13 @@ def make_model_env(
             "PIERHEAD_PORT": str(PORT),
             "PIERHEAD_DRAIN_SECONDS": str(_DRAIN_SECONDS),
         }
+    )
+
+
+def make_log_env(*, access: bool = False, errors_alone: bool) -> list[Manifest]:
+    """The variables that tell the server what to log, where that is not for the installation to say."""
+    return make_variables(
+        {"PIERHEAD_ACCESS_LOG": "true" if access else "", "PIERHEAD_LOG_LEVEL": "error" if errors_alone else ""}
     )
 
 
@@ -245,7 +252,10 @@ def make_pod_template(serving: Serving) -> Manifest:
         overrides=spec.pod_overrides,
         service_account=spec.service_account,
         env=make_model_env(serving.model, serving.version, serving.settings, serving.deployed_model.name),
-        limits_env=_limits_env(limits),
+        own_env=[
+            *_limits_env(limits),
+            *make_log_env(access=spec.enable_access_logging, errors_alone=spec.disable_container_logging),
+        ],
     )
     container = make_container(
         pod,

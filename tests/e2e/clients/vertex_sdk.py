@@ -43,7 +43,7 @@ def main(address, project, picture):
     seen["candidate"] = aiplatform.Model(f"{first.name}@candidate").version_id
 
     endpoint = aiplatform.Endpoint.create(display_name="Photos", labels={"team": "a"}, dedicated_endpoint_enabled=True)
-    endpoint.deploy(first, deployed_model_display_name="blue", min_replica_count=1)
+    endpoint.deploy(first, deployed_model_display_name="blue", min_replica_count=1, enable_access_logging=True)
     answer = endpoint.predict([instance], parameters={"maxPredictions": 1})
     [prediction] = answer.predictions
     seen["prediction"] = prediction["displayNames"]
@@ -54,6 +54,7 @@ def main(address, project, picture):
 
     endpoint.deploy(second, deployed_model_display_name="green", traffic_percentage=20)
     blue, green = sorted(endpoint.list_models(), key=lambda deployed: deployed.display_name)
+    seen["access_logs"] = [blue.enable_access_logging, green.enable_access_logging]
     seen["split"] = [endpoint.traffic_split[blue.id], endpoint.traffic_split[green.id]]
     endpoint.update(traffic_split={blue.id: 0, green.id: 100})
     seen["listed"] = [one.name for one in aiplatform.Endpoint.list(filter='display_name="Photos" AND labels.team=a')]

@@ -20,6 +20,7 @@ from pierhead_api.services.session import Session
 
 NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 PLACE = Place("shop", "local", "team-a")
+BETA = Place("shop", "local", "team-a", beta=True)
 PARENT = "projects/shop/locations/local"
 MADE = "2026-11-22T11:00:00Z"
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import googleapiclient
 import pytest
+from pierhead_api import endpoints, jobs, machines
 from pierhead_api.endpoints import (
     DeployedModelBody,
     DeployModelBody,
@@ -18,14 +19,19 @@ from pierhead_api.listing import ListRequest
 from pierhead_api.machines import BatchDedicatedResources, DedicatedResources, MachineSpec
 from pierhead_api.models import ContainerSpec, MergeVersionAliasesBody, ModelBody, UploadModelBody, to_model
 from pierhead_api.services import EndpointService, OperationService
-from pierhead_api.wire import ACCELERATOR_TYPES, JOB_STATES
+from pierhead_api.wire import ACCELERATOR_TYPES, BETA_ONLY, JOB_STATES
 
-from tests.unit.api.conftest import PARENT, PLACE, make_deployed_model, make_endpoint, make_job, make_model
+from tests.unit.api.conftest import BETA, PARENT, PLACE, make_deployed_model, make_endpoint, make_job, make_model
 from tests.unit.api.test_jobs import STATUS
 
-DOCUMENT = Path(googleapiclient.__file__).parent / "discovery_cache" / "documents" / "aiplatform.v1.json"
-SCHEMAS = json.loads(DOCUMENT.read_text())["schemas"]
+DOCUMENTS = Path(googleapiclient.__file__).parent / "discovery_cache" / "documents"
+SCHEMAS = {
+    name: schema
+    for version in ("v1beta1", "v1")
+    for name, schema in json.loads((DOCUMENTS / f"aiplatform.{version}.json").read_text())["schemas"].items()
+}
 PREFIX = "GoogleCloudAiplatformV1"
+BETA_PREFIX = f"{PREFIX}beta1"
 # Of AI Platform's time, and of clients' expectations; the discovery document of v1 has it not.
 BESIDE = {"modelDisplayName"}
 
@@ -43,13 +49,44 @@ REQUESTS = {
     "UploadModelRequest": UploadModelBody,
     "MergeVersionAliasesRequest": MergeVersionAliasesBody,
     "BatchPredictionJob": JobBody,
+    "BatchPredictionJobInputConfig": jobs.InputConfig,
+    "BatchPredictionJobInstanceConfig": jobs.InstanceConfig,
+    "BatchPredictionJobOutputConfig": jobs.OutputConfig,
+    "ManualBatchTuningParameters": jobs.TuningParameters,
+    "AutomaticResources": machines.AutomaticResources,
+    "AutoscalingMetricSpec": machines.AutoscalingMetricSpec,
+    "ReservationAffinity": machines.ReservationAffinity,
+    "ClientConnectionConfig": endpoints.ClientConnectionConfig,
+    "PredictRequestResponseLoggingConfig": endpoints.LoggingConfig,
+}
+BETA_REQUESTS = {
+    **REQUESTS,
+    "DedicatedResourcesScaleToZeroSpec": machines.ScaleToZeroSpec,
+    "FlexStart": machines.FlexStart,
+    "RolloutOptions": endpoints.RolloutOptions,
+}
+# What requests may have, too: names that are in the path; and what later clients send, or other ones.
+MORE = {
+    "DeployModelRequest": {"endpoint"},
+    "UndeployModelRequest": {"endpoint"},
+    "MutateDeployedModelRequest": {"endpoint"},
+    "MergeVersionAliasesRequest": {"name"},
+    "UploadModelRequest": {"parent", "isDefaultVersion"},
+    "Model": {"isDefaultVersion"},
+    "ReservationAffinity": {"useReservationPool"},
 }
 
 
 @pytest.mark.parametrize(("schema", "kind"), REQUESTS.items())
-def test_requests_may_have_every_field(schema, kind):
+def test_requests_of_v1_may_have_every_field_and_none_of_v1beta1(schema, kind):
+    known = {field.alias for field in kind.model_fields.values() if BETA_ONLY not in field.metadata}
+    assert set(SCHEMAS[PREFIX + schema]["properties"]) | MORE.get(schema, set()) == known
+
+
+@pytest.mark.parametrize(("schema", "kind"), BETA_REQUESTS.items())
+def test_requests_of_v1beta1_may_have_every_field(schema, kind):
     known = {field.alias for field in kind.model_fields.values()}
-    assert set(SCHEMAS[PREFIX + schema]["properties"]) <= known
+    assert set(SCHEMAS[BETA_PREFIX + schema]["properties"]) <= known
 
 
 def _strays(value, schema, path=""):
@@ -84,6 +121,8 @@ DEPLOYED = {
             "autoscalingMetricSpecs": [{"metricName": "cpu/utilization"}],
         },
         serviceAccount="reader",
+        rolloutOptions={"maxSurgeReplicas": 1, "maxUnavailablePercentage": 10},
+        enableAccessLogging=True,
     ),
     "status": {
         "conditions": [
@@ -97,16 +136,32 @@ DEPLOYED = {
         ]
     },
 }
+
+
+def _make_answers(place):
+    job = make_job(modelParameters={"a": 1}, disableContainerLogging=True)
+    return {
+        "Endpoint": to_endpoint(make_endpoint(description="d"), [DEPLOYED], place),
+        "Model": to_model(make_model(description="d"), "2", [make_deployed_model(modelVersion="2")], place),
+        "BatchPredictionJob": to_job({**job, "status": STATUS}, "Photos", place),
+    }
+
+
 ANSWERS = {
-    "Endpoint": to_endpoint(make_endpoint(description="d"), [DEPLOYED], PLACE),
-    "Model": to_model(make_model(description="d"), "2", [make_deployed_model(modelVersion="2")], PLACE),
-    "BatchPredictionJob": to_job({**make_job(modelParameters={"a": 1}), "status": STATUS}, "Photos", PLACE),
+    prefix + schema: answer
+    for prefix, place in ((PREFIX, PLACE), (BETA_PREFIX, BETA))
+    for schema, answer in _make_answers(place).items()
 }
 
 
 @pytest.mark.parametrize(("schema", "answer"), ANSWERS.items())
 def test_answers_have_known_fields_alone(schema, answer):
-    assert list(_strays(answer, {"$ref": PREFIX + schema})) == []
+    assert list(_strays(answer, {"$ref": schema})) == []
+
+
+def test_answers_of_v1beta1_have_its_fields():
+    [beta], [other] = (ANSWERS[f"{prefix}Endpoint"]["deployedModels"] for prefix in (BETA_PREFIX, PREFIX))
+    assert beta.keys() - other.keys() == {"rolloutOptions", "enableContainerLogging"}
 
 
 async def test_operations_have_known_fields_alone(session, cluster):

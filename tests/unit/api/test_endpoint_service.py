@@ -16,7 +16,7 @@ from pierhead_api.listing import ListRequest
 from pierhead_api.operations import read_records
 from pierhead_api.services import EndpointService, ModelService, OperationService
 
-from tests.unit.api.conftest import PARENT, PLACE, make_deployed_model, make_endpoint, make_model
+from tests.unit.api.conftest import BETA, PARENT, PLACE, make_deployed_model, make_endpoint, make_model
 
 MODEL = f"{PARENT}/models/photos"
 
@@ -393,7 +393,72 @@ async def test_endpoint_with_models_is_not_deleted(endpoints, cluster):
     assert cluster.names("Endpoint") == ["7"]
 
 
+# --- v1beta1 ---------------------------------------------------------------------------------------------------------
+
+
+async def test_rollout_options_are_v1beta1_s(endpoints, operations, cluster):
+    cluster.add(make_endpoint())
+    cluster.add(make_model())
+    options = {"maxSurgeReplicas": 2}
+    body = {"deployedModel": {"model": MODEL, "rolloutOptions": options}}
+    with pytest.raises(InvalidArgumentError, match=r"^deployedModel\.rolloutOptions: Unknown name"):
+        await endpoints.deploy_model(PLACE, "7", body)
+    assert cluster.names("DeployedModel") == []
+    begun = await endpoints.deploy_model(BETA, "7", body)
+    [name] = cluster.names("DeployedModel")
+    assert cluster.one("DeployedModel", name)["spec"]["rolloutOptions"] == options
+    cluster.judge("DeployedModel", name)
+    cluster.judge("Endpoint", "7", trafficSplit={name: 100})
+    id_ = begun["name"].rpartition("/")[2]
+    done = {place: await operations.get(place, "endpoints/7", id_) for place in (PLACE, BETA)}
+    deployed = {place: (await endpoints.get(place, "7"))["deployedModels"][0] for place in (PLACE, BETA)}
+    listed = {place: (await endpoints.list(place, ListRequest()))["endpoints"] for place in (PLACE, BETA)}
+    for place, told in ((PLACE, None), (BETA, options)):
+        assert done[place]["response"]["deployedModel"].get("rolloutOptions") == told
+        assert deployed[place].get("rolloutOptions") == told
+        assert listed[place][0]["deployedModels"][0].get("rolloutOptions") == told
+
+
+async def test_scaling_to_zero_is_refused_by_its_name(endpoints, cluster):
+    cluster.add(make_endpoint())
+    cluster.add(make_model())
+    resources = {"maxReplicaCount": 1, "scaleToZeroSpec": {"idleScaledownPeriod": "300s"}}
+    body = {"deployedModel": {"model": MODEL, "dedicatedResources": resources}}
+    with pytest.raises(InvalidArgumentError, match=r"^scaleToZeroSpec: is not supported"):
+        await endpoints.deploy_model(BETA, "7", body)
+    with pytest.raises(
+        InvalidArgumentError, match=r"^deployedModel\.dedicatedResources\.scaleToZeroSpec: Unknown name"
+    ):
+        await endpoints.deploy_model(PLACE, "7", body)
+    assert cluster.names("DeployedModel") == []
+
+
+async def test_config_of_an_endpoint_is_v1beta1_s(endpoints, cluster):
+    body = {"displayName": "x", "predictRequestResponseLoggingConfig": {"enableOtelLogging": False}}
+    with pytest.raises(InvalidArgumentError, match=r"enableOtelLogging: Unknown name"):
+        await endpoints.create(PLACE, body)
+    await endpoints.create(BETA, body, "photos")
+    with pytest.raises(InvalidArgumentError, match=r"enableOtelLogging: Unknown name"):
+        await endpoints.patch(PLACE, "photos", body, "displayName")
+    assert (await endpoints.patch(BETA, "photos", body, "displayName"))["displayName"] == "x"
+
+
 # --- mutate ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("place", "sent", "field"),
+    [(PLACE, {"disableContainerLogging": True}, "disableContainerLogging"), (BETA, {}, "enableContainerLogging")],
+)
+async def test_mutate_what_is_logged(endpoints, cluster, place, sent, field):
+    cluster.add(make_endpoint())
+    cluster.add(make_deployed_model("11"))
+    await endpoints.mutate_deployed_model(place, "7", {"deployedModel": {"id": "11", **sent}}, field)
+    assert cluster.one("DeployedModel", "11")["spec"]["disableContainerLogging"] is True
+    assert (await endpoints.get(PLACE, "7"))["deployedModels"][0]["disableContainerLogging"] is True
+    if place is BETA:
+        with pytest.raises(InvalidArgumentError, match=f"{field} cannot be updated"):
+            await endpoints.mutate_deployed_model(PLACE, "7", {"deployedModel": {"id": "11"}}, field)
 
 
 async def test_mutate(endpoints, operations, cluster):

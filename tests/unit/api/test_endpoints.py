@@ -3,6 +3,7 @@
 import pytest
 from pierhead_api.endpoints import (
     MUTABLE,
+    MUTABLE_BETA,
     DeployedModelBody,
     EndpointBody,
     make_deployed_model,
@@ -18,7 +19,7 @@ from pierhead_api.objects import annotate, annotate_kept, compute_etag, read_kep
 from pierhead_api.wire import parse, parse_mask
 
 from tests.unit.api import conftest
-from tests.unit.api.conftest import MADE, PARENT, PLACE, merge
+from tests.unit.api.conftest import BETA, MADE, PARENT, PLACE, merge
 
 NAMED = {"displayName": "x"}
 
@@ -190,6 +191,12 @@ DEPLOYED = {
         {"rolloutOptions": {"maxSurgePercentage": 50, "maxUnavailableReplicas": 0}},
     ),
     "service account": ({"serviceAccount": "reader"}, {"serviceAccount": "reader"}),
+    "logs": (
+        {"enableAccessLogging": True, "disableContainerLogging": True},
+        {"enableAccessLogging": True, "disableContainerLogging": True},
+    ),
+    "no logs asked for": ({"enableAccessLogging": False, "disableContainerLogging": False}, {}),
+    "logs of containers, in v1beta1": ({"enableContainerLogging": True}, {}),
     "what others have no reservation for": (
         {"dedicatedResources": {"machineSpec": {"reservationAffinity": {"reservationAffinityType": 1}}}},
         {"dedicatedResources": {}},
@@ -199,12 +206,12 @@ DEPLOYED = {
 
 @pytest.mark.parametrize(("body", "spec"), DEPLOYED.values(), ids=DEPLOYED.keys())
 def test_make_deployed_model(body, spec):
-    made = make_deployed_model(parse(DeployedModelBody, body), PLACE, "11", TARGET)
+    made = make_deployed_model(parse(DeployedModelBody, body, beta=True), BETA, "11", TARGET)
     assert made["spec"] == {**TARGET, **spec}
 
 
 def test_explanation_is_kept():
-    body = {"explanationSpec": {"parameters": {"topK": 1}}, "enableAccessLogging": True}
+    body = {"explanationSpec": {"parameters": {"topK": 1}}, "systemLabels": {"a": "b"}}
     made = make_deployed_model(parse(DeployedModelBody, body), PLACE, "11", TARGET)
     assert read_kept(made) == body
     made["metadata"]["creationTimestamp"] = MADE
@@ -224,6 +231,29 @@ DEDICATED_REFUSED = {
         {"dedicatedResources": {"machineSpec": {"reservationAffinity": {"reservationAffinityType": 3}}}},
         "reservationAffinity: is not",
     ),
+    "scaling to zero": (
+        {"dedicatedResources": {"scaleToZeroSpec": {"minScaleupPeriod": "300s"}}},
+        "scaleToZeroSpec: is not supported",
+    ),
+    "scaling to zero with its defaults": (
+        {"dedicatedResources": {"scaleToZeroSpec": {}}},
+        "scaleToZeroSpec: is not supported",
+    ),
+    "replicas after zero": (
+        {"dedicatedResources": {"initialReplicaCount": 1}},
+        "initialReplicaCount: is not supported",
+    ),
+    "flexible start": ({"dedicatedResources": {"flexStart": {}}}, "flexStart: is not supported"),
+    "fine-tuned": ({"fullFineTunedResources": {"modelInferenceUnitCount": 1}}, "fullFineTunedResources: is not"),
+    "driver": ({"dedicatedResources": {"machineSpec": {"minGpuDriverVersion": "550"}}}, "minGpuDriverVersion: is not"),
+    "several hosts": (
+        {"dedicatedResources": {"machineSpec": {"multihostGpuNodeCount": 2}}},
+        "multihostGpuNodeCount: is not",
+    ),
+    "logs and none": (
+        {"enableContainerLogging": True, "disableContainerLogging": True},
+        "enableContainerLogging: disableContainerLogging says otherwise",
+    ),
     "google's service account": ({"serviceAccount": "a@b.iam.gserviceaccount.com"}, "serviceAccount: must be the name"),
     "who is replaced": ({"rolloutOptions": {"previousDeployedModel": "12"}}, "previousDeployedModel: is not supported"),
     "labels of a metric": (
@@ -240,7 +270,7 @@ DEDICATED_REFUSED = {
 @pytest.mark.parametrize(("body", "message"), DEDICATED_REFUSED.values(), ids=DEDICATED_REFUSED.keys())
 def test_make_deployed_model_names_what_is_not_supported(body, message):
     with pytest.raises(InvalidArgumentError) as caught:
-        make_deployed_model(parse(DeployedModelBody, body), PLACE, "11", TARGET)
+        make_deployed_model(parse(DeployedModelBody, body, beta=True), BETA, "11", TARGET)
     assert str(caught.value).startswith(message)
 
 
@@ -272,10 +302,46 @@ def test_to_deployed_model():
     }
 
 
-def test_rollout_options_are_answered_where_they_are_given():
+def test_rollout_options_are_answered_where_they_are_given_and_known():
     options = {"maxSurgeReplicas": 0, "maxUnavailableReplicas": 1}
-    assert to_deployed_model(conftest.make_deployed_model(rolloutOptions=options), PLACE)["rolloutOptions"] == options
-    assert "rolloutOptions" not in to_deployed_model(conftest.make_deployed_model(), PLACE)
+    manifest = conftest.make_deployed_model(rolloutOptions=options)
+    assert to_deployed_model(manifest, BETA)["rolloutOptions"] == options
+    assert "rolloutOptions" not in to_deployed_model(manifest, PLACE)
+    assert "rolloutOptions" not in to_deployed_model(conftest.make_deployed_model(), BETA)
+
+
+# spec, what the release before kept -> v1's answer, and what v1beta1's has beside it
+TOLD_LOGGING = {
+    "nothing said": ({}, {}, {}, {"enableContainerLogging": True}),
+    "access log": (
+        {"enableAccessLogging": True, "disableContainerLogging": False},
+        {},
+        {"enableAccessLogging": True},
+        {"enableContainerLogging": True},
+    ),
+    "no logs of containers": ({"disableContainerLogging": True}, {}, {"disableContainerLogging": True}, {}),
+    "kept": (
+        {},
+        {"enableAccessLogging": True, "disableContainerLogging": True},
+        {"enableAccessLogging": True, "disableContainerLogging": True},
+        {},
+    ),
+    "kept, and told otherwise since": (
+        {"disableContainerLogging": False},
+        {"disableContainerLogging": True},
+        {},
+        {"enableContainerLogging": True},
+    ),
+    "kept by somebody else": ({}, {"enableAccessLogging": "yes"}, {}, {"enableContainerLogging": True}),
+}
+
+
+@pytest.mark.parametrize(("spec", "kept", "told", "beta"), TOLD_LOGGING.values(), ids=TOLD_LOGGING.keys())
+def test_what_is_logged_is_answered(spec, kept, told, beta):
+    manifest = annotate(conftest.make_deployed_model(**spec), annotate_kept(kept))
+    plain = to_deployed_model(conftest.make_deployed_model(), PLACE)
+    assert to_deployed_model(manifest, PLACE) == {**plain, **told}
+    assert to_deployed_model(manifest, BETA) == {**plain, **told, **beta}
 
 
 def test_without_resources_they_are_automatic():
@@ -310,13 +376,30 @@ MUTATED = {
         "",
         {"dedicatedResources": {"minReplicaCount": 3}},
     ),
+    "no logs of containers": (
+        {"disableContainerLogging": True},
+        "disableContainerLogging",
+        {"disableContainerLogging": True},
+    ),
+    "logs of containers again": ({}, "disableContainerLogging", {"disableContainerLogging": False}),
+    "logs of containers, in v1beta1": (
+        {"enableContainerLogging": True},
+        "enable_container_logging",
+        {"disableContainerLogging": False},
+    ),
+    "no logs of containers, in v1beta1": ({}, "enableContainerLogging", {"disableContainerLogging": True}),
+    "what is read, changed and sent": (
+        {"enableContainerLogging": True, "disableContainerLogging": True},
+        "disableContainerLogging",
+        {"disableContainerLogging": True},
+    ),
 }
 
 
 @pytest.mark.parametrize(("body", "mask", "expected"), MUTATED.values(), ids=MUTATED.keys())
 def test_patch_deployed_model(body, mask, expected):
-    sent = parse(DeployedModelBody, body)
-    fields = parse_mask(mask, sent.model_dump(exclude_unset=True), MUTABLE)
+    sent = parse(DeployedModelBody, body, beta=True)
+    fields = parse_mask(mask, sent.model_dump(exclude_unset=True), MUTABLE_BETA)
     manifest = conftest.make_deployed_model(dedicatedResources={"minReplicaCount": 1})
     assert patch_deployed_model(sent, manifest, fields) == expected
 
@@ -331,6 +414,11 @@ def test_resources_stay_of_their_kind():
 def test_machine_cannot_be_mutated():
     with pytest.raises(InvalidArgumentError, match=r"dedicatedResources\.machineSpec cannot be updated"):
         parse_mask("dedicatedResources.machineSpec", {}, MUTABLE)
+
+
+def test_field_of_v1beta1_cannot_be_mutated_in_v1():
+    with pytest.raises(InvalidArgumentError, match=r"enableContainerLogging cannot be updated; .*, disableContainer"):
+        parse_mask("enableContainerLogging", {}, MUTABLE)
 
 
 def test_annotation_speaks_for_no_fact_of_a_deployed_model():

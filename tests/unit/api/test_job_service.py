@@ -5,7 +5,7 @@ from pierhead_api.errors import FailedPreconditionError, InvalidArgumentError, N
 from pierhead_api.listing import ListRequest
 from pierhead_api.services import JobService, OperationService
 
-from tests.unit.api.conftest import PARENT, PLACE, make_job, make_model
+from tests.unit.api.conftest import BETA, PARENT, PLACE, make_job, make_model
 
 BODY = {
     "displayName": "nightly",
@@ -97,3 +97,10 @@ async def test_delete(jobs, session, cluster):
     assert operation["name"].startswith(f"{PARENT}/operations/")
     again = await OperationService(session).get(PLACE, "", operation["name"].rsplit("/", 1)[1])
     assert again == operation
+
+
+@pytest.mark.parametrize(("place", "message"), [(PLACE, r"\.spot: Unknown name"), (BETA, "^spot: is not supported")])
+async def test_field_of_v1beta1_is_known_there_alone(jobs, cluster, place, message):
+    cluster.add(make_model())
+    with pytest.raises(InvalidArgumentError, match=message):
+        await jobs.create(place, BODY | {"dedicatedResources": {"spot": True}})

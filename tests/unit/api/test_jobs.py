@@ -7,7 +7,7 @@ from pierhead_api.jobs import JobBody, is_ended, make_job, to_job
 from pierhead_api.wire import parse
 
 from tests.unit.api import conftest
-from tests.unit.api.conftest import MADE, PARENT, PLACE, merge
+from tests.unit.api.conftest import BETA, MADE, PARENT, PLACE, merge
 
 INPUT = {"instancesFormat": "jsonl", "gcsSource": {"uris": ["gs://in/a.jsonl"]}}
 OUTPUT = {"predictionsFormat": "jsonl", "gcsDestination": {"outputUriPrefix": "gs://out"}}
@@ -16,7 +16,7 @@ SPEC = {"displayName": "nightly", "model": "photos", "modelVersion": "1", "input
 
 
 def _make(body):
-    return make_job(parse(JobBody, BODY | body), PLACE, "21", "photos", "1")
+    return make_job(parse(JobBody, BODY | body, beta=True), BETA, "21", "photos", "1")
 
 
 CREATED = {
@@ -57,6 +57,7 @@ CREATED = {
         {"instance_config": {"instance_type": "array", "key_field": "id", "included_fields": ["b", "a"]}},
         {"instanceConfig": {"instanceType": "array", "keyField": "id", "includedFields": ["b", "a"]}},
     ),
+    "errors alone": ({"disableContainerLogging": True}, {"disableContainerLogging": True}),
     "what only answers have": ({"state": 3, "createTime": MADE}, {}),
 }
 
@@ -84,6 +85,10 @@ REFUSED = {
     ),
     "no such type": ({"instanceConfig": {"instanceType": "list"}}, "instanceType: list is not supported"),
     "explanation": ({"generateExplanation": True}, "generateExplanation: is not supported"),
+    "endpoint": ({"endpoint": f"{PARENT}/endpoints/7"}, "endpoint: is not supported: name the model in model"),
+    "monitoring": ({"modelMonitoringConfig": {"a": 1}}, "modelMonitoringConfig: is not supported"),
+    "spot": ({"dedicatedResources": {"spot": True}}, "spot: is not supported"),
+    "flexible start": ({"dedicatedResources": {"flexStart": {}}}, "flexStart: is not supported"),
     "parameters": ({"modelParameters": [1]}, "modelParameters: must be an object"),
 }
 
@@ -109,6 +114,19 @@ def test_to_job_at_its_begin():
         "dedicatedResources": {"startingReplicaCount": 1, "maxReplicaCount": 1},
         "state": "JOB_STATE_PENDING",
     }
+
+
+@pytest.mark.parametrize(
+    ("spec", "kept", "told"),
+    [
+        ({"disableContainerLogging": True}, {}, {"disableContainerLogging": True}),
+        ({"disableContainerLogging": False}, {}, {}),
+        ({}, {"disableContainerLogging": True}, {"disableContainerLogging": True}),
+    ],
+)
+def test_what_is_logged_is_answered(spec, kept, told):
+    manifest = objects.annotate(conftest.make_job(**spec), objects.annotate_kept(kept))
+    assert to_job(manifest, "Photos", PLACE) == {**to_job(conftest.make_job(), "Photos", PLACE), **told}
 
 
 STATUS = {

@@ -86,4 +86,4 @@ def test_kept_number_that_json_does_not_have_is_nothing(value):
 
 def test_pick_kept_leaves_out_what_is_not_kept_on_purpose():
     kept = {"explanationSpec": {"a": 1}, "endTime": "x"}
-    assert objects.pick_kept(kept, ("explanation_spec", "disable_container_logging")) == {"explanationSpec": {"a": 1}}
+    assert objects.pick_kept(kept, ("explanation_spec", "system_labels")) == {"explanationSpec": {"a": 1}}

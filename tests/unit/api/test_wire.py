@@ -94,6 +94,31 @@ def test_what_is_wrong_is_named(kind, body, message):
     assert str(caught.value).startswith(message)
 
 
+BETA = {
+    "of a deployed model": (
+        DeployModelBody,
+        {"deployedModel": {"rolloutOptions": {"maxSurgeReplicas": 1}}},
+        'deployedModel.rolloutOptions: Unknown name "rolloutOptions": Cannot find field.',
+    ),
+    "in snake case, and nothing in it": (DedicatedResources, {"scale_to_zero_spec": {}}, "scale_to_zero_spec: Unknown"),
+    "of a machine": (MachineSpec, {"minGpuDriverVersion": ""}, "minGpuDriverVersion: Unknown name"),
+    "with its default": (DeployModelBody, {"deployedModel": {"enableContainerLogging": False}}, "deployedModel.enable"),
+}
+
+
+@pytest.mark.parametrize(("kind", "body", "message"), BETA.values(), ids=BETA.keys())
+def test_v1_has_no_fields_of_v1beta1(kind, body, message):
+    with pytest.raises(InvalidArgumentError) as caught:
+        parse(kind, body)
+    assert str(caught.value).startswith(message)
+    parse(kind, body, beta=True)
+
+
+def test_message_without_fields_of_v1beta1_is_of_either():
+    resources = DedicatedResources(machine_spec=MachineSpec(machine_type="n1-standard-2"))
+    assert parse(DedicatedResources, resources.model_dump(by_alias=True, exclude_none=True)) == resources
+
+
 MASKS = {
     "camel": ("displayName,labels", {}, {"display_name", "labels"}),
     "snake, with spaces": ("display_name, traffic_split", {}, {"display_name", "traffic_split"}),

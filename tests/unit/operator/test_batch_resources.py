@@ -262,6 +262,13 @@ def test_workers_are_told_what_is_allowed(settings):
     assert env["PIERHEAD_BATCH_ALLOWED_URIS"] == "gs://photos,https://*.example.com"
 
 
+@pytest.mark.parametrize(("spec", "level"), [({}, None), ({"disableContainerLogging": True}, "error")])
+def test_workers_are_told_what_to_log(settings, spec, level):
+    [container] = make_job(make_batching(settings, **spec))["spec"]["template"]["spec"]["containers"]
+    env = {variable["name"]: variable.get("value") for variable in container["env"]}
+    assert env.get("PIERHEAD_LOG_LEVEL") == level
+
+
 def test_operator_and_server_know_the_same_entries_and_the_same_default():
     assert BatchSettings().allowed_uris == list(DEFAULT)
     good = ["gs://", "pvc://data", "https://*", "https://*.example.com:8443", "http://127.0.0.1:80", "az://$web"]

@@ -210,6 +210,28 @@ def test_env_nearer_to_the_deployed_model_counts(model, settings):
     assert env["PIERHEAD_MAX_REQUEST_BYTES"] == "4096"
 
 
+# spec -> PIERHEAD_ACCESS_LOG, PIERHEAD_LOG_LEVEL
+LOGGING = {
+    "nothing said": ({}, None, None),
+    "nothing asked for": ({"enableAccessLogging": False, "disableContainerLogging": False}, None, None),
+    "access log": ({"enableAccessLogging": True}, "true", None),
+    "errors alone": ({"disableContainerLogging": True}, None, "error"),
+    "both": ({"enableAccessLogging": True, "disableContainerLogging": True}, "true", "error"),
+}
+
+
+@pytest.mark.parametrize(("spec", "access", "level"), LOGGING.values(), ids=LOGGING.keys())
+def test_server_is_told_what_to_log(model, settings, spec, access, level):
+    env = _env(_serving(model, settings, spec))
+    assert (env.get("PIERHEAD_ACCESS_LOG"), env.get("PIERHEAD_LOG_LEVEL")) == (access, level)
+
+
+def test_what_a_deployed_model_logs_is_its_own_to_say(model, settings):
+    installation = _change(settings, {"server": {"env": [{"name": "PIERHEAD_LOG_LEVEL", "value": "debug"}]}})
+    assert _env(_serving(model, installation, {"disableContainerLogging": True}))["PIERHEAD_LOG_LEVEL"] == "error"
+    assert _env(_serving(model, installation, {}))["PIERHEAD_LOG_LEVEL"] == "debug"
+
+
 def test_env_comes_after_what_it_refers_to(model, settings):
     changed = _change(settings, {"server": {"env": [{"name": "BUCKET", "value": "photos"}]}})
     overrides = {"env": [{"name": "PIERHEAD_WORKERS", "value": "$(BUCKET)"}]}

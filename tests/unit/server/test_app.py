@@ -5,6 +5,7 @@ import base64
 import contextlib
 import gzip
 import json
+import logging
 import re
 import subprocess
 import sys
@@ -55,11 +56,13 @@ PATHS = {
 class Served:
     """A listener and a client of it."""
 
-    def __init__(self, max_bytes: int = MAX_BYTES, workers: FakeWorkers | None = None) -> None:
+    def __init__(
+        self, max_bytes: int = MAX_BYTES, workers: FakeWorkers | None = None, log: RequestLog | None = None
+    ) -> None:
         self.workers = workers or FakeWorkers()
         self.metrics = Metrics(SERVED)
         given = load_settings(artifact_uri="file:///none", max_request_bytes=max_bytes, max_instances=3)
-        self.listener = Listener(given, SERVED, self.workers, Telemetry(self.metrics, Tracer(), RequestLog(0)))
+        self.listener = Listener(given, SERVED, self.workers, Telemetry(self.metrics, Tracer(), log or RequestLog(0)))
         self.app = create_app(self.listener)
         self.client = httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url="http://server")
 
@@ -412,6 +415,68 @@ async def test_draining_server_closes_connections(served):
     served.listener.draining = True
     answer = await served.client.post(VERTEX, json=BODY)
     assert (answer.status_code, answer.headers["Connection"]) == (200, "close")
+
+
+# The access log
+
+
+@pytest.fixture
+def access_log(caplog):
+    """What `RequestLog(every=True)` writes in a test."""
+    told_by = logging.getLogger("pierhead_server.requests")
+    before = told_by.level
+    yield caplog
+    told_by.setLevel(before)
+
+
+async def test_every_prediction_is_told(access_log):
+    served = Served(log=RequestLog(0, every=True))
+    sent = json.dumps(BODY).encode()
+    headers = {
+        "Authorization": "Bearer secret",
+        "X-Request-Id": "7f3b9c1e",
+        "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+    }
+    answer = await served.client.post(f"{VERTEX}?key=secret", content=sent, headers=headers)
+    served.workers.refusal = QueueFullError("secret")
+    refused = await served.client.post(KSERVE, content=sent, headers={"X-Request-Id": "a secret"})
+    served.workers.refusal = None
+    await served.client.post(PROBE)
+    await served.client.get("/readyz")
+    fields = ("method", "path", "dialect", "code", "instances", "bytes_in", "bytes_out", "trace_id", "request_id")
+    told = [{name: getattr(record, name, None) for name in fields} for record in access_log.records]
+    assert told == [
+        {
+            "method": "POST",
+            "path": VERTEX,
+            "dialect": "vertex",
+            "code": 200,
+            "instances": 1,
+            "bytes_in": len(sent),
+            "bytes_out": len(answer.content),
+            "trace_id": "0af7651916cd43dd8448eb211c80319c",
+            "request_id": "7f3b9c1e",
+        },
+        {
+            "method": "POST",
+            "path": KSERVE,
+            "dialect": "kserve",
+            "code": 429,
+            "instances": 0,
+            "bytes_in": 0,
+            "bytes_out": len(refused.content),
+            "trace_id": None,
+            "request_id": None,
+        },
+    ]
+    assert all(record.levelname == "INFO" and 0 < record.seconds < 60 for record in access_log.records)
+    # Neither a body, nor a query, nor a token, nor an error's words.
+    assert not any("secret" in str(vars(record)) or PICTURE in str(vars(record)) for record in access_log.records)
+
+
+async def test_predictions_are_told_of_only_where_that_is_wanted(access_log):
+    await Served().client.post(VERTEX, json=BODY)
+    assert access_log.records == []
 
 
 # Probes and descriptions

@@ -2,20 +2,40 @@
 
 import json
 import logging
+import os
 import re
+import select
 import subprocess
 import sys
+import threading
 
 import pytest
-from pierhead_server.logs import AnsweredRequest, RequestLog, Tally
+from pierhead_server.logs import AnsweredRequest, BoundedHandler, RequestLog, Tally
 
-REQUEST = AnsweredRequest("POST", "/v1/models/m:predict", 200, 0.0123456789, 2, 345, "0af7651916cd43dd8448eb211c80319c")
+REQUEST = AnsweredRequest(
+    method="POST",
+    path="/v1/models/m:predict",
+    dialect="kserve",
+    code=200,
+    seconds=0.0123456789,
+    instances=2,
+    bytes_in=345,
+    bytes_out=67,
+    trace_id="0af7651916cd43dd8448eb211c80319c",
+    request_id="7f3b",
+)
 
 
-def run(program, *, as_json=True, level="info"):
+def command(program, *, as_json=True, level="info", bounded=False):
+    """A program that logs so."""
+    given = f"level={level!r}, json={as_json}, bounded={bounded}"
+    start = f"from pierhead_server.logs import configure_logging\nconfigure_logging({given})\n"
+    return [sys.executable, "-c", start + program]
+
+
+def run(program, **given):
     """The lines that a program writes to stderr."""
-    start = f"from pierhead_server.logs import configure_logging\nconfigure_logging(level={level!r}, json={as_json})\n"
-    done = subprocess.run([sys.executable, "-c", start + program], capture_output=True, text=True, check=False)
+    done = subprocess.run(command(program, **given), capture_output=True, text=True, check=False)
     assert done.stdout == ""
     return done.stderr.splitlines()
 
@@ -83,7 +103,7 @@ def test_request_is_one_line(caplog):
 
 
 def test_path_cannot_make_lines_of_its_own(caplog):
-    RequestLog(0.0).write(AnsweredRequest("POST", "/v1/\n2026 INFO forged" + "x" * 1000, 500, 0.1))
+    RequestLog(0.0).write(AnsweredRequest("POST", "/v1/\n2026 INFO forged" + "x" * 1000, "raw", 500, 0.1))
     (record,) = caplog.records
     assert record.levelname == "ERROR"
     assert record.path.startswith("/v1/%0A2026%20INFO%20forgedxxx")
@@ -94,12 +114,92 @@ def test_path_cannot_make_lines_of_its_own(caplog):
 @pytest.mark.parametrize(("sample", "code", "share"), [(0.0, 200, 0), (0.0, 499, 0), (0.0, 500, 1), (1.0, 200, 1)])
 def test_all_or_none_are_told(sample, code, share):
     log = RequestLog(sample)
-    assert {log.wants(code) for _ in range(100)} == {bool(share)}
+    assert {log.wants(code, "vertex") for _ in range(100)} == {bool(share)}
 
 
 def test_fraction_is_told():
     log = RequestLog(0.5)
-    assert 300 < sum(log.wants(200) for _ in range(1000)) < 700
+    assert 300 < sum(log.wants(200, "vertex") for _ in range(1000)) < 700
+
+
+EVERY = "from pierhead_server.logs import AnsweredRequest, RequestLog\nlog = RequestLog(0.0, every=True)\n"
+
+
+def test_access_log_is_of_every_prediction_and_of_no_probe():
+    asked = '[log.wants(200, "vertex"), log.wants(429, "oip"), log.wants(200, "probe"), log.wants(500, "probe")]'
+    assert run(f"{EVERY}import sys\nprint({asked}, file=sys.stderr)") == ["[True, True, False, True]"]
+
+
+@pytest.mark.parametrize("level", ["warning", "error"])
+def test_access_log_is_written_where_nothing_else_is(level):
+    write = 'log.write(AnsweredRequest("POST", "/v2/models/m/infer", "oip", 200, 0.1))\n'
+    (line,) = run(f"{EVERY}{write}import logging\nlogging.info('x')", level=level)
+    assert json.loads(line).items() >= {"severity": "INFO", "dialect": "oip", "code": 200}.items()
+
+
+# What nobody reads
+
+
+@pytest.fixture
+def pipe():
+    """Its reading end, and its writing one."""
+    reading, writing = os.pipe()
+    with os.fdopen(reading, "rb") as reader, os.fdopen(writing, "wb") as writer:
+        yield reader, writer
+
+
+def make_logger(handler):
+    handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+    told_by = logging.Logger("bounded")
+    told_by.addHandler(handler)
+    return told_by
+
+
+def test_who_logs_does_not_wait_for_who_reads(pipe, caplog):
+    reader, writer = pipe
+    handler = BoundedHandler(writer.fileno(), most=20)
+    told_by = make_logger(handler)
+    told_by.info("x" * 2**20)  # more than a pipe holds
+    assert select.select([reader], [], [], 30)[0], "some of it is there"
+    for number in range(100):
+        told_by.info("%d", number)
+    assert handler.dropped == 90
+    for number in range(5):
+        told_by.error("%d", number)
+    assert handler.dropped == 90, "there is room for errors"
+    lines = []
+    reading = threading.Thread(target=lambda: lines.extend(reader.read().decode().splitlines()))
+    reading.start()
+    handler.flush()
+    writer.close()
+    reading.join()
+    assert lines[1:] == [f"INFO {number}" for number in range(10)] + [f"ERROR {number}" for number in range(5)]
+    assert caplog.messages == ["90 lines of the log were dropped: nobody took them in time"]
+
+
+def test_who_logs_does_not_miss_who_has_gone(pipe):
+    reader, writer = pipe
+    handler = BoundedHandler(writer.fileno())
+    reader.close()
+    make_logger(handler).info("x")
+    handler.flush()
+    assert handler.dropped == 1
+
+
+def test_all_lines_are_there_when_the_process_ends():
+    program = "import logging\nfor number in range(1000): logging.info('%d', number)\nraise KeyError('z')"
+    records = [json.loads(line) for line in run(program, bounded=True)]
+    assert [record["message"] for record in records[:-1]] == [str(number) for number in range(1000)]
+    assert "KeyError: 'z'" in records[-1]["exception"]
+
+
+def test_process_whose_log_nobody_reads_ends():
+    program = "import logging\nfor _ in range(3): logging.error('x' * 2**20)\n"
+    with subprocess.Popen(command(program, bounded=True), stderr=subprocess.PIPE) as process:
+        try:
+            assert process.wait(timeout=30) == 0
+        finally:
+            process.kill()
 
 
 def test_tally_tells_at_once_and_then_once_in_a_while(caplog):

@@ -107,6 +107,12 @@ def test_reason_of_the_quick_form_is_told_while_there_is_one(metrics):
     assert b"\npierhead_model_not_compiled{" not in metrics.expose()
 
 
+def test_lines_that_the_log_lost_are_counted(metrics, monkeypatch):
+    assert read(metrics, "pierhead_log_lines_dropped_total") == 0
+    monkeypatch.setattr("pierhead_server.metrics.count_dropped", lambda: 3)
+    assert read(metrics, "pierhead_log_lines_dropped_total") == 3
+
+
 def test_queue_is_asked_when_it_is_read(metrics):
     waiting = []
     metrics.watch_queue(waiting.__len__)

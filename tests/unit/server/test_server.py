@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import fcntl
 import gzip
 import json
 import math
@@ -37,9 +38,11 @@ from pierhead_server.tracing import make_tracer
 from pierhead_server.workers import RESTARTS, Workers
 from PIL import Image
 
+from tests.kube import find_port
 from tests.unit.server.calls import in_base64, instances, pictures, predict
 from tests.unit.server.conftest import (
     PREDICT,
+    PROGRAM,
     children,
     is_alive,
     make_environment,
@@ -616,6 +619,40 @@ def test_sigterm_before_the_model_is_loaded_ends_at_once(exported_folder, tmp_pa
     wait_until(lambda: not any(map(is_alive, family)))
 
 
+# The log
+
+
+def test_predictions_go_on_while_nobody_reads_the_log(obedient_folder):
+    port, answers = find_port(), 100
+    given = {"ARTIFACT_URI": obedient_folder.as_uri(), "ALLOW_CODE": "true", "WORKERS": 1, "PORT": port}
+    environment = make_environment(**given, ACCESS_LOG="true", LOG_LEVEL="error")
+    reading, writing = os.pipe()
+    fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)  # room for some ten lines
+    with os.fdopen(reading, "rb") as log:
+        process = subprocess.Popen(PROGRAM, env=environment, stderr=writing)
+        os.close(writing)
+        try:
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+                wait_until(lambda: is_ready(client), process)
+                codes = {client.post(PREDICT, json=instances("pid")).status_code for _ in range(answers)}
+                assert codes == {200}
+                assert client.get("/healthz").status_code == 200
+            process.terminate()
+            lines = [json.loads(line) for line in log.read().splitlines()]
+            assert process.wait(timeout=30) == 0
+        finally:
+            process.kill()
+            process.wait()
+    # Errors alone, of which there were none, and each prediction: they waited until somebody came.
+    assert [line["logger"] for line in lines] == ["pierhead_server.requests"] * answers
+
+
+def is_ready(client):
+    with contextlib.suppress(httpx.TransportError):
+        return client.get("/readyz").status_code == 200
+    return False
+
+
 # The start
 
 
@@ -651,6 +688,12 @@ def test_what_cannot_be_served_is_told_and_ends_it(obedient_folder, tmp_path, mo
     assert told.count("\n") == 1
     assert told in stderr
     assert "Traceback" not in stderr
+
+
+def test_why_it_ends_is_told_where_errors_alone_are_logged(tmp_path):
+    code, told, stderr = start(tmp_path, ARTIFACT_URI="file:///none", LOG_LEVEL="error")
+    assert (code, told) == (1, "ArtifactNotFound: file:///none: no such folder\n")
+    assert stderr == told
 
 
 def test_predictor_that_fails_at_its_sample_is_told_and_ends_it(obedient_folder, tmp_path):

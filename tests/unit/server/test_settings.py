@@ -48,6 +48,7 @@ def test_artifact_may_lie_in_any_storage(environment, address):
         ("COMPILED_DIR", "/cache", Path("/cache")),
         ("PREDICT_TIMEOUT_SECONDS", "0.5", 0.5),
         ("LOG_FORMAT", "text", "text"),
+        ("ACCESS_LOG", "true", True),
         ("MODEL_CACHE_BYTES", "0", 0),
         ("MODEL_CACHE_BYTES", "", None),
     ],

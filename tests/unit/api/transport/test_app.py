@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import math
+from dataclasses import replace
 
 import httpx
 import pytest
@@ -117,7 +118,9 @@ async def test_verb_is_a_function_of_a_service(client, world, method, path, aske
         answer = await client.request(method, f"{prefix}/projects/team-a/locations/local/{path}", **body)
         assert (answer.status_code, answer.json()) == (200, {"name": "x"})
         assert answer.headers["content-type"] == "application/json; charset=utf-8"
-    assert world.services.asked == [asked] * len(prefixes)
+    service, verb, _, *rest = asked
+    beta = (service, verb, replace(PLACE, beta=True), *rest)
+    assert world.services.asked == [beta if prefix == "/v1beta1" else asked for prefix in prefixes]
     assert world.tokens == [TOKEN] * len(prefixes)
 
 
@@ -240,7 +243,7 @@ async def test_operation_of_v1beta1_is_polled_where_no_version_is_told(client, w
     polled = (await client.get(f"/ui/{begun['name']}")).json()
     assert polled == begun
     assert polled["metadata"]["@type"] == type_.replace(".v1.", ".v1beta1.")
-    assert world.services.asked[-1] == ("operations", "get", PLACE, "", "o")
+    assert world.services.asked[-1] == ("operations", "get", replace(PLACE, beta=True), "", "o")
     assert (await client.get(f"/ui/{AT.removeprefix('/v1/')}/operations/o")).json() == world.services.answer
 
 
