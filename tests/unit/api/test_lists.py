@@ -6,6 +6,8 @@ import json
 from collections import Counter
 
 import pytest
+from google.cloud.aiplatform_v1.services.job_service.pagers import ListBatchPredictionJobsAsyncPager
+from google.cloud.aiplatform_v1.types import ListBatchPredictionJobsRequest, ListBatchPredictionJobsResponse
 from pierhead_api.errors import FailedPreconditionError, InvalidArgumentError
 from pierhead_api.listing import ListRequest
 from pierhead_api.pages import PAGE
@@ -114,6 +116,24 @@ async def test_filter_that_little_matches_is_answered_a_part_at_a_time(session, 
     pages = await _read_pages(ask, filter="displayName=rare", page_size=1)
     assert [_names(page) for page in pages] == [[], [], ["j02400"]]
     assert converted == ["j02400"]
+
+
+async def test_googles_client_goes_on_behind_an_empty_page(session, cluster):
+    """Its pager, unchanged: the SDK's `list()` is a list of all that it goes through."""
+    _add_jobs(cluster, 2500)
+    cluster.touch("BatchPredictionJob", "j02400", spec={"displayName": "rare"})
+    service, sizes = JobService(session), []
+
+    async def ask(request, **_):
+        asked = ListRequest(request.filter, request.page_size, request.page_token)
+        page = await service.list(PLACE, asked)
+        sizes.append(len(_names(page)))
+        return ListBatchPredictionJobsResponse.from_json(json.dumps(page), ignore_unknown_fields=True)
+
+    request = ListBatchPredictionJobsRequest(filter="displayName=rare")
+    pager = ListBatchPredictionJobsAsyncPager(ask, request, await ask(request))
+    assert [one.name.rsplit("/", 1)[1] async for one in pager] == ["j02400"]
+    assert sizes == [0, 0, 1]
 
 
 async def test_order_reads_all_and_converts_the_page(session, cluster, converted):
