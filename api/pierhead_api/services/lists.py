@@ -143,8 +143,8 @@ class _Lister:
             if reading.is_over:
                 return page.entries, Mark(end) if end else None
         raise FailedPreconditionError(
-            f"orderBy: there are too many {self._listing.field}, some {MOST_ORDERED_PAGES * PAGE} can be put in order:"
-            " leave orderBy out, or filter by a label, as in labels.KEY=VALUE"
+            f"orderBy: there are too many {self._listing.field}: at most {MOST_ORDERED_PAGES * PAGE} can be put in"
+            " order, and fewer large ones; leave orderBy out, or filter by a label, as in labels.KEY=VALUE"
         )
 
     def _read(self, tokens: Sequence[str], limit: int) -> "_Reading":
