@@ -1,7 +1,7 @@
 """Lists of any length: what a page needs is read, a page of Kubernetes at a time, and what it shows is converted."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, cmp_to_key
 from itertools import groupby
@@ -22,7 +22,7 @@ MOST_PAGES = 4
 MOST_ORDERED_PAGES = 40
 # Of the objects of an answer, until it is made.
 MOST_BYTES = 32 * 1024 * 1024
-_AT_ONE_TURN = 20  # answers that are made before the event loop may go on
+_AT_ONE_TURN = 20  # answers that are looked at, or made, before the event loop may go on
 _BEGIN = ("", "")
 
 
@@ -103,7 +103,7 @@ class _Lister:
         page, position = _Page(query.size), begin.key  # of what was looked at last
         for _ in range(MOST_PAGES):
             batch = [manifest for manifest in await reading.read() if _name(manifest) >= position[0]]
-            for entry in await self._describe(batch):
+            async for entry in self._describe(batch):
                 if entry.key <= position:
                     continue
                 if query.wanted(entry.described):
@@ -126,7 +126,7 @@ class _Lister:
         reading = self._read([""] * len(self._listing.kinds), PAGE)
         best: list[tuple[Key, _Entry]] = []
         for _ in range(MOST_ORDERED_PAGES):
-            for entry in await self._describe(await reading.read()):
+            async for entry in self._describe(await reading.read()):
                 key = query.find_key(entry.described)
                 is_before = begin is not None and query.compare(key, begin.key) <= 0
                 is_behind = end is not None and query.compare(key, end) > 0
@@ -157,11 +157,14 @@ class _Lister:
     def _make_reader(self, kind: type[Resource]) -> ReadPage:
         return lambda ask: self._cluster.list_page(kind, self._namespace, ask)
 
-    async def _describe(self, batch: Manifests) -> Iterator[_Entry]:
+    async def _describe(self, batch: Manifests) -> AsyncIterator[_Entry]:
         """What these are, in the order of names."""
         if self.joins_first and batch:
             await self._listing.join(batch)
-        return self._make_entries(batch)
+        for number, entry in enumerate(self._make_entries(batch), 1):
+            yield entry
+            if number % _AT_ONE_TURN == 0:
+                await asyncio.sleep(0)
 
     def _make_entries(self, batch: Manifests) -> Iterator[_Entry]:
         for _, namesakes in groupby(batch, key=_name):

@@ -227,7 +227,8 @@ async def test_many_values_weigh_more_than_their_text(session, cluster, monkeypa
     assert [len(_names(page)) for page in await _read_pages(_lister(JobService(session)))] == [1, 1, 1, 1]
 
 
-async def test_others_are_answered_while_a_large_page_is_made(session, cluster):
+@pytest.mark.parametrize("request_", [{"page_size": 1000}, {"filter": "displayName=x"}, {"order_by": "createTime"}])
+async def test_others_are_answered_while_much_is_looked_at_or_made(session, cluster, request_):
     _add_jobs(cluster, 1000)
     turns = 0
 
@@ -238,7 +239,7 @@ async def test_others_are_answered_while_a_large_page_is_made(session, cluster):
             await asyncio.sleep(0)
 
     counting = asyncio.create_task(count())
-    await JobService(session).list(PLACE, ListRequest(page_size=1000))
+    await JobService(session).list(PLACE, ListRequest(**request_))
     counting.cancel()
     assert turns >= 50
 
