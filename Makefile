@@ -65,7 +65,7 @@ bench-batch: .venv/installed  ## the batch worker beside a raw PyTorch loop
 bench-operator: .venv/installed  ## the operator with 5,000 DeployedModels, on a control plane of its own
 	$(PYTHON) -m bench.operator
 
-bench-api: .venv/installed  ## the API with 1,000 endpoints, on a control plane of its own, and what forwarding adds
+bench-api: .venv/installed  ## the API with 1,000 endpoints and 10,000 jobs, on a control plane of its own, and what forwarding adds
 	$(PYTHON) -m bench.api
 
 lock: .uv/installed  ## requirements/*.txt from pyproject.toml

@@ -8,9 +8,10 @@ from pierhead_operator.resources import Manifest
 from pierhead_operator.schema import Resource
 from pierhead_operator.types import KINDS
 
-from pierhead_api.errors import AbortedError, NotFoundError
-from pierhead_api.kubernetes_api import MERGE_PATCH, Call, Kubernetes, check_name, read_pages
+from pierhead_api.errors import AbortedError, ExpiredError, NotFoundError
+from pierhead_api.kubernetes_api import MERGE_PATCH, Call, Kubernetes, check_name, read_page
 from pierhead_api.objects import drop_unread
+from pierhead_api.pages import Ask, Page, follow
 
 FIELD_MANAGER = "pierhead-api"
 _REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
@@ -43,14 +44,29 @@ class Cluster:
         labels: Mapping[str, str] = _ALL,
     ) -> Manifests:
         """The objects of a namespace whose fields and labels have these values, with what the API reads of them."""
-        selectors = {"fieldSelector": _select(fields), "labelSelector": _select(labels)}
-        query = {name: value for name, value in selectors.items() if value}
-        found: Manifests = []
-        async for page in read_pages(self._request, _path(kind, namespace), query):
-            # The items of a list do not say what they are.
-            known = {"apiVersion": page["apiVersion"], "kind": kind.KIND}
-            found += [{**known, **drop_unread(item)} for item in page["items"]]
-        return found
+        pages = follow(lambda ask: self.list_page(kind, namespace, ask), Ask(fields=fields, labels=labels))
+        return [manifest async for manifests in pages for manifest in manifests]
+
+    async def list_page(self, kind: type[Resource], namespace: str, ask: Ask) -> Page:
+        """Some of the objects of a namespace, in the order of their names; where the token is too old, as they are now.
+
+        Raises InvalidArgumentError for a token that is none, ExpiredError where Kubernetes cannot go on.
+        """
+        try:
+            return await self._read_page(kind, namespace, ask, ask.token)
+        except ExpiredError as error:
+            if not error.rest:
+                raise
+            return await self._read_page(kind, namespace, ask, error.rest)
+
+    async def _read_page(self, kind: type[Resource], namespace: str, ask: Ask, token: str) -> Page:
+        asked = {"fieldSelector": _select(ask.fields), "labelSelector": _select(ask.labels), "continue": token}
+        query = {name: value for name, value in asked.items() if value}
+        page, limit = await read_page(self._request, _path(kind, namespace), query, ask.limit)
+        # The items of a list do not say what they are.
+        known = {"apiVersion": page["apiVersion"], "kind": kind.KIND}
+        manifests = [{**known, **drop_unread(item)} for item in page["items"]]
+        return Page(manifests, page["metadata"].get("continue") or "", limit)
 
     async def create(self, manifest: Manifest) -> Manifest:
         """The object as it was made; raises AlreadyExistsError, InvalidArgumentError with the field's name."""

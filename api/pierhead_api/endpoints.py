@@ -217,6 +217,11 @@ def patch_split(manifest: Manifest, split: dict[str, int] | None) -> Body:
     return {"trafficSplit": None if split is None else {**dict.fromkeys(before or {}), **split}}
 
 
+def describe_endpoint(manifest: Manifest, place: Place) -> Body:
+    """Of Vertex AI's Endpoint what lists are filtered and ordered by."""
+    return {"name": place.endpoint(manifest["metadata"]["name"]), **objects.describe(manifest)}
+
+
 def to_endpoint(manifest: Manifest, deployed_models: Sequence[Manifest], place: Place, dns: str = "") -> Body:
     """Vertex AI's Endpoint, with the wanted split. `dns`: where a client reaches it that asked for an own address."""
     endpoint = Endpoint.model_validate(manifest)
@@ -224,8 +229,7 @@ def to_endpoint(manifest: Manifest, deployed_models: Sequence[Manifest], place: 
     dedicated = bool(objects.read_kept(manifest).get("dedicatedEndpointEnabled")) and bool(dns)
     return drop_empty(
         {
-            "name": place.endpoint(endpoint.name),
-            **objects.describe(manifest),
+            **describe_endpoint(manifest, place),
             "etag": objects.compute_etag(manifest),
             "description": endpoint.spec.description,
             "deployedModels": [to_deployed_model(one, place) for one in deployed],

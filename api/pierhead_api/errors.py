@@ -94,6 +94,17 @@ class AbortedError(ApiError):
     status = "ABORTED"
 
 
+class ExpiredError(AbortedError):
+    """What Kubernetes knew of a list or a watch is too old. `rest` is its token of what is left as it is now, if any.
+
+    Who reads goes on with that, or begins anew.
+    """
+
+    def __init__(self, message: str, rest: str = "") -> None:
+        super().__init__(message)
+        self.rest = rest
+
+
 class BodyTooLargeError(ApiError):
     """The body is over the limit. The caller must send less at once."""
 

@@ -5,12 +5,13 @@ As in AIP-160, OR binds closer than AND.
 """
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from pydantic.alias_generators import to_camel
 
 from pierhead_api.errors import InvalidArgumentError
-from pierhead_api.wire import JOB_STATES, Body, is_time, parse_time
+from pierhead_api.wire import JOB_STATES, Body, is_label, is_time, parse_time
 
 Predicate = Callable[[Body], bool]
 
@@ -28,12 +29,42 @@ _MAX_TOKENS = 128
 _IDS = ("endpoint", "model")  # the last part of the resource name
 
 
-def parse_filter(text: str, fields: Collection[str]) -> Predicate:
-    """Whether an answer is asked for: a list's answer has these fields in camelCase, and may have labels.
+@dataclass(frozen=True)
+class Filter:
+    """Whether an answer is asked for, by which of its fields.
 
-    Raises InvalidArgumentError where the filter cannot be understood, or names another field.
+    All that are asked for have these `labels`, which Kubernetes can look for; that does not make them asked for.
     """
-    return _Parser(_split(text), frozenset(fields)).parse() if text.strip() else lambda _answer: True
+
+    matches: Predicate
+    fields: frozenset[str] = frozenset()
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    def __call__(self, answer: Body) -> bool:
+        return self.matches(answer)
+
+
+def parse_filter(text: str, fields: Collection[str]) -> Filter:
+    """The filter of a list whose answers have these fields in camelCase, and may have labels.
+
+    Raises InvalidArgumentError where it cannot be understood, or names another field.
+    """
+    return _Parser(_split(text), frozenset(fields)).parse() if text.strip() else Filter(lambda _answer: True)
+
+
+def _match_every(parts: Sequence[Filter]) -> Filter:
+    labels = {key: value for part in parts for key, value in part.labels.items()}
+    return Filter(lambda answer: all(part(answer) for part in parts), _find_fields(parts), labels)
+
+
+def _match_any(parts: Sequence[Filter]) -> Filter:
+    if len(parts) == 1:
+        return parts[0]
+    return Filter(lambda answer: any(part(answer) for part in parts), _find_fields(parts))
+
+
+def _find_fields(parts: Sequence[Filter]) -> frozenset[str]:
+    return frozenset[str]().union(*(part.fields for part in parts))
 
 
 def _split(text: str) -> list[str]:
@@ -64,7 +95,7 @@ class _Parser:
         self._fields = fields
         self._at = 0
 
-    def parse(self) -> Predicate:
+    def parse(self) -> Filter:
         found = self._every()
         if self._next:
             raise InvalidArgumentError(f"{self._next!r} is not expected there", "filter")
@@ -81,26 +112,26 @@ class _Parser:
         self._at += 1
         return token
 
-    def _every(self) -> Predicate:
+    def _every(self) -> Filter:
         parts = [self._any()]
         while self._next and self._next != ")":
             if self._next == "AND":
                 self._at += 1
             parts.append(self._any())
-        return lambda answer: all(part(answer) for part in parts)
+        return _match_every(parts)
 
-    def _any(self) -> Predicate:
+    def _any(self) -> Filter:
         parts = [self._one()]
         while self._next == "OR":
             self._at += 1
             parts.append(self._one())
-        return lambda answer: any(part(answer) for part in parts)
+        return _match_any(parts)
 
-    def _one(self) -> Predicate:
+    def _one(self) -> Filter:
         word = self._take()
         if word == "NOT":
             wanted = self._one()
-            return lambda answer: not wanted(answer)
+            return Filter(lambda answer: not wanted(answer), wanted.fields)
         if word == "(":
             inner = self._every()
             if self._take() != ")":
@@ -108,7 +139,7 @@ class _Parser:
             return inner
         return self._compare(word)
 
-    def _compare(self, field: str) -> Predicate:
+    def _compare(self, field: str) -> Filter:
         if field.endswith("."):  # labels."a key"
             field += _unquote(self._take())
         operator = self._take()
@@ -121,17 +152,18 @@ class _Parser:
         name = to_camel(root)
         if key or name not in self._fields:
             raise InvalidArgumentError(f"{field} is none of {', '.join(sorted(self._fields))}, labels", "filter")
-        return _compare_field(name, operator, value)
+        return Filter(_compare_field(name, operator, value), frozenset((name,)))
 
 
-def _compare_label(key: str, operator: str, value: str) -> Predicate:
+def _compare_label(key: str, operator: str, value: str) -> Filter:
     if operator == ":":
         key, value = (key, value) if key else (value, "*")
-        return lambda answer: _matches(answer.get("labels", {}).get(key), value)
+        return Filter(lambda answer: _matches(answer.get("labels", {}).get(key), value))
     if operator in _ORDERED or not key:
         raise InvalidArgumentError("labels are compared as in labels.KEY=VALUE, labels.KEY:* or labels:KEY", "filter")
     equal = operator == "="
-    return lambda answer: (answer.get("labels", {}).get(key) == value) is equal
+    labels = {key: value} if equal and is_label(key) and is_label(value) else {}
+    return Filter(lambda answer: (answer.get("labels", {}).get(key) == value) is equal, labels=labels)
 
 
 def _compare_field(name: str, operator: str, value: str) -> Predicate:

@@ -119,6 +119,7 @@ _REFUSED_OUTPUT = {
 }
 _KEPT = ("explanation_spec",)
 _LOGGING = ("disable_container_logging",)
+_PENDING = "JOB_STATE_PENDING"
 
 
 def make_job(body: JobBody, place: Place, name: str, model: str, version: str) -> Manifest:
@@ -182,6 +183,19 @@ def is_ended(manifest: Manifest) -> bool:
     return manifest.get("status", {}).get("state") in ENDED
 
 
+def describe_job(manifest: Manifest, model_display_name: str, place: Place) -> Body:
+    """Of Vertex AI's BatchPredictionJob what lists are filtered and ordered by."""
+    status = manifest.get("status", {})
+    told = {name: status[name] for name in ("startTime", "endTime", "updateTime") if status.get(name)}
+    return {
+        **objects.describe(manifest),
+        "name": place.job(manifest["metadata"]["name"]),
+        "modelDisplayName": model_display_name,
+        "state": status.get("state") or _PENDING,
+        **told,
+    }
+
+
 def to_job(manifest: Manifest, model_display_name: str, place: Place) -> Body:
     """Vertex AI's BatchPredictionJob. The model's display name is empty where the model is gone."""
     job = BatchPredictionJob.model_validate(manifest)
@@ -190,10 +204,8 @@ def to_job(manifest: Manifest, model_display_name: str, place: Place) -> Body:
         {
             **objects.pick_kept(objects.read_kept(manifest), _KEPT),
             **objects.read_flags(manifest, _LOGGING),
-            **objects.describe(manifest),
-            "name": place.job(job.name),
+            **describe_job(manifest, model_display_name, place),
             "model": place.model(job.spec.model, version),
-            "modelDisplayName": model_display_name,
             "modelVersionId": version,
             "modelParameters": job.spec.model_parameters,
             "inputConfig": job.spec.input_config.dump(),
@@ -217,7 +229,6 @@ def _to_resources(job: BatchPredictionJob) -> Body:
 def _to_progress(status: BatchPredictionJobStatus) -> Body:
     """What the status tells; `updateTime` is then the status's, which changes last."""
     progress: Body = {
-        "state": status.state or "JOB_STATE_PENDING",
         "error": status.error.dump() if status.error else None,
         "partialFailures": [failure.dump() for failure in status.partial_failures],
         "outputInfo": drop_empty(status.output_info.dump()),

@@ -17,6 +17,7 @@ from pierhead_api.errors import (
     AbortedError,
     AlreadyExistsError,
     ApiError,
+    ExpiredError,
     InvalidArgumentError,
     NotFoundError,
     PermissionDeniedError,
@@ -24,6 +25,7 @@ from pierhead_api.errors import (
     UnauthenticatedError,
     UnavailableError,
 )
+from pierhead_api.pages import PAGE
 
 JSON = "application/json"
 MERGE_PATCH = "application/merge-patch+json"
@@ -35,8 +37,11 @@ _RETRY_AFTER_SECONDS = 1
 _WHERE = ("host", "ssl_ca_cert", "ca_cert_data", "verify_ssl", "tls_server_name", "proxy", "proxy_headers")
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 _MOST_NAME = 253
-# Of objects. Each can have 1.5 MB of what others wrote on it, such as annotations, and a page is held as a whole.
-_PAGE = 20
+# As etcd says it of a revision that is to come: it was put back to what it once was, or a token is made up.
+_UNKNOWN_REVISION = "required revision is a future revision"
+# Of a page of a list, which is held as a whole: an object can have 1.5 MB of what others wrote on it.
+_MOST_PAGE_BYTES = 4 * 1024 * 1024
+_FEWER = 4  # times fewer objects, where a page is larger
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,14 @@ class Call:
     query: Mapping[str, str] = field(default_factory=dict)
     body: Manifest | None = None
     content_type: str = JSON
+    most_bytes: int | None = None  # of the answer
+
+
+Request = Callable[[Call], Awaitable[Manifest]]
+
+
+class AnswerTooLargeError(Exception):
+    """The answer has more bytes than it may: ask for less."""
 
 
 class Kubernetes:
@@ -59,12 +72,12 @@ class Kubernetes:
         self._callers = callers
 
     async def request(self, call: Call, token: str) -> Manifest:
-        """The answer to a caller with this bearer token. Raises ApiError."""
+        """The answer to a caller with this bearer token. Raises ApiError, AnswerTooLargeError."""
         headers = {"Accept": JSON, "Content-Type": call.content_type, "Authorization": f"Bearer {token}"}
         return await _request(self._callers, call, headers)
 
     async def request_as_self(self, call: Call) -> Manifest:
-        """The answer to this process itself. Raises ApiError."""
+        """The answer to this process itself. Raises ApiError, AnswerTooLargeError."""
         return await _request(self._own, call, await self._own_headers(call))
 
     @asynccontextmanager
@@ -96,18 +109,29 @@ async def connect() -> AsyncIterator[Kubernetes]:
         yield Kubernetes(own, callers)
 
 
-async def read_pages(
-    request: Callable[[Call], Awaitable[Manifest]], path: str, query: Mapping[str, str] | None = None
-) -> AsyncIterator[Manifest]:
+async def read_pages(request: Request, path: str) -> AsyncIterator[Manifest]:
     """A list, page by page, as `request` has it answered. Raises ApiError."""
-    wanted = {**(query or {}), "limit": str(_PAGE)}
+    query: dict[str, str] = {}
+    limit = PAGE
     while True:
-        page = await request(Call("GET", path, wanted))
-        token = page["metadata"].get("continue")
+        page, limit = await read_page(request, path, query, limit)
         yield page
+        token = page["metadata"].get("continue")
         if not token:
             return
-        wanted = {**wanted, "continue": token}
+        query, limit = {"continue": token}, min(PAGE, 2 * limit)
+
+
+async def read_page(request: Request, path: str, query: Mapping[str, str], limit: int) -> tuple[Manifest, int]:
+    """A page of a list, and the limit that it came by: of fewer objects where these are large. Raises ApiError."""
+    while True:
+        most = _MOST_PAGE_BYTES if limit > 1 else None  # one object is what the API server takes
+        try:
+            page = await request(Call("GET", path, {**query, "limit": str(limit)}, most_bytes=most))
+        except AnswerTooLargeError:
+            limit = max(1, limit // _FEWER)
+        else:
+            return page, limit
 
 
 def make_nobodys(configuration: Configuration) -> Configuration:
@@ -149,10 +173,14 @@ def make_error(status: int, data: bytes, headers: Mapping[str, str]) -> ApiError
             return AlreadyExistsError(message)
         case 409:
             return AbortedError(message)
+        case 410:
+            return ExpiredError(message, (answer.get("metadata") or {}).get("continue") or "")
         case 422:
             return InvalidArgumentError(_tell_causes(answer) or message)
         case 429:
             return ResourceExhaustedError(message, _retry_after(headers))
+        case 500 if _UNKNOWN_REVISION in message:
+            return ExpiredError(message)
         case _ if 400 <= status < 500:
             return InvalidArgumentError(message)
     return UnavailableError(f"the Kubernetes API answered {status}: {message}", _retry_after(headers))
@@ -186,7 +214,7 @@ async def _request(api: ApiClient, call: Call, headers: dict[str, str]) -> Manif
     limit = aiohttp.ClientTimeout(total=_TIMEOUT_SECONDS, sock_connect=_CONNECT_SECONDS)
     try:
         response = await _send(api, call, headers, limit)
-        data: bytes = await response.read()
+        data = await _read(response.response, call.most_bytes)
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
         raise _unreachable(error) from error
     if not 200 <= response.status < 300:
@@ -198,6 +226,17 @@ async def _request(api: ApiClient, call: Call, headers: dict[str, str]) -> Manif
 async def _send(api: ApiClient, call: Call, headers: dict[str, str], limit: aiohttp.ClientTimeout) -> Any:
     url = f"{api.configuration.host}{call.path}" + (f"?{urlencode(call.query)}" if call.query else "")
     return await api.call_api(call.method, url, headers, call.body, _request_timeout=limit)
+
+
+async def _read(response: aiohttp.ClientResponse, most: int | None) -> bytes:
+    """The body; raises AnswerTooLargeError, and leaves the rest unread, once it has more bytes than that."""
+    data = bytearray()
+    async with response:  # a connection with something unread is closed
+        async for piece in response.content.iter_any():
+            data += piece
+            if most is not None and len(data) > most:
+                raise AnswerTooLargeError
+    return bytes(data)
 
 
 async def _read_lines(response: aiohttp.ClientResponse) -> AsyncIterator[Manifest]:

@@ -3,18 +3,19 @@
 import base64
 import binascii
 import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cmp_to_key
 
 from pydantic.alias_generators import to_camel
 
 from pierhead_api.errors import InvalidArgumentError
-from pierhead_api.filters import parse_filter
+from pierhead_api.filters import Filter, parse_filter
 from pierhead_api.wire import Body, is_time, parse_time
 
-Comparison = Callable[[Sequence[str], Sequence[str]], int]
+Key = tuple[str, ...]
 
+OF_NO_LIST = "is none of this list"
 _DEFAULT_PAGE = 100
 _MAX_PAGE = 1000
 
@@ -46,28 +47,77 @@ class _Order:
     descending: bool
 
 
+@dataclass(frozen=True)
+class Query:
+    """What a list's query asks for. `orders` ends with the name, which makes it total."""
+
+    request: ListRequest
+    wanted: Filter
+    orders: tuple[_Order, ...]
+    size: int  # of a page
+
+    @property
+    def is_by_name(self) -> bool:
+        """Whether the order is the names' alone."""
+        return len(self.orders) == 1
+
+    def find_key(self, answer: Body) -> Key:
+        """An answer's place in the order."""
+        return tuple(_sort_value(str(answer.get(order.field, "")), order.field) for order in self.orders)
+
+    def compare(self, one: Key, other: Key) -> int:
+        """Less than 0 where the first key comes first."""
+        for order, left, right in zip(self.orders, one, other, strict=True):
+            if left != right:
+                return (-1 if left < right else 1) * (-1 if order.descending else 1)
+        return 0
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Where a page ends: the key of what was last, and Kubernetes' tokens of the pages that go on, of each kind one.
+
+    What comes or goes between two pages moves nothing else: what follows is what is behind the key. The tokens say no
+    more than where to look for that.
+    """
+
+    key: Key
+    pages: tuple[str, ...] = ()
+
+
 def select_page(listed: Listed, request: ListRequest) -> Body:
     """The answer of a list: those that the filter asks for, in order, and where the next page begins, if there is one.
 
-    The token holds the last answer's values, so that what comes or goes between two pages moves nothing else. Raises
-    InvalidArgumentError.
+    Raises InvalidArgumentError.
     """
-    wanted = parse_filter(request.filter, listed.filterable)
-    orders = _parse_order(request.order_by, listed.orderable)
-    found = [(_sort_key(answer, orders), answer) for answer in listed.answers if wanted(answer)]
-    compare = _make_comparison(orders)
-    rank = cmp_to_key(compare)
+    query = parse_query(request, listed.filterable, listed.orderable)
+    found = [(query.find_key(answer), answer) for answer in listed.answers if query.wanted(answer)]
+    rank = cmp_to_key(query.compare)
     found.sort(key=lambda entry: rank(entry[0]))
-    if request.page_token:
-        after = _read_token(request, len(orders))
-        found = [entry for entry in found if compare(entry[0], after) > 0]
-    size = _check_size(request.page_size)
-    page = found[:size]
-    shown = parse_read_mask(request.read_mask)
-    answer: Body = {listed.field: [_show(entry[1], shown) for entry in page]} if page else {}
-    if len(found) > size:
-        answer["nextPageToken"] = _make_token(request, page[-1][0])
-    return answer
+    if after := read_mark(query, len(query.orders)):
+        found = [entry for entry in found if query.compare(entry[0], after.key) > 0]
+    page = found[: query.size]
+    mark = Mark(page[-1][0]) if len(found) > query.size else None
+    return make_page(query, listed.field, [answer for _, answer in page], mark)
+
+
+def parse_query(request: ListRequest, filterable: Collection[str], orderable: Collection[str]) -> Query:
+    """What a request asks for of a list whose answers have these fields; raises InvalidArgumentError."""
+    return Query(
+        request,
+        parse_filter(request.filter, filterable),
+        tuple(_parse_order(request.order_by, orderable)),
+        _check_size(request.page_size),
+    )
+
+
+def make_page(query: Query, field: str, answers: Sequence[Body], mark: Mark | None) -> Body:
+    """The answer of a list; `mark` where another page comes."""
+    shown = parse_read_mask(query.request.read_mask)
+    page: Body = {field: [_show(answer, shown) for answer in answers]} if answers else {}
+    if mark:
+        page["nextPageToken"] = _make_token(query.request, mark)
+    return page
 
 
 def parse_read_mask(read_mask: str) -> frozenset[str]:
@@ -98,38 +148,38 @@ def _parse_order(order_by: str, orderable: Collection[str]) -> list[_Order]:
                 f"{part!r}: the list can be ordered by {known}, each with asc or desc", "orderBy"
             )
         orders.append(_Order(name, direction == ["desc"]))
+    if len({order.field for order in orders}) < len(orders):
+        raise InvalidArgumentError("names a field twice", "orderBy")
     return [*orders, _Order("name", False)]
-
-
-def _sort_key(answer: Body, orders: Sequence[_Order]) -> list[str]:
-    return [_sort_value(str(answer.get(order.field, "")), order.field) for order in orders]
 
 
 def _sort_value(value: str, field: str) -> str:
     return parse_time(value, field) if value and is_time(field) else value
 
 
-def _make_comparison(orders: Sequence[_Order]) -> Comparison:
-    def compare(one: Sequence[str], other: Sequence[str]) -> int:
-        for order, left, right in zip(orders, one, other, strict=True):
-            if left != right:
-                return (-1 if left < right else 1) * (-1 if order.descending else 1)
-        return 0
-
-    return compare
-
-
-def _make_token(request: ListRequest, key: Sequence[str]) -> str:
-    value = json.dumps([request.filter, request.order_by, list(key)])
+def _make_token(request: ListRequest, mark: Mark) -> str:
+    value = json.dumps([request.filter, request.order_by, mark.key, mark.pages])
     return base64.urlsafe_b64encode(value.encode()).decode()
 
 
-def _read_token(request: ListRequest, length: int) -> list[str]:
+def read_mark(query: Query, keys: int, pages: int = 0) -> Mark | None:
+    """Where the page before ended, by a key of so many values and as many tokens; None where there was none.
+
+    Raises InvalidArgumentError.
+    """
+    request = query.request
+    if not request.page_token:
+        return None
     try:
-        asked, order_by, key = json.loads(base64.urlsafe_b64decode(request.page_token.encode()))
+        asked, order_by, key, tokens = json.loads(base64.urlsafe_b64decode(request.page_token.encode()))
     except (binascii.Error, ValueError, TypeError, RecursionError) as error:
-        raise InvalidArgumentError("is none of this list", "pageToken") from error
-    fits = isinstance(key, list) and len(key) == length and all(isinstance(part, str) for part in key)
-    if not fits or (asked, order_by) != (request.filter, request.order_by):
+        raise InvalidArgumentError(OF_NO_LIST, "pageToken") from error
+    if (asked, order_by) != (request.filter, request.order_by):
         raise InvalidArgumentError("is of a list with another filter or order", "pageToken")
-    return list(key)
+    if not _are_texts(key, keys) or not _are_texts(tokens, pages) or not all(map(str.isascii, tokens)):
+        raise InvalidArgumentError(OF_NO_LIST, "pageToken")
+    return Mark(tuple(key), tuple(tokens))
+
+
+def _are_texts(value: object, count: int) -> bool:
+    return isinstance(value, list) and len(value) == count and all(isinstance(part, str) for part in value)

@@ -395,6 +395,14 @@ def compute_etag(manifest: Manifest, version: str) -> str:
     return objects.hash_content(*shared, spec.get("displayName"), spec.get("description"), found, own)
 
 
+def describe_model(manifest: Manifest, place: Place) -> Body:
+    """Of Vertex AI's Model, its default version, what lists are filtered and ordered by."""
+    version = manifest["spec"]["defaultVersion"]
+    own = objects.pick_kept(read_kept(manifest).versions.get(version, {}), ("display_name",))
+    name = place.model(manifest["metadata"]["name"])
+    return {**objects.describe(manifest), **own, "name": name, "versionId": version}
+
+
 def to_model(manifest: Manifest, version: str, deployed_models: Collection[Manifest], place: Place) -> Body:
     """Vertex AI's Model, which is one version. `deployed_models` may be those of others, too."""
     model = Model.model_validate(manifest)

@@ -13,7 +13,7 @@ from pierhead_operator import names as operator_names
 from pierhead_operator.resources import Manifest
 from pierhead_operator.schema import Resource
 from pydantic.alias_generators import to_camel
-from pydantic_core import from_json
+from pydantic_core import from_json, to_json
 
 from pierhead_api.errors import AbortedError
 from pierhead_api.wire import Body, Labels, check_labels, dump_kept
@@ -21,6 +21,7 @@ from pierhead_api.wire import Body, Labels, check_labels, dump_kept
 _DOMAIN = f"vertex.{operator_names.GROUP}"
 ANNOTATION_KEPT = f"{_DOMAIN}/kept"
 _ETAG_BYTES = 16
+_VALUE_BYTES = 60  # that a value takes in memory beside its text
 
 
 def make_object(kind: type[Resource], namespace: str, name: str, spec: Body) -> Manifest:
@@ -87,6 +88,12 @@ def _annotations(manifest: Manifest) -> Mapping[str, str]:
     return annotations
 
 
+def weigh(manifest: Manifest) -> int:
+    """The bytes that an object takes in memory, about."""
+    text = to_json(manifest)
+    return len(text) + _VALUE_BYTES * sum(text.count(sign) for sign in (b",", b"[", b"{"))
+
+
 def read_labels(manifest: Manifest) -> Labels:
     """The labels that are a user's: Kubernetes' and Pierhead's own have a / in their key."""
     labels: Mapping[str, str] = manifest["metadata"].get("labels") or {}
@@ -127,10 +134,15 @@ def update_time(manifest: Manifest) -> str:
     return max([create_time(manifest), *times])
 
 
+def read_display_name(manifest: Manifest) -> str:
+    """The name that people see."""
+    return str(manifest["spec"].get("displayName") or manifest["metadata"]["name"])
+
+
 def describe(manifest: Manifest) -> Body:
     """The fields that every resource has, but for the etag."""
     return {
-        "displayName": manifest["spec"].get("displayName") or manifest["metadata"]["name"],
+        "displayName": read_display_name(manifest),
         "labels": read_labels(manifest),
         "createTime": create_time(manifest),
         "updateTime": update_time(manifest),

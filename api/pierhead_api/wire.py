@@ -147,12 +147,17 @@ def check_labels(labels: Labels) -> Labels:
     for key, value in labels.items():
         if "/" in key:
             raise InvalidArgumentError("a key with a / belongs to Kubernetes", f"labels.{key}")
-        if not _LABEL_PART.fullmatch(key) or (value and not _LABEL_PART.fullmatch(value)):
+        if not is_label(key) or (value and not is_label(value)):
             raise InvalidArgumentError(
                 "key and value must be at most 63 of [A-Za-z0-9_.-] each, with a letter or digit at both ends",
                 f"labels.{key}",
             )
     return labels
+
+
+def is_label(text: str) -> bool:
+    """Whether a label of a user may have this key, or this value beside an empty one."""
+    return bool(_LABEL_PART.fullmatch(text))
 
 
 def parse_mask(update_mask: str, body: Any, known: Collection[str]) -> set[str]:

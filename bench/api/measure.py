@@ -27,6 +27,7 @@ from cluster.progress import step
 from cluster.settings import Paths
 
 ENDPOINTS = 1000
+FEW_JOBS, JOBS = 100, 10_000
 GETS = 300
 LISTS = 30
 PREDICTIONS = 2000
@@ -34,8 +35,11 @@ _ROUND = 100  # predictions, straight and forwarded in turn: a busy moment of th
 _WARM = 50
 _NAMESPACE = fleet.NAMESPACES[0]
 _API_URL = "http://127.0.0.1:8098"
-_AT = f"/v1/projects/{_NAMESPACE}/locations/local/endpoints"
+_PLACE = f"/v1/projects/{_NAMESPACE}/locations/local"
+_AT = f"{_PLACE}/endpoints"
 _PREDICT = f"{_AT}/e0:predict"
+# What is asked of the jobs, each for a page of 100.
+_JOB_LISTS = {"page": "", "filter": "?filter=state%3DJOB_STATE_FAILED", "order": "?orderBy=createTime"}
 _START_SECONDS = 60.0
 _USER = "bench-api"
 _BODIES = {"1 kB": 1_000, "100 kB": 100_000}
@@ -50,16 +54,22 @@ class Figures:
     get: list[float] = field(default_factory=list)
     list_all: list[float] = field(default_factory=list)
     list_bytes: int = 0
+    few_jobs: dict[str, list[float]] = field(default_factory=dict)  # by what is asked
+    jobs: dict[str, list[float]] = field(default_factory=dict)
     direct: dict[str, list[float]] = field(default_factory=dict)  # by the size of the body
     forwarded: dict[str, list[float]] = field(default_factory=dict)
 
 
 async def measure(paths: Paths) -> Figures:
     """All of it, on a control plane that runs."""
-    with step(f"create {ENDPOINTS} Endpoints with a DeployedModel each"):
-        async with kubernetes.connect(paths) as api:
+    async with kubernetes.connect(paths) as api:
+        with step(f"create {ENDPOINTS} Endpoints with a DeployedModel each"):
             await _create_fleet(api)
             token = await _make_token(api)
+        return await _measure(paths, api, token)
+
+
+async def _measure(paths: Paths, api: Api, token: str) -> Figures:
     with _running(paths, "bench.api.pod"), _running(paths, "bench.api.api_process", _write_config(paths)) as program:
         async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {token}"}) as session:
             await _wait_ready(session, program)
@@ -69,11 +79,16 @@ async def measure(paths: Paths) -> Figures:
             with step("predictions, straight and forwarded"):
                 for size, count in _BODIES.items():
                     await _predict(session, figures, size, b"x" * count)
+            for jobs, first, count in ((figures.few_jobs, 0, FEW_JOBS), (figures.jobs, FEW_JOBS, JOBS)):
+                with step(f"lists of {count} jobs"):
+                    await api.create_all([fleet.make_job(_NAMESPACE, f"j{number}") for number in range(first, count)])
+                    await _list_jobs(session, jobs)
             return figures
 
 
 async def _create_fleet(api: Api) -> None:
     numbers = range(0, ENDPOINTS * len(fleet.NAMESPACES), len(fleet.NAMESPACES))  # all in the first namespace
+    await api.create(fleet.make_model(_NAMESPACE, "model-0"))
     await api.create_all([fleet.make_endpoint(_NAMESPACE, f"e{place}") for place in range(ENDPOINTS)])
     await api.create_all(
         [fleet.make_deployed_model(number, f"e{place}", f"e{place}-0") for place, number in enumerate(numbers)]
@@ -146,6 +161,16 @@ async def _read(session: aiohttp.ClientSession, figures: Figures) -> None:
     figures.get = await _time(get, GETS)
     await _time(list_all, 3)
     figures.list_all = await _time(list_all, LISTS)
+
+
+async def _list_jobs(session: aiohttp.ClientSession, figures: dict[str, list[float]]) -> None:
+    for what, query in _JOB_LISTS.items():
+
+        async def list_some(query: str = query) -> None:
+            await _ask(session, "GET", f"{_API_URL}{_PLACE}/batchPredictionJobs{query}")
+
+        await _time(list_some, 3)
+        figures[what] = await _time(list_some, LISTS)
 
 
 async def _predict(session: aiohttp.ClientSession, figures: Figures, size: str, body: bytes) -> None:

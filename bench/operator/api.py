@@ -30,6 +30,7 @@ _PATHS = {
     "Model": (_OURS, "models"),
     "Endpoint": (_OURS, "endpoints"),
     "DeployedModel": (_OURS, "deployedmodels"),
+    "BatchPredictionJob": (_OURS, "batchpredictionjobs"),
     "Deployment": ("/apis/apps/v1", "deployments"),
     "Service": ("/api/v1", "services"),
 }

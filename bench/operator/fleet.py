@@ -112,6 +112,19 @@ def make_deployed_model(number: int, endpoint: str, name: str) -> Manifest:
     return _make("DeployedModel", NAMESPACES[here], name, {"endpoint": endpoint, "model": f"model-{model}"})
 
 
+def make_job(namespace: str, name: str) -> Manifest:
+    """A BatchPredictionJob of a Model that is in the first namespace."""
+    spec = {
+        "displayName": f"Nightly {name}",
+        "model": "model-0",
+        "modelParameters": {"confidenceThreshold": 0.5, "maxPredictions": 10},
+        "inputConfig": {"instancesFormat": "jsonl", "gcsSource": {"uris": [f"gs://in/{name}.jsonl"]}},
+        "outputConfig": {"predictionsFormat": "jsonl", "gcsDestination": {"outputUriPrefix": f"gs://out/{name}"}},
+        "dedicatedResources": {"startingReplicaCount": 2, "maxReplicaCount": 8},
+    }
+    return _make("BatchPredictionJob", namespace, name, spec)
+
+
 def make_settings() -> Manifest:
     """The operator's settings, as the chart writes them. No image is pulled: no pod runs anything."""
     return {

@@ -885,6 +885,7 @@ class BatchPredictionJob(Resource):
         MESSAGE,
         AGE,
     )
+    SELECTABLE: ClassVar[tuple[str, ...]] = (".spec.model",)
 
     spec: BatchPredictionJobSpec
     status: BatchPredictionJobStatus = Field(default_factory=BatchPredictionJobStatus)

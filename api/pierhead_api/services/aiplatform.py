@@ -40,9 +40,10 @@ from pierhead_api.models import DEFAULT, ModelBody, add_version, find_users, mak
 from pierhead_api.names import Place
 from pierhead_api.operations import Seen, compute_operation, find_leaving, make_serial
 from pierhead_api.services.endpoints import EndpointService
+from pierhead_api.services.lists import Listing, list_page
 from pierhead_api.services.models import ModelService
 from pierhead_api.services.operations import OperationService
-from pierhead_api.services.session import Manifests, Session, group_by
+from pierhead_api.services.session import Manifests, Session, read_deployed
 from pierhead_api.splits import decide_handover_split
 from pierhead_api.wire import Body, format_time, parse, parse_mask
 
@@ -79,14 +80,34 @@ class AiPlatformService:
     async def list_models(self, project: str, request: ListRequest) -> Body:
         """A page of the Models, and of the Endpoints that stand for those without a version."""
         place, cluster = self._place(project), self.session.cluster
-        there, endpoints, deployed = await asyncio.gather(
-            *(cluster.list(kind, place.namespace) for kind in (Model, Endpoint, DeployedModel))
+        of: dict[str, Manifests] = {}
+        empty: set[str] = set()  # names of Endpoints that stand for a model
+
+        async def join(manifests: Manifests) -> None:
+            models, endpoints = (
+                {_name(one) for one in manifests if one["kind"] == kind.KIND} for kind in (Model, Endpoint)
+            )
+            alone = {name for name in endpoints - models if is_name(name)}
+            of.update(await read_deployed(cluster, place.namespace, "model", models))
+            on = await read_deployed(cluster, place.namespace, "endpoint", alone)
+            empty.update(name for name in alone if not on[name])
+
+        def convert(manifest: Manifest) -> list[Body]:
+            name = _name(manifest)
+            if manifest["kind"] == Model.KIND:
+                return [to_ai_platform_model(manifest, of[name], place)]
+            return [to_ai_platform_model(manifest, [], place)] if name in empty else []
+
+        listing = Listing(
+            "models",
+            [Model, Endpoint],
+            ("description", "name"),
+            describe=convert,
+            convert=lambda _, answer: answer,
+            join=join,
+            joined=["name"],
         )
-        of, taken = group_by(deployed, "model"), {_name(one) for one in there}
-        taken |= {one["spec"]["endpoint"] for one in deployed}
-        empty = [one for one in endpoints if is_name(_name(one)) and _name(one) not in taken]
-        answers = [to_ai_platform_model(one, of.get(_name(one), []), place) for one in (*there, *empty)]
-        return select_page(Listed(answers, "models", ("description", "name")), request)
+        return await list_page(cluster, place.namespace, listing, request)
 
     async def patch_model(self, project: str, model: str, body: Any, update_mask: str = "") -> Body:
         """The operation UPDATE_MODEL, which is done: one write has all of it. Raises AbortedError for a stale etag."""

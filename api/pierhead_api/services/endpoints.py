@@ -20,6 +20,7 @@ from pierhead_api.endpoints import (
     EndpointBody,
     MutateDeployedModelBody,
     UndeployModelBody,
+    describe_endpoint,
     make_deployed_model,
     make_endpoint,
     patch_deployed_model,
@@ -28,7 +29,7 @@ from pierhead_api.endpoints import (
     to_endpoint,
 )
 from pierhead_api.errors import ApiError, FailedPreconditionError, InvalidArgumentError, NotFoundError
-from pierhead_api.listing import Listed, ListRequest, select_page
+from pierhead_api.listing import ListRequest
 from pierhead_api.models import DEPLOYMENT_TIMEOUT, find_deployment_timeout, resolve_version
 from pierhead_api.names import Place, check_id, check_new, check_new_deployed_model
 from pierhead_api.operations import (
@@ -41,7 +42,8 @@ from pierhead_api.operations import (
     patch_traffic,
     read_records,
 )
-from pierhead_api.services.session import Manifests, Session, find_deployed, group_by
+from pierhead_api.services.lists import Listing, list_page
+from pierhead_api.services.session import Manifests, Session, find_deployed, read_deployed
 from pierhead_api.splits import check_split, decide_deploy_split, decide_undeploy_split
 from pierhead_api.wire import Body, parse, parse_mask
 
@@ -76,14 +78,21 @@ class EndpointService:
     async def list(self, place: Place, request: ListRequest) -> Body:
         """A page of the Endpoints."""
         cluster = self.session.cluster
-        manifests, deployed = await asyncio.gather(
-            cluster.list(Endpoint, place.namespace), cluster.list(DeployedModel, place.namespace)
+        on: dict[str, Manifests] = {}
+
+        async def join(endpoints: Manifests) -> None:
+            on.update(await read_deployed(cluster, place.namespace, "endpoint", _names(endpoints)))
+
+        listing = Listing(
+            "endpoints",
+            [Endpoint],
+            _FILTERABLE,
+            orderable=_ORDERABLE,
+            describe=lambda one: [describe_endpoint(one, place)],
+            convert=lambda one, _: to_endpoint(one, on[one["metadata"]["name"]], place, self.dedicated_dns),
+            join=join,
         )
-        on = group_by(deployed, "endpoint")
-        answers = [
-            to_endpoint(one, on.get(one["metadata"]["name"], []), place, self.dedicated_dns) for one in manifests
-        ]
-        return select_page(Listed(answers, "endpoints", _FILTERABLE, _ORDERABLE), request)
+        return await list_page(cluster, place.namespace, listing, request)
 
     async def patch(self, place: Place, endpoint: str, body: Any, update_mask: str = "") -> Body:
         """The Endpoint after its update; raises AbortedError where the body's etag is out of date."""

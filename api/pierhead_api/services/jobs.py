@@ -1,6 +1,7 @@
 """Batch prediction jobs."""
 
 import asyncio
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,17 +9,20 @@ from pierhead_operator.records import Operation
 from pierhead_operator.resources import Manifest
 from pierhead_operator.types import BatchPredictionJob, Model
 
+from pierhead_api import objects
 from pierhead_api.errors import FailedPreconditionError, NotFoundError
-from pierhead_api.jobs import JobBody, is_ended, make_job, to_job
-from pierhead_api.listing import Listed, ListRequest, select_page
+from pierhead_api.jobs import JobBody, describe_job, is_ended, make_job, to_job
+from pierhead_api.listing import ListRequest
 from pierhead_api.models import resolve_version
 from pierhead_api.names import Place, check_id
 from pierhead_api.operations import Seen, compute_operation, make_serial
-from pierhead_api.services.session import Session
+from pierhead_api.services.lists import Listing, list_page
+from pierhead_api.services.session import Manifests, Session
 from pierhead_api.wire import Body, parse
 
 _FILTERABLE = ("displayName", "modelDisplayName", "state", "createTime", "updateTime")
 _ORDERABLE = ("displayName", "createTime", "updateTime", "startTime", "endTime")
+_AT_ONCE = 8  # Models that are read for one call
 
 
 @dataclass(frozen=True)
@@ -39,21 +43,41 @@ class JobService:
     async def get(self, place: Place, job: str) -> Body:
         """The BatchPredictionJob."""
         manifest = await self._read(place, job)
-        try:
-            model = await self.session.cluster.get(Model, place.namespace, manifest["spec"]["model"])
-        except NotFoundError:
-            return to_job(manifest, "", place)
-        return to_job(manifest, Model.model_validate(model).display_name, place)
+        model = manifest["spec"]["model"]
+        return to_job(manifest, (await self._find_display_names(place, [model]))[model], place)
 
     async def list(self, place: Place, request: ListRequest) -> Body:
         """A page of the BatchPredictionJobs."""
-        cluster = self.session.cluster
-        jobs, models = await asyncio.gather(
-            cluster.list(BatchPredictionJob, place.namespace), cluster.list(Model, place.namespace)
+        displayed: dict[str, str] = {}  # by the Model's name
+
+        async def join(jobs: Manifests) -> None:
+            unknown = {job["spec"]["model"] for job in jobs} - displayed.keys()
+            displayed.update(await self._find_display_names(place, unknown))
+
+        listing = Listing(
+            "batchPredictionJobs",
+            [BatchPredictionJob],
+            _FILTERABLE,
+            orderable=_ORDERABLE,
+            describe=lambda job: [describe_job(job, displayed.get(job["spec"]["model"], ""), place)],
+            convert=lambda job, _: to_job(job, displayed[job["spec"]["model"]], place),
+            join=join,
+            joined=["modelDisplayName"],
         )
-        displayed = {model["metadata"]["name"]: Model.model_validate(model).display_name for model in models}
-        answers = [to_job(job, displayed.get(job["spec"]["model"], ""), place) for job in jobs]
-        return select_page(Listed(answers, "batchPredictionJobs", _FILTERABLE, _ORDERABLE), request)
+        return await list_page(self.session.cluster, place.namespace, listing, request)
+
+    async def _find_display_names(self, place: Place, models: Collection[str]) -> dict[str, str]:
+        """What people see of these Models by their names; nothing of one that is gone."""
+        slots = asyncio.Semaphore(_AT_ONCE)
+
+        async def find(model: str) -> str:
+            async with slots:
+                try:
+                    return objects.read_display_name(await self.session.cluster.get(Model, place.namespace, model))
+                except NotFoundError:
+                    return ""
+
+        return dict(zip(models, await asyncio.gather(*map(find, models)), strict=True))
 
     async def cancel(self, place: Place, job: str) -> Body:
         """Nothing: the job is told to end, and is no other one where it has."""

@@ -19,6 +19,7 @@ from pierhead_api.models import (
     UploadModelBody,
     add_version,
     compute_etag,
+    describe_model,
     find_users,
     make_model,
     merge_aliases,
@@ -36,7 +37,8 @@ from pierhead_api.operations import (
     patch_records,
     read_records,
 )
-from pierhead_api.services.session import Manifests, Session, group_by
+from pierhead_api.services.lists import Listing, list_page
+from pierhead_api.services.session import Manifests, Session, read_deployed, read_pages
 from pierhead_api.wire import Body, format_time, parse, parse_mask
 
 _FILTERABLE = ("displayName", "model", "createTime", "updateTime", "versionId")
@@ -93,12 +95,22 @@ class ModelService:
     async def list(self, place: Place, request: ListRequest) -> Body:
         """A page of the Models, the default version of each."""
         cluster = self.session.cluster
-        manifests, deployed = await asyncio.gather(
-            cluster.list(Model, place.namespace), cluster.list(DeployedModel, place.namespace)
+        of: dict[str, Manifests] = {}
+
+        async def join(models: Manifests) -> None:
+            names = [model["metadata"]["name"] for model in models]
+            of.update(await read_deployed(cluster, place.namespace, "model", names))
+
+        listing = Listing(
+            "models",
+            [Model],
+            _FILTERABLE,
+            orderable=_ORDERABLE,
+            describe=lambda model: [describe_model(model, place)],
+            convert=lambda model, _: to_model(model, "", of[model["metadata"]["name"]], place),
+            join=join,
         )
-        of = group_by(deployed, "model")
-        answers = [to_model(manifest, "", of.get(manifest["metadata"]["name"], []), place) for manifest in manifests]
-        return select_page(Listed(answers, "models", _FILTERABLE, _ORDERABLE), request)
+        return await list_page(cluster, place.namespace, listing, request)
 
     async def list_versions(self, place: Place, model: str, request: ListRequest) -> Body:
         """A page of a model's versions."""
@@ -181,11 +193,10 @@ class ModelService:
 
     async def check_unused(self, place: Place, deployed: Manifests, model: str, version: str) -> None:
         """Raises FailedPreconditionError, which names them, while DeployedModels or running jobs are of it."""
-        jobs = await self.session.cluster.list(BatchPredictionJob, place.namespace)
-        running = [job for job in jobs if not is_ended(job)]
-        users = [
-            *(f"deployed model {name}" for name in find_users(deployed, model, version)),
-            *(f"batch prediction job {name}" for name in find_users(running, model, version)),
-        ]
+        users = [f"deployed model {name}" for name in find_users(deployed, model, version)]
+        cluster, fields = self.session.cluster, {"spec.model": model}
+        async for jobs in read_pages(cluster, BatchPredictionJob, place.namespace, fields):
+            running = [job for job in jobs if not is_ended(job)]
+            users += [f"batch prediction job {name}" for name in find_users(running, model, version)]
         if users:
             raise FailedPreconditionError(f"{place.model(model, version)} is in use by {', '.join(users)}")

@@ -29,7 +29,8 @@ from pierhead_api.operations import (
     patch_traffic,
     read_records,
 )
-from pierhead_api.services.session import Manifests, Session
+from pierhead_api.services.lists import Listing, list_page
+from pierhead_api.services.session import Manifests, Session, read_deployed
 from pierhead_api.wire import Body
 
 MAX_WAIT_SECONDS = 300.0
@@ -38,6 +39,7 @@ _LONGEST_PAUSE_SECONDS = 5.0
 _LONGER = 1.5
 _OF_ENDPOINTS = ("CreateEndpoint", "DeployModel", "UndeployModel", "MutateDeployedModel")
 _OF_MODELS = ("UploadModel", "DeleteModelVersion")
+_FIELD, _FILTERABLE = "operations", ("done",)
 
 
 @dataclass(frozen=True)
@@ -57,30 +59,46 @@ class OperationService:
 
     async def list(self, place: Place, parent: str, request: ListRequest) -> Body:
         """A page of the operations that are on record: those of the last changes of each resource."""
-        manifests = await self._list_objects(place, parent)
-        there = {(manifest["kind"], _name(manifest)): manifest for manifest in manifests}
-        answers = []
-        for operation, owner in list_operations(manifests):
-            target = there.get((TARGETS[operation.type].KIND, operation.name))
-            endpoint = there.get((Endpoint.KIND, owner.removeprefix("endpoints/")))
-            with contextlib.suppress(NotFoundError):  # another object has its name by now
-                answers.append(compute_operation(operation, Seen(target, endpoint), place, _at(place, owner)))
-        return select_page(Listed(answers, "operations", ("done",)), request)
+        if not parent:
+            return await self._list_all(place, request)
+        answers = _compute_all(await self._list_objects(place, parent), place)
+        return select_page(Listed(answers, _FIELD, _FILTERABLE), request)
 
     async def _list_objects(self, place: Place, parent: str) -> Manifests:
-        """What may have records of the operations of `parent`."""
+        """What may have records of the operations of an Endpoint or a Model."""
         kind, _, name = parent.partition("/")
         cluster, namespace = self.session.cluster, place.namespace
         if kind == "models":
             return [await cluster.get(Model, namespace, check_id(name))]
-        if kind == "endpoints":
-            fields = {"spec.endpoint": check_id(name)}
-            endpoint, deployed = await asyncio.gather(
-                cluster.get(Endpoint, namespace, name), cluster.list(DeployedModel, namespace, fields=fields)
-            )
-            return [endpoint, *deployed]
-        found = await asyncio.gather(*(cluster.list(kind, namespace) for kind in (Endpoint, DeployedModel, Model)))
-        return [manifest for manifests in found for manifest in manifests]
+        fields = {"spec.endpoint": check_id(name)}
+        endpoint, deployed = await asyncio.gather(
+            cluster.get(Endpoint, namespace, name), cluster.list(DeployedModel, namespace, fields=fields)
+        )
+        return [endpoint, *deployed]
+
+    async def _list_all(self, place: Place, request: ListRequest) -> Body:
+        """Those of each Endpoint and each Model, in the order of their names."""
+        cluster = self.session.cluster
+        on: dict[str, Manifests] = {}
+
+        async def join(manifests: Manifests) -> None:
+            endpoints = [_name(manifest) for manifest in manifests if manifest["kind"] == Endpoint.KIND]
+            on.update(await read_deployed(cluster, place.namespace, "endpoint", endpoints))
+
+        def compute(manifest: Manifest) -> list[Body]:
+            deployed = on[_name(manifest)] if manifest["kind"] == Endpoint.KIND else []
+            return _compute_all([manifest, *deployed], place)
+
+        listing = Listing(
+            _FIELD,
+            [Endpoint, Model],
+            _FILTERABLE,
+            describe=compute,
+            convert=lambda _, answer: answer,
+            join=join,
+            joined=["name"],
+        )
+        return await list_page(cluster, place.namespace, listing, request)
 
     async def wait(self, place: Place, parent: str, operation_id: str, seconds: float = MAX_WAIT_SECONDS) -> Body:
         """The operation once it is done, or as it is after these seconds."""
@@ -173,6 +191,18 @@ def _parse(parent: str, operation_id: str) -> Operation:
     if kind:
         check_id(name)
     return operation
+
+
+def _compute_all(manifests: Manifests, place: Place) -> list[Body]:
+    """The operations on record of a Model, or of an Endpoint and all that is deployed on it."""
+    there = {(manifest["kind"], _name(manifest)): manifest for manifest in manifests}
+    answers = []
+    for operation, owner in list_operations(manifests):
+        target = there.get((TARGETS[operation.type].KIND, operation.name))
+        endpoint = there.get((Endpoint.KIND, owner.removeprefix("endpoints/")))
+        with contextlib.suppress(NotFoundError):  # another object has its name by now
+            answers.append(compute_operation(operation, Seen(target, endpoint), place, _at(place, owner)))
+    return answers
 
 
 def _at(place: Place, parent: str) -> str:

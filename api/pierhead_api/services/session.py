@@ -2,14 +2,14 @@
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Protocol
 
 from pierhead_operator.resources import Manifest
 from pierhead_operator.schema import Resource
-from pierhead_operator.types import KINDS
+from pierhead_operator.types import KINDS, DeployedModel
 
 from pierhead_api.errors import (
     AbortedError,
@@ -20,6 +20,7 @@ from pierhead_api.errors import (
 )
 from pierhead_api.names import Place, Projects, make_id
 from pierhead_api.operations import read_records
+from pierhead_api.pages import Ask, Page, follow
 
 # The last wait ends some 5 s after the first try: others write at the same time, the operator too.
 _CONFLICT_WAITS = (0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.0, 1.0, 1.0)
@@ -27,6 +28,8 @@ _CONFLICT_WAITS = (0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.0, 1.0, 1.0)
 _AWAY_WAITS = (0.5, 1.5)
 _NO_SELECTOR: Mapping[str, str] = {}
 _BY_KIND = {kind.KIND: kind for kind in KINDS}
+# Each such question has the API server look at all that there are.
+_FEW = 4
 Manifests = list[Manifest]
 MakePatch = Callable[[Manifest], Manifest | None] | Callable[[Manifest], Awaitable[Manifest | None]]
 
@@ -44,6 +47,8 @@ class Cluster(Protocol):
         fields: Mapping[str, str] = _NO_SELECTOR,
         labels: Mapping[str, str] = _NO_SELECTOR,
     ) -> Manifests: ...
+
+    async def list_page(self, kind: type[Resource], namespace: str, ask: Ask) -> Page: ...
 
     async def create(self, manifest: Manifest) -> Manifest: ...
 
@@ -166,9 +171,21 @@ def find_deployed(manifests: Collection[Manifest], name: str) -> Manifest:
     return found
 
 
-def group_by(manifests: Collection[Manifest], field: str) -> dict[str, Manifests]:
-    """The DeployedModels by what this field of their spec names."""
-    groups: dict[str, Manifests] = {}
-    for manifest in manifests:
-        groups.setdefault(manifest["spec"][field], []).append(manifest)
+async def read_deployed(cluster: Cluster, namespace: str, field: str, names: Collection[str]) -> dict[str, Manifests]:
+    """The DeployedModels whose spec has one of these names in a field, by that name."""
+    groups: dict[str, Manifests] = {name: [] for name in names}
+    if len(groups) <= _FEW:
+        asks = [cluster.list(DeployedModel, namespace, fields={f"spec.{field}": name}) for name in groups]
+        return dict(zip(groups, await asyncio.gather(*asks), strict=True))
+    async for manifests in read_pages(cluster, DeployedModel, namespace):
+        for manifest in manifests:
+            if manifest["spec"][field] in groups:
+                groups[manifest["spec"][field]].append(manifest)
     return groups
+
+
+def read_pages(
+    cluster: Cluster, kind: type[Resource], namespace: str, fields: Mapping[str, str] = _NO_SELECTOR
+) -> AsyncIterator[Manifests]:
+    """The objects of a namespace whose fields have these values, some at a time."""
+    return follow(lambda ask: cluster.list_page(kind, namespace, ask), Ask(fields=fields))

@@ -11,11 +11,14 @@ import pytest
 from pierhead_api.errors import (
     AbortedError,
     AlreadyExistsError,
+    ExpiredError,
+    InvalidArgumentError,
     NotFoundError,
     PermissionDeniedError,
     UnavailableError,
 )
 from pierhead_api.names import Place, Projects
+from pierhead_api.pages import Ask, Page, follow
 from pierhead_api.services.session import Session
 
 NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
@@ -38,6 +41,14 @@ def merge(live: Any, patch: Any) -> Any:
     return merged
 
 
+def _has(values: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
+    return all(values.get(key) == value for key, value in wanted.items())
+
+
+def _has_labels(one: dict[str, Any], wanted: Mapping[str, str]) -> bool:
+    return _has(one["metadata"].get("labels", {}), wanted)
+
+
 class FakeCluster:
     """The Kubernetes API of one namespace; `denied` holds the verbs that the caller has no right to."""
 
@@ -49,6 +60,9 @@ class FakeCluster:
         self.lost_answers: list[str] = []  # verbs that are done once, while the caller is told that nobody answers
         self.refuses: list[str] = []  # verbs that are not done, once each
         self.yields = False  # whether others come in between
+        self.snapshots: list[list[dict[str, Any]]] = []  # what tokens of pages go on in, by their numbers
+        self.oldest = 0  # of those that are not too old
+        self.keeps_rest = True  # whether a token that is too old has one of the rest as it is now
 
     def add(self, manifest: dict[str, Any]) -> dict[str, Any]:
         metadata = {"uid": str(uuid.uuid4()), "generation": 1, "resourceVersion": "1", "creationTimestamp": MADE}
@@ -81,11 +95,36 @@ class FakeCluster:
     async def list(
         self, kind: Any, namespace: str, *, fields: Mapping[str, str] = {}, labels: Mapping[str, str] = {}
     ) -> list[dict[str, Any]]:
+        pages = follow(lambda ask: self.list_page(kind, namespace, ask), Ask(fields=fields, labels=labels))
+        return [one async for page in pages for one in page]
+
+    async def list_page(self, kind: Any, namespace: str, ask: Ask) -> Page:
+        """A token is the number of a snapshot, and the name that it goes on with."""
         await self._check("list", kind.KIND, "")
-        wanted = {path.removeprefix("spec."): value for path, value in fields.items()}
+        number, _, start = ask.token.partition(":")
+        if not number:
+            number = str(self._take_snapshot(kind, ask))
+        elif not number.isdecimal() or int(number) >= len(self.snapshots):
+            raise InvalidArgumentError("continue key is not valid")
+        elif int(number) < self.oldest:
+            if not self.keeps_rest:
+                raise ExpiredError("too old")
+            number = str(self._take_snapshot(kind, ask))
+        left = [one for one in self.snapshots[int(number)] if one["metadata"]["name"] >= start]
+        page, rest = left[: ask.limit], left[ask.limit :]
+        more = f"{number}:{rest[0]['metadata']['name']}" if rest else ""
+        return Page(copy.deepcopy(page), more, ask.limit)
+
+    def _take_snapshot(self, kind: Any, ask: Ask) -> int:
+        wanted = {path.removeprefix("spec."): value for path, value in ask.fields.items()}
         assert {f".spec.{key}" for key in wanted} <= set(kind.SELECTABLE)
-        found = [one for (known, _), one in self.objects.items() if known == kind.KIND]
-        return [copy.deepcopy(one) for one in found if all(one["spec"][key] == value for key, value in wanted.items())]
+        found = (one for (known, _), one in sorted(self.objects.items()) if known == kind.KIND)
+        self.snapshots.append([one for one in found if _has(one["spec"], wanted) and _has_labels(one, ask.labels)])
+        return len(self.snapshots) - 1
+
+    def expire(self, *, keeps_rest: bool = True) -> None:
+        """Tokens that were given until now are too old."""
+        self.oldest, self.keeps_rest = len(self.snapshots), keeps_rest
 
     async def create(self, manifest: dict[str, Any]) -> dict[str, Any]:
         await self._check("create", manifest["kind"], manifest["metadata"]["name"])

@@ -86,6 +86,7 @@ WRONG = {
     "another filter's": {"page_token": _select(page_size=1)["nextPageToken"], "filter": "displayName=x"},
     "unknown order": {"order_by": "state"},
     "no direction": {"order_by": "displayName down"},
+    "twice the same order": {"order_by": "displayName, display_name desc"},
 }
 
 

@@ -77,9 +77,13 @@ def test_kind_has_short_name_category_and_status(kind):
     assert spec["versions"][0]["subresources"] == {"status": {}}
 
 
-def test_deployed_models_are_found_by_endpoint_and_model():
-    [version] = make_crd(DeployedModel)["spec"]["versions"]
-    assert version["selectableFields"] == [{"jsonPath": ".spec.endpoint"}, {"jsonPath": ".spec.model"}]
+SELECTABLE = {DeployedModel: [".spec.endpoint", ".spec.model"], BatchPredictionJob: [".spec.model"]}
+
+
+@pytest.mark.parametrize(("kind", "paths"), SELECTABLE.items())
+def test_resources_are_found_by_what_they_name(kind, paths):
+    [version] = make_crd(kind)["spec"]["versions"]
+    assert version["selectableFields"] == [{"jsonPath": path} for path in paths]
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.KIND)

@@ -3,6 +3,7 @@
 import pytest
 from pierhead_api import errors
 from pierhead_api.cluster import Cluster
+from pierhead_api.pages import Ask
 from pierhead_operator.types import DeployedModel, Endpoint
 
 from tests.unit.api.transport.conftest import TOKEN, make_endpoint
@@ -48,8 +49,8 @@ async def test_list_selects_and_says_what_the_items_are(api_server, cluster):
     await cluster.list(Endpoint, "team-a")
     queries = [query for _, _, query, _, _ in api_server.requests]
     assert queries == [
-        {"fieldSelector": "spec.endpoint=photos", "labelSelector": "a=b", "limit": "20"},
-        {"limit": "20"},
+        {"fieldSelector": "spec.endpoint=photos", "labelSelector": "a=b", "limit": "250"},
+        {"limit": "250"},
     ]
 
 
@@ -62,7 +63,62 @@ async def test_list_is_asked_for_page_by_page_and_leaves_out_what_nobody_reads(a
     assert a["metadata"]["annotations"] == ours
     assert a["metadata"]["managedFields"] == [{"time": "2026-11-22T11:30:00Z"}]
     assert (b["metadata"]["name"], b["metadata"]["labels"]) == ("b", {"team": "a"})
-    assert api_server.requests[1][2] == {"labelSelector": "team=a", "limit": "20", "continue": "m"}
+    assert api_server.requests[1][2] == {"labelSelector": "team=a", "limit": "250", "continue": "m"}
+
+
+async def test_page_is_as_large_as_it_is_asked_for(api_server, cluster):
+    api_server.answers = [_page("a", more="m2")]
+    page = await cluster.list_page(Endpoint, "team-a", Ask("m", 7, {"metadata.name": "a"}, {"team": "b"}))
+    assert ([one["metadata"]["name"] for one in page.manifests], page.more, page.limit) == (["a"], "m2", 7)
+    assert (page.manifests[0]["apiVersion"], page.manifests[0]["kind"]) == ("pierhead.dev/v1", "Endpoint")
+    selectors = {"fieldSelector": "metadata.name=a", "labelSelector": "team=b"}
+    assert api_server.requests[0][1:3] == (ENDPOINTS, {**selectors, "limit": "7", "continue": "m"})
+
+
+async def test_large_objects_come_a_few_at_a_time(api_server, cluster):
+    """A page is held as a whole, and each object may have 1.5 MB of annotations."""
+    large = {"annotations": {"a": "x" * 5_000_000}}
+    api_server.answers = [
+        *[_page("a", **large)] * 4,  # 250, 62, 15 and 3: too large
+        _page("a", more="m", **large),
+        *[_page("b", more="n")] * 2,
+        _page("c"),
+    ]
+    found = await cluster.list(Endpoint, "team-a")
+    assert [one["metadata"]["name"] for one in found] == ["a", "b", "b", "c"]
+    limits = [int(query["limit"]) for _, _, query, _, _ in api_server.requests]
+    assert limits == [250, 62, 15, 3, 1, 2, 4, 8]
+
+
+OLD = {"kind": "Status", "code": 410, "reason": "Expired", "message": "too old"}
+
+
+async def test_page_that_is_too_old_goes_on_as_it_is_now(api_server, cluster):
+    api_server.answers = [(410, {**OLD, "metadata": {"continue": "now"}}), _page("b", more="m3")]
+    page = await cluster.list_page(Endpoint, "team-a", Ask("m"))
+    assert ([one["metadata"]["name"] for one in page.manifests], page.more) == (["b"], "m3")
+    assert [query["continue"] for _, _, query, _, _ in api_server.requests] == ["m", "now"]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        (410, {**OLD, "metadata": {}}),
+        (500, {"kind": "Status", "message": "etcdserver: mvcc: required revision is a future revision"}),
+    ],
+)
+async def test_page_that_kubernetes_does_not_know_is_told(api_server, cluster, answer):
+    api_server.answers = [answer]
+    with pytest.raises(errors.ExpiredError):
+        await cluster.list_page(Endpoint, "team-a", Ask("m"))
+
+
+async def test_token_of_a_page_leads_to_no_other_place(api_server, cluster):
+    """It is a client's: Kubernetes is asked for the same list, whatever the token says."""
+    api_server.answers = [_page("a")]
+    for token in ("../../secrets", "a&limit=1", "a#b", "a\r\nX: y", "\0"):
+        await cluster.list_page(Endpoint, "team-a", Ask(token, 7))
+        assert api_server.requests[-1][1:3] == (ENDPOINTS, {"limit": "7", "continue": token})
 
 
 async def test_delete_of_another_object_of_that_name_finds_nothing(api_server, cluster):

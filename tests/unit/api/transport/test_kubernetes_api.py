@@ -32,6 +32,7 @@ INVALID = {
         (404, {**STATUS, "message": 'endpoints "x" not found'}, errors.NotFoundError, "not found"),
         (409, {**STATUS, "message": "there", "reason": "AlreadyExists"}, errors.AlreadyExistsError, "there"),
         (409, {**STATUS, "message": "changed", "reason": "Conflict"}, errors.AbortedError, "changed"),
+        (410, {**STATUS, "message": "too old", "reason": "Expired"}, errors.ExpiredError, "too old"),
         (413, {**STATUS, "message": "too large"}, errors.InvalidArgumentError, "too large"),
         (422, INVALID, errors.InvalidArgumentError, "spec.trafficSplit: Invalid value: must sum to 100; metadata.la"),
         (422, {**STATUS, "message": "no causes"}, errors.InvalidArgumentError, "no causes"),
@@ -46,6 +47,12 @@ def test_answer_says_who_must_act(status, body, kind, message):
     error = make_error(status, data, {})
     assert type(error) is kind
     assert message in str(error)
+
+
+@pytest.mark.parametrize("metadata", [None, {}, {"continue": None}, {"continue": "rest"}])
+def test_rest_of_a_list_that_is_too_old_is_told(metadata):
+    error = make_error(410, json.dumps({**STATUS, "metadata": metadata}).encode(), {})
+    assert error.rest == ((metadata or {}).get("continue") or "")
 
 
 def test_field_is_told_once():

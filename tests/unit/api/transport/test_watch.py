@@ -83,14 +83,23 @@ async def test_all_is_listed_and_then_what_happens_is_told(api_server, kubernete
 
 
 async def test_page_is_told_before_the_next_is_asked_for(api_server, kubernetes):
-    """Pages of large objects are not held until the last one comes, and one that fails takes nothing away."""
+    """Pages are not held until the last one comes, and one that fails takes nothing away."""
     api_server.answers = [page("3", "a", more="m"), AWAY]
     table = Recorder()
     watch = make_watch(kubernetes, table)
     await run(watch)
     assert table.told == [("put", "a")]
     assert not watch.is_complete
-    assert int(api_server.requests[0][2]["limit"]) <= 20
+
+
+async def test_large_objects_are_listed_a_few_at_a_time(api_server, kubernetes):
+    large = page("3", "a", more="m")
+    large[1]["items"][0]["metadata"]["annotations"] = {"a": "x" * 5_000_000}
+    api_server.answers = [large, page("3", "a", more="m"), page("3", "b"), AWAY]
+    table = Recorder()
+    await run(make_watch(kubernetes, table))
+    assert table.told == [("put", "a"), ("put", "b"), ("only", "a", "b")]
+    assert [query["limit"] for _, _, query, _, _ in api_server.requests[:3]] == ["250", "62", "124"]
 
 
 @pytest.mark.parametrize("end", [(200, [GONE]), (410, {"kind": "Status", "message": "expired"}), AWAY])
