@@ -308,16 +308,28 @@ def test_pod_monitors_choose_the_pods_and_their_ports(cluster):
         for document in yaml.safe_load_all((OBJECTS / case / "objects.yaml").read_text())
         if document["kind"] in ("Deployment", "Job")
     ]
+    chosen = []
     for monitor in monitors:
-        [template] = [
+        templates = [
             template
             for template in (*own, *made)
-            if monitor["selector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
+            if _chooses(monitor["selector"], template["metadata"]["labels"])
         ]
-        [container] = template["spec"]["containers"]
-        for endpoint in monitor["podMetricsEndpoints"]:
-            assert endpoint["port"] in [port["name"] for port in container["ports"]]
-        assert set(monitor.get("podTargetLabels", ())) <= template["metadata"]["labels"].keys()
+        chosen += templates
+        for template in templates:
+            [container] = template["spec"]["containers"]
+            for endpoint in monitor["podMetricsEndpoints"]:
+                assert endpoint["port"] in [port["name"] for port in container["ports"]]
+            assert set(monitor.get("podTargetLabels", ())) <= template["metadata"]["labels"].keys()
+    assert len(chosen) == len(own) + len(made)
+
+
+def _chooses(selector, labels):
+    """As Kubernetes does, as far as the chart asks."""
+    expressions = selector.get("matchExpressions", [])
+    assert all(one["operator"] == "In" for one in expressions)
+    named = all(labels.get(one["key"]) in one["values"] for one in expressions)
+    return named and selector.get("matchLabels", {}).items() <= labels.items()
 
 
 def test_serving_pods_are_scraped_where_the_operator_looks(cluster):

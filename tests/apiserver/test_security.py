@@ -57,7 +57,7 @@ def _try_pod(kubectl, template):
 def test_pods_of_the_chart_keep_to_it(restricted, case):
     documents = render(values=load_values(case))
     templates = [*_find_templates(documents), *(one for one in documents if one["kind"] == "Pod")]
-    assert len(templates) == (2 if case == "without-api" else 3)
+    assert len(templates) == (2 if case == "without-api" else 4)
     for template in templates:
         _try_pod(restricted, template)
 
