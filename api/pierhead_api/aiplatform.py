@@ -326,8 +326,9 @@ def _judge(version: ModelVersion, manifests: Collection[Manifest]) -> Body:
 
 
 def to_ai_platform_operation(operation: Body, place: Place, model: str = "") -> Body:
-    """AI Platform's Operation of one of Vertex AI's."""
-    id_ = operation["name"].rsplit("/", 1)[1]
+    """AI Platform's Operation of one of Vertex AI's. Its id tells the Endpoint, which AI Platform's names do not."""
+    parent, _, id_ = operation["name"].rpartition("/operations/")
+    _, _, endpoint = parent.partition("/endpoints/")
     generic = operation["metadata"]["genericMetadata"]
     metadata = {
         "@type": f"{TYPE}OperationMetadata",
@@ -337,7 +338,8 @@ def to_ai_platform_operation(operation: Body, place: Place, model: str = "") -> 
         "operationType": _OPERATION_TYPES.get(parse_operation(id_).type),
         "modelName": _tell_name(place, model) if model else None,
     }
-    answer = {**operation, "name": f"projects/{place.project}/operations/{id_}", "metadata": drop_empty(metadata)}
+    name = f"projects/{place.project}/operations/{id_}" + (f"~{endpoint}" if endpoint else "")
+    answer = {**operation, "name": name, "metadata": drop_empty(metadata)}
     if "response" in operation:
         answer["response"] = {"@type": EMPTY}
     return answer

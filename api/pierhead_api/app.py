@@ -3,7 +3,8 @@
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from urllib.parse import parse_qsl, quote
 
@@ -18,7 +19,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from pierhead_api.access import Authentication
 from pierhead_api.authorize import Authorizer
 from pierhead_api.bodies import Bodies
-from pierhead_api.errors import ApiError, NotFoundError, UnavailableError, UnimplementedError, UnservedError
+from pierhead_api.errors import (
+    ApiError,
+    NotFoundError,
+    ResourceExhaustedError,
+    UnavailableError,
+    UnimplementedError,
+    UnservedError,
+)
 from pierhead_api.forward import Forwarder
 from pierhead_api.identity import Identity
 from pierhead_api.metrics import Metrics
@@ -44,6 +52,8 @@ _CLIENT_GONE = 499  # what nginx made customary; nobody reads it but the metrics
 _SERVER_ERROR = 500
 _REFUSALS = (401, 403)
 _UNSERVED = "unserved"  # a resource for the metrics, and for the alert that does not mean it
+_LISTS_AT_ONCE = 3  # of each a page of Kubernetes and an answer are held
+_TURN_SECONDS = 20.0
 _MOST_PATH = 500  # characters of a path in a line of the log
 _AUTHORIZE = "/authorize"
 _PRIVATE = "/private"  # where the private gateway leads, to which nothing else of the API is open
@@ -223,10 +233,10 @@ def _make_probes(parts: Parts) -> Router:
 
 def _make_management(parts: Parts) -> Router:
     """Everything but predictions. What it cannot answer, it raises."""
-    bodies = Bodies()
+    bodies, lists = Bodies(), asyncio.Semaphore(_LISTS_AT_ONCE)
     return Router(
         [
-            Route(f"{prefix}{_PROJECT}{verb.path}", _Managed(verb, parts, bodies), methods=[verb.method])
+            Route(f"{prefix}{_PROJECT}{verb.path}", _Managed(verb, parts, bodies, lists), methods=[verb.method])
             for prefix, served in _PREFIXES.items()
             for verb in served
         ],
@@ -237,10 +247,11 @@ def _make_management(parts: Parts) -> Router:
 class _Managed:
     """One verb, as an ASGI application."""
 
-    def __init__(self, verb: Verb, parts: Parts, bodies: Bodies) -> None:
+    def __init__(self, verb: Verb, parts: Parts, bodies: Bodies, lists: asyncio.Semaphore) -> None:
         self._verb = verb
         self._parts = parts
         self._bodies = bodies
+        self._lists = lists
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         seen: _Seen = scope["pierhead"]
@@ -259,11 +270,28 @@ class _Managed:
                 answering = self._verb.handle(services, replace(request, body=body))
                 # What writes is done to its end, whoever waits for it.
                 answer = await (_unless_gone(answering, receive) if self._verb.name == "wait" else answering)
+        elif self._verb.name.startswith("list"):
+            async with _take_turn(self._lists):
+                answer = await self._verb.handle(services, request)
         else:
             answer = await self._verb.handle(services, request)
         if beta:
             answer = to_beta(answer)
         await make_answer(answer or {})(scope, receive, send)
+
+
+@asynccontextmanager
+async def _take_turn(turns: asyncio.Semaphore) -> AsyncIterator[None]:
+    """Within, one of so many; raises ResourceExhaustedError where the others take long."""
+    try:
+        async with asyncio.timeout(_TURN_SECONDS):
+            await turns.acquire()
+    except TimeoutError as error:
+        raise ResourceExhaustedError("too many lists are being read: try again later") from error
+    try:
+        yield
+    finally:
+        turns.release()
 
 
 async def _unless_gone(answering: Awaitable[Body | None], receive: Receive) -> Body | None:

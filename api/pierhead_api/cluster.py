@@ -8,12 +8,13 @@ from pierhead_operator.resources import Manifest
 from pierhead_operator.schema import Resource
 from pierhead_operator.types import KINDS
 
-from pierhead_api.errors import AbortedError, ExpiredError, NotFoundError
+from pierhead_api.errors import AbortedError, ExpiredError, FailedPreconditionError, NotFoundError
 from pierhead_api.kubernetes_api import MERGE_PATCH, Call, Kubernetes, check_name, read_page
-from pierhead_api.objects import drop_unread
+from pierhead_api.objects import drop_unread, weigh
 from pierhead_api.pages import Ask, Page, follow
 
 FIELD_MANAGER = "pierhead-api"
+_MOST_BYTES = 32 * 1024 * 1024  # of objects that are listed at once
 _REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
 _WHO = "/apis/authentication.k8s.io/v1/selfsubjectreviews"
 _BY_KIND = {kind.KIND: kind for kind in KINDS}
@@ -43,9 +44,19 @@ class Cluster:
         fields: Mapping[str, str] = _ALL,
         labels: Mapping[str, str] = _ALL,
     ) -> Manifests:
-        """The objects of a namespace whose fields and labels have these values, with what the API reads of them."""
+        """The objects of a namespace whose fields and labels have these values, with what the API reads of them.
+
+        Raises FailedPreconditionError where they are too large to be held at once.
+        """
         pages = follow(lambda ask: self.list_page(kind, namespace, ask), Ask(fields=fields, labels=labels))
-        return [manifest async for manifests in pages for manifest in manifests]
+        found: Manifests = []
+        weight = 0
+        async for manifests in pages:
+            weight += sum(map(weigh, manifests))
+            if weight > _MOST_BYTES:
+                raise FailedPreconditionError(f"the {kind.PLURAL} are too large to be looked at together")
+            found += manifests
+        return found
 
     async def list_page(self, kind: type[Resource], namespace: str, ask: Ask) -> Page:
         """Some of the objects of a namespace, in the order of their names; where the token is too old, as they are now.

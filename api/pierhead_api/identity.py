@@ -34,15 +34,19 @@ def make_fingerprint(token: str) -> bytes:
 class Identity:
     """Finds the token that a request acts with."""
 
-    def __init__(self, anonymous: GetToken | None = None) -> None:
-        """`anonymous` gives the token of those who bring none; without it they are refused."""
+    def __init__(self, anonymous: GetToken | None = None, host: bytes = b"host") -> None:
+        """`anonymous` gives the token of those who bring none; without it they are refused.
+
+        `host` is the header with the host that a caller asked.
+        """
         self._anonymous = anonymous
+        self._host = host
 
     async def find_token(self, headers: Mapping[bytes, bytes]) -> str:
         """The bearer token; raises UnauthenticatedError where there is none. `headers` are in lower case."""
         given = headers.get(b"authorization")
         if given is None and self._anonymous:
-            check_own_machine(headers)
+            check_own_machine({**headers, b"host": headers.get(self._host, b"")})
             return await self._anonymous()
         scheme, _, token = (given or b"").decode("latin-1").strip().partition(" ")
         # Of words behind it Kubernetes takes no notice: one caller would be as many as it has words.

@@ -18,6 +18,7 @@ Key = tuple[str, ...]
 OF_NO_LIST = "is none of this list"
 _DEFAULT_PAGE = 100
 _MAX_PAGE = 1000
+_LONGEST_NUMBER = 20  # digits of a version's
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Listed:
     field: str
     filterable: Collection[str]
     orderable: Collection[str] = ()
+    known_by: str = "name"  # the field in which no two answers are alike
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ def select_page(listed: Listed, request: ListRequest) -> Body:
 
     Raises InvalidArgumentError.
     """
-    query = parse_query(request, listed.filterable, listed.orderable)
+    query = parse_query(request, listed.filterable, listed.orderable, listed.known_by)
     found = [(query.find_key(answer), answer) for answer in listed.answers if query.wanted(answer)]
     rank = cmp_to_key(query.compare)
     found.sort(key=lambda entry: rank(entry[0]))
@@ -101,12 +103,14 @@ def select_page(listed: Listed, request: ListRequest) -> Body:
     return make_page(query, listed.field, [answer for _, answer in page], mark)
 
 
-def parse_query(request: ListRequest, filterable: Collection[str], orderable: Collection[str]) -> Query:
+def parse_query(
+    request: ListRequest, filterable: Collection[str], orderable: Collection[str], known_by: str = "name"
+) -> Query:
     """What a request asks for of a list whose answers have these fields; raises InvalidArgumentError."""
     return Query(
         request,
         parse_filter(request.filter, filterable),
-        tuple(_parse_order(request.order_by, orderable)),
+        tuple(_parse_order(request.order_by, orderable, known_by)),
         _check_size(request.page_size),
     )
 
@@ -136,8 +140,8 @@ def _check_size(page_size: int) -> int:
     return min(page_size or _DEFAULT_PAGE, _MAX_PAGE)
 
 
-def _parse_order(order_by: str, orderable: Collection[str]) -> list[_Order]:
-    """The named orders, and last the name, which makes it total."""
+def _parse_order(order_by: str, orderable: Collection[str], known_by: str) -> list[_Order]:
+    """The named orders, and last that of what answers are known by, which makes it total."""
     orders = []
     for part in filter(None, (part.strip() for part in order_by.split(","))):
         field, *direction = part.split()
@@ -150,10 +154,12 @@ def _parse_order(order_by: str, orderable: Collection[str]) -> list[_Order]:
         orders.append(_Order(name, direction == ["desc"]))
     if len({order.field for order in orders}) < len(orders):
         raise InvalidArgumentError("names a field twice", "orderBy")
-    return [*orders, _Order("name", False)]
+    return [*orders, _Order(known_by, False)]
 
 
 def _sort_value(value: str, field: str) -> str:
+    if field == "versionId" and value.isdecimal():
+        return value.zfill(_LONGEST_NUMBER)
     return parse_time(value, field) if value and is_time(field) else value
 
 

@@ -1,16 +1,24 @@
 """Hands management calls on to the processes that answer them: what these take, they take from no prediction."""
 
+from collections import Counter
+from collections.abc import Mapping
+
 import aiohttp
 from starlette.types import Receive, Scope, Send
 from yarl import URL
 
 from pierhead_api.errors import ResourceExhaustedError, UnavailableError
+from pierhead_api.identity import make_fingerprint
 from pierhead_api.streaming import HOP_BY_HOP, RequestBody, filter_headers, relay_answer, until_caller_gone
 
 # Half of the connections that there may be: the others are for predictions.
 MOST_CALLS = 1024
+_PART_OF_A_CALLER = 4  # of all calls, one in so many: whoever waits for many operations leaves others their places
 _CONNECT_SECONDS = 2.0
+_SILENCE_SECONDS = 330.0  # longer than a call waits for an operation
 _RETRY_AFTER_SECONDS = 1
+# By whom a call was sent to us: what the part that manages has in Host is its own address.
+ASKED_HOST = b"x-pierhead-host"
 
 
 class Management:
@@ -21,39 +29,59 @@ class Management:
         self._session = session
         self._url = url
         self._most_calls = most_calls
-        self._calls = 0
+        self._calls: Counter[bytes] = Counter()  # by who says to send them
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Has a call answered. Raises ApiError while nothing is answered yet, and CallerGoneError."""
-        if self._calls >= self._most_calls:
+        headers = dict(scope["headers"])
+        seen = scope["pierhead"]
+        seen.verb, seen.resource, seen.managed = "call", "management", True
+        caller = make_fingerprint(headers.get(b"authorization", b"").decode("latin-1"))
+        share = max(1, self._most_calls // _PART_OF_A_CALLER)
+        if self._calls.total() >= self._most_calls or self._calls[caller] >= share:
             raise ResourceExhaustedError("too many calls are being answered: try again later", _RETRY_AFTER_SECONDS)
-        self._calls += 1
+        self._calls[caller] += 1
         try:
-            body = await RequestBody.begin(receive, limit=None)
+            # Who answers asks whose call it is before it reads any of the body.
+            body = RequestBody(receive, b"", has_body(headers), limit=None)
             async with until_caller_gone(body, receive):
+                seen.relayed = True
                 response = await self._send(scope, body)
-                scope["pierhead"].relayed = True
                 async with response:
                     await relay_answer(response, send)
         finally:
-            self._calls -= 1
+            self._calls[caller] -= 1
+            if not self._calls[caller]:
+                del self._calls[caller]
 
     async def _send(self, scope: Scope, body: RequestBody) -> aiohttp.ClientResponse:
         query = scope["query_string"].decode("latin-1")
         path = scope["raw_path"].decode("latin-1") + (f"?{query}" if query else "")
-        headers = filter_headers(scope["headers"], HOP_BY_HOP)  # with the token, and as whom it was asked: Host, Origin
         try:
             return await self._session.request(
                 scope["method"],
                 URL(f"{self._url}{path}", encoded=True),
                 data=body.content,
-                headers=[(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers],
-                # It bounds itself what a call may take.
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS),
+                headers=make_headers(scope),
+                # It bounds itself what a call may take; it may be gone without a word.
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS, sock_read=_SILENCE_SECONDS),
                 allow_redirects=False,
             )
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             if body.failure:
                 raise body.failure from error
+            scope["pierhead"].relayed = False
             message = f"management calls are not answered at the moment: {type(error).__name__}"
             raise UnavailableError(message, _RETRY_AFTER_SECONDS) from error
+
+
+def has_body(headers: Mapping[bytes, bytes]) -> bool:
+    """Whether a request has a body that comes."""
+    return b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"
+
+
+def make_headers(scope: Scope) -> list[tuple[str, str]]:
+    """Those that are sent on: with the token, and as whom it was asked. A mesh would go by the caller's own Host."""
+    kept = filter_headers(scope["headers"], HOP_BY_HOP | {b"host", b"expect", ASKED_HOST})
+    host = dict(scope["headers"]).get(b"host", b"")
+    return [(name.decode("latin-1"), value.decode("latin-1")) for name, value in [*kept, (ASKED_HOST, host)]]

@@ -35,6 +35,7 @@ from pierhead_operator.status import (
     REASON_ARTIFACT_UNREACHABLE,
     REASON_CONTAINER_CREATION_FAILED,
     REASON_DEADLINE_EXCEEDED,
+    REASON_DEPLOYED_MODEL_NOT_FOUND,
     REASON_ENDPOINT_NOT_FOUND,
     REASON_IMAGE_PULL_FAILED,
     REASON_MACHINE_UNKNOWN,
@@ -90,6 +91,7 @@ _CODES = {
     REASON_OVERRIDE_NOT_ALLOWED: 3,
     REASON_DEADLINE_EXCEEDED: 4,
     REASON_ARTIFACT_NOT_FOUND: NOT_FOUND,
+    REASON_DEPLOYED_MODEL_NOT_FOUND: NOT_FOUND,
     REASON_ENDPOINT_NOT_FOUND: NOT_FOUND,
     REASON_MODEL_NOT_FOUND: NOT_FOUND,
     REASON_MODEL_VERSION_NOT_FOUND: NOT_FOUND,
@@ -180,8 +182,9 @@ def _find_parent(manifest: Manifest) -> str:
 
 def patch_traffic(manifest: Manifest, split: Split | None, serial: str, record: Record) -> Manifest:
     """The merge patch of an Endpoint that writes its split, and in the same write that an operation has done so."""
+    mark = record.model_copy(update={"split": split})
     return {
-        "metadata": {"annotations": patch_records(manifest, serial, record)},
+        "metadata": {"annotations": patch_records(manifest, serial, mark)},
         "spec": patch_split(manifest, split),
     }
 
@@ -314,6 +317,13 @@ def _judge_deployment(operation: Operation, target: Manifest | None, endpoint: M
         return _fail(CANCELLED, "the operation was cancelled")
     finished = find_finished(endpoint, operation) if endpoint else None
     if finished is None:
+        if (
+            target is None
+            and mark
+            and mark.timeout is not None
+            and (mark.uid, mark.name) == (operation.uid, operation.name)
+        ):
+            return _ON_ITS_WAY  # it was deleted, of which the operator makes an end
         _find_record(operation, target)
         return _tell_trouble(target, endpoint)
     if finished.state == "Failed":

@@ -17,7 +17,7 @@ from pierhead_api.bounded_http import BoundedHttpProtocol
 from pierhead_api.forward import Forwarder, Locate, connect_pods, locate_service
 from pierhead_api.identity import AnonymousToken, Identity
 from pierhead_api.kubernetes_api import connect
-from pierhead_api.management import Management
+from pierhead_api.management import ASKED_HOST, Management
 from pierhead_api.metrics import Metrics
 from pierhead_api.names import Projects
 from pierhead_api.overlaps import Overlaps
@@ -110,7 +110,8 @@ async def serve(settings: ApiSettings, locate: Locate, part: Part = Part.ALL) ->
         # Of an installation of some namespaces the chart knows which there are.
         overlaps = Overlaps(kubernetes, [] if settings.watch_namespaces else mapped)
         metrics, projects = Metrics(), Projects(settings.projects, settings.locations, overlaps)
-        identity = Identity(AnonymousToken(kubernetes, settings.anonymous).get if settings.anonymous else None)
+        anonymous = AnonymousToken(kubernetes, settings.anonymous).get if settings.anonymous else None
+        identity = Identity(anonymous, ASKED_HOST if part is Part.MANAGEMENT else b"host")
         reviews = Reviews(kubernetes, settings.audience)
         access = Access(reviews.may_predict)
         parts = Parts(

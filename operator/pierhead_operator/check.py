@@ -18,6 +18,7 @@ from pierhead_operator.lease import LeaseAccess
 
 DEADLINE_SECONDS = 60.0
 _PAUSE_SECONDS = 0.5
+_MANAGEMENT = "/v1/projects/pierhead/locations/any/endpoints"  # of the part that manages, which asks for a token
 
 
 class NotYetError(Exception):
@@ -63,12 +64,13 @@ class LeaseWatcher:
 
 
 async def look_at_api(session: aiohttp.ClientSession, url: str) -> str:
-    """That the API answers. Raises NotYetError where it does not."""
+    """That both parts of the API answer. Raises NotYetError where one does not."""
     try:
-        async with session.get(f"{url}/readyz", timeout=aiohttp.ClientTimeout(total=5)) as response:
-            if response.status == 200:
-                return f"API {url} is ready"
-            raise NotYetError(f"API {url} answers {response.status}: {(await response.text())[:200]}")
+        for path, expected in (("/readyz", 200), (_MANAGEMENT, 401)):
+            async with session.get(f"{url}{path}", timeout=aiohttp.ClientTimeout(total=5)) as response:
+                if response.status != expected:
+                    raise NotYetError(f"API {url}{path} answers {response.status}: {(await response.text())[:200]}")
+        return f"API {url} is ready"
     except (aiohttp.ClientError, TimeoutError) as error:
         raise NotYetError(f"API {url} does not answer: {error!r}") from error
 

@@ -11,7 +11,7 @@ from datetime import datetime
 from pydantic import ValidationError
 
 from pierhead_operator import names
-from pierhead_operator.records import RECORD_PREFIX, Undone, find_undone
+from pierhead_operator.records import RECORD_PREFIX, SplitMark, find_marks
 from pierhead_operator.resources import Manifest
 from pierhead_operator.routing import Server, describe_server, is_offered
 from pierhead_operator.schema import Resource
@@ -60,7 +60,7 @@ class EndpointFacts(Facts):
     is_public: bool = False
     ready: bool = False
     given: Mapping[str, int] | None = None  # the split of the spec
-    undone: tuple[Undone, ...] = ()  # and who takes back of it
+    marks: tuple[SplitMark, ...] = ()  # and who wrote it, where that matters
     effective: Mapping[str, int] = field(default_factory=dict)
     waits_for_mirror: bool | None = None  # whether it is not Ready for its mirror alone; None where it has none
 
@@ -129,7 +129,7 @@ def _read_endpoint(live: Manifest) -> EndpointFacts:
         is_public=is_offered(endpoint, offers_private=False),
         ready=endpoint.status.is_true(READY),
         given=endpoint.spec.traffic_split,
-        undone=find_undone(endpoint),
+        marks=find_marks(endpoint),
         effective=endpoint.status.traffic_split,
         waits_for_mirror=_waits_for_mirror(endpoint),
     )

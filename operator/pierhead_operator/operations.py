@@ -9,11 +9,16 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from pierhead_operator.records import Operation, Record, find_finished, parse_records
-from pierhead_operator.routing import Split, given_split
+from pierhead_operator.routing import count_replicas
 from pierhead_operator.schema import Condition, Status
 from pierhead_operator.status import (
     READY,
+    REASON_CRASH_LOOPING,
     REASON_DEADLINE_EXCEEDED,
+    REASON_DEPLOYED_MODEL_NOT_FOUND,
+    REASON_MODEL_PROCESS_DIED,
+    REASON_MODEL_PROCESS_DIES,
+    REASON_OUT_OF_MEMORY,
     REASON_PROGRESSING,
     REASON_ROUTE_PENDING,
     REASON_UNREADABLE,
@@ -33,11 +38,21 @@ ON_ITS_WAY = (
     REASON_WAITING_FOR_CAPACITY,
     REASON_WAITING_FOR_MODELS,
 )
+# What another start may mend, though somebody must act if none does.
+_MENDED_BY_A_START = (
+    REASON_CRASH_LOOPING,
+    REASON_MODEL_PROCESS_DIED,
+    REASON_MODEL_PROCESS_DIES,
+    REASON_OUT_OF_MEMORY,
+)
 ABORTED = "Aborted"  # why an operation failed whose call had not written all; no condition's reason
-SPLIT_TIME = timedelta(minutes=10)  # longer than deployModel tries to write a split
+MARK_TIME = timedelta(minutes=10)  # longer than deployModel tries to mark its Endpoint
+_STARTS = timedelta(minutes=5)
 # An object that was made so long after its record was brought back by somebody: the record is about an earlier one.
 _MARGIN = timedelta(minutes=10)
 _FORGOTTEN = timedelta(hours=1)  # after its time was over, an operation whose end nobody knows
+_SETTLED = timedelta(minutes=1)  # by then the watches have told of what a mark is about
+_FRESH = timedelta(minutes=2)  # by then an operator that has just begun knows how DeployedModels are
 _MOST_REMEMBERED = 50  # of those whose DeployedModel or record is gone
 _AT_ONCE = datetime.min.replace(tzinfo=UTC)
 _MESSAGE_LIMIT = 1024
@@ -51,35 +66,60 @@ class Judged:
     again: float | None
 
 
-def judge_operations(endpoint: Endpoint, status: EndpointStatus, traffic: Traffic, now: datetime) -> Judged:
+@dataclass(frozen=True)
+class Moment:
+    """When operations are judged, and since when this operator looks after anything."""
+
+    now: datetime
+    since: datetime
+
+
+def judge_operations(endpoint: Endpoint, status: EndpointStatus, traffic: Traffic, moment: Moment) -> Judged:
     """Judges the operations on an Endpoint; `status` is the one that is about to be written."""
-    begun = [one for dm in traffic.deployed_models.values() for one in _find_begun(dm)]
     known = {one.id: one for one in endpoint.status.operations or ()}
-    written = parse_records(endpoint.metadata.annotations)
-    given = given_split(endpoint, traffic.deployed_models)
+    marks = parse_records(endpoint.metadata.annotations)
+    begun = [one for dm in traffic.deployed_models.values() for one in _find_begun(dm)]
     ends = []
     for one in begun:
-        mark = written.get(one.operation.serial)
+        mark = marks.get(one.operation.serial)
         if one.operation.id in known or (mark and (mark.cancelled or mark.deleted)):
             continue
-        lack = _find_unwritten(one, given, written) or _find_lack(one, status, traffic)
+        lack = _find_unmarked(one, marks) or _find_lack(one, status, traffic, moment.since)
         if lack is None:
-            known[one.operation.id] = _finish(one.operation, None, now)
-        elif one.is_endless(now):
+            known[one.operation.id] = _finish(one.operation, None, moment.now)
+        elif _is_endless(one, endpoint, moment.now):
             continue
-        elif lack.until <= now:
-            known[one.operation.id] = _finish(one.operation, lack.finding, now)
+        elif lack.until <= moment.now:
+            known[one.operation.id] = _finish(one.operation, lack.finding, moment.now, undone=one.is_to_be_undone)
         else:
             ends.append(lack.until)
+    there = {dm.metadata.uid for dm in traffic.deployed_models.values()}
+    for operation in _find_marked(endpoint, marks):
+        if operation.uid in there or operation.id in known:
+            continue
+        if moment.now < (until := max(operation.create_time, moment.since) + _SETTLED):
+            ends.append(until)
+        else:
+            gone = Finding(REASON_DEPLOYED_MODEL_NOT_FOUND, f"DeployedModel {operation.name} was deleted meanwhile")
+            known[operation.id] = _finish(operation, gone, moment.now)
     finished = _forget(known, {one.operation.id for one in begun})
-    return Judged(finished, max(1.0, (min(ends) - now).total_seconds()) if ends else None)
+    return Judged(finished, max(1.0, (min(ends) - moment.now).total_seconds()) if ends else None)
 
 
-def find_failed_deployment(endpoint: Endpoint, dm: DeployedModel) -> FinishedOperation | None:
-    """How the operation failed that made a DeployedModel, if it did: nothing is to be left of that."""
-    deployments = (one.operation for one in _find_begun(dm) if one.operation.type == "DeployModel")
-    finished = (find_finished(endpoint, operation) for operation in deployments)
-    return next((one for one in finished if one and one.state == "Failed"), None)
+def find_failed_deployment(endpoint: Endpoint, dm: DeployedModel, now: datetime) -> FinishedOperation | None:
+    """How the operation failed that made a DeployedModel, if nothing is to be left of that.
+
+    Its Endpoint has to know of it: who may write a DeployedModel alone cannot have it deleted.
+    """
+    marks = parse_records(endpoint.metadata.annotations)
+    for one in _find_begun(dm):
+        mark = marks.get(one.operation.serial)
+        if mark is None or (mark.type, mark.uid, mark.name) != ("DeployModel", dm.metadata.uid, dm.name):
+            continue
+        finished = find_finished(endpoint, one.operation)
+        if finished and finished.undone and now - finished.time < _FORGOTTEN:
+            return finished
+    return None
 
 
 @dataclass(frozen=True)
@@ -92,12 +132,14 @@ class _Begun:
     def timeout(self) -> timedelta:
         return timedelta(seconds=self.record.timeout or 0)
 
-    def is_endless(self, now: datetime) -> bool:
-        """Whether it never fails: one of a release whose operations had no end, and one whose end was forgotten.
+    @property
+    def deadline(self) -> datetime:
+        return self.operation.create_time + self.timeout
 
-        An operator of such a release, or a backup, drops what this one knew: what has served since must not be undone.
-        """
-        return self.record.timeout is None or now - self.operation.create_time > self.timeout + _FORGOTTEN
+    @property
+    def is_to_be_undone(self) -> bool:
+        """Whether nothing is left of it once it has failed: what answers predictions stays."""
+        return self.operation.type == "DeployModel" and not count_replicas(self.dm).answering
 
 
 @dataclass(frozen=True)
@@ -108,41 +150,65 @@ class _Lack:
     until: datetime
 
 
+def _is_endless(begun: _Begun, endpoint: Endpoint, now: datetime) -> bool:
+    """Whether an operation never fails: one of a release whose operations had no end, and one whose end was forgotten.
+
+    An operator of such a release, a backup, and who makes an Endpoint again drop what this one knew. What has served
+    since must not be undone.
+    """
+    made = endpoint.metadata.creation_timestamp
+    is_of_another = made is not None and made > begun.operation.create_time + _SETTLED  # clocks differ
+    return begun.record.timeout is None or is_of_another or now > begun.deadline + _FORGOTTEN
+
+
 def _find_begun(dm: DeployedModel) -> Iterator[_Begun]:
     for serial, record in parse_records(dm.metadata.annotations).items():
         operation = record.identify(serial, dm.metadata.uid, dm.name)
         made = dm.metadata.creation_timestamp
-        is_own = operation.uid == dm.metadata.uid and (made is None or made - operation.create_time < _MARGIN)
-        if is_own and operation.type in ("DeployModel", "MutateDeployedModel"):
+        is_own = (operation.uid, operation.name) == (dm.metadata.uid, dm.name)
+        is_its_age = made is None or made - operation.create_time < _MARGIN
+        if is_own and is_its_age and operation.type in ("DeployModel", "MutateDeployedModel"):
             yield _Begun(operation, record, dm)
 
 
-def _find_unwritten(begun: _Begun, given: Split | None, written: Mapping[str, Record]) -> _Lack | None:
-    """That a deployModel's split was not written, as after a crash of the API.
+def _find_marked(endpoint: Endpoint, marks: Mapping[str, Record]) -> Iterator[Operation]:
+    """The deployments that an Endpoint knows of and that end."""
+    for serial, mark in marks.items():
+        ends = mark.timeout is not None and not (mark.cancelled or mark.deleted)
+        if mark.type == "DeployModel" and mark.name and mark.uid and ends:
+            yield mark.identify(serial, endpoint.metadata.uid, endpoint.name)
 
-    The Endpoint records, in the same write as the split, that it has it. Whoever changed the split since has decided.
-    """
-    record, serial = begun.record, begun.operation.serial
-    dropped = bool(written) and serial < min(written)
-    if record.split is None or serial in written or dropped or given != record.before:
+
+def _find_unmarked(begun: _Begun, marks: Mapping[str, Record]) -> _Lack | None:
+    """That a deployModel did not mark its Endpoint, and wrote no split, as after a crash of the API."""
+    serial = begun.operation.serial
+    dropped = bool(marks) and serial < min(marks)
+    if begun.operation.type != "DeployModel" or begun.record.timeout is None or serial in marks or dropped:
         return None
     message = "the call ended before it wrote the traffic split"
-    return _Lack(Finding(ABORTED, message), begun.operation.create_time + SPLIT_TIME)
+    return _Lack(Finding(ABORTED, message), begun.operation.create_time + MARK_TIME)
 
 
-def _find_lack(begun: _Begun, status: EndpointStatus, traffic: Traffic) -> _Lack | None:
+def _find_lack(begun: _Begun, status: EndpointStatus, traffic: Traffic, since: datetime) -> _Lack | None:
     """What an operation waits for; None where every replica serves and, if it is wanted to, gets its traffic."""
     dm, record = begun.dm, begun.record
-    generation = min(int(record.detail or 0) or dm.metadata.generation, dm.metadata.generation)
+    asked = int(record.detail) if record.detail.isdecimal() else 0
+    generation = min(asked or dm.metadata.generation, dm.metadata.generation)
     judged = dm.status if dm.status.observed_generation >= generation else Status()
     ready, stalled = judged.condition(READY), judged.condition(STALLED)
     if ready and ready.status == "True":
         if begun.operation.type != "DeployModel" or not _waits_for_traffic(dm, status, traffic):
             return None
         ready, stalled = status.condition(TRAFFIC_APPLIED), status.condition(STALLED)
-    if stalled and stalled.status == "True" and stalled.reason != REASON_UNREADABLE:
+    late = _Lack(_explain_lateness(ready, begun.timeout), max(begun.deadline, since + _FRESH))
+    if stalled is None or stalled.status != "True" or stalled.reason == REASON_UNREADABLE:
+        return late
+    if stalled.reason not in _MENDED_BY_A_START:
         return _Lack(Finding(stalled.reason, stalled.message), _AT_ONCE)
-    return _Lack(_explain_lateness(ready, begun.timeout), begun.operation.create_time + begun.timeout)
+    if count_replicas(dm).answering:
+        return late
+    until = min(late.until, stalled.last_transition_time + _STARTS)
+    return _Lack(Finding(stalled.reason, stalled.message), until)
 
 
 def _waits_for_traffic(dm: DeployedModel, status: EndpointStatus, traffic: Traffic) -> bool:
@@ -158,12 +224,13 @@ def _explain_lateness(condition: Condition | None, timeout: timedelta) -> Findin
     return Finding(condition.reason, f"{late}: {condition.message}")
 
 
-def _finish(operation: Operation, failure: Finding | None, now: datetime) -> FinishedOperation:
+def _finish(operation: Operation, failure: Finding | None, now: datetime, *, undone: bool = False) -> FinishedOperation:
+    time = now.replace(microsecond=0)
     if failure is None:
-        return FinishedOperation(id=operation.id, state="Succeeded", time=now.replace(microsecond=0))
+        return FinishedOperation(id=operation.id, state="Succeeded", time=time)
     message = failure.message[:_MESSAGE_LIMIT]
     return FinishedOperation(
-        id=operation.id, state="Failed", reason=failure.reason, message=message, time=now.replace(microsecond=0)
+        id=operation.id, state="Failed", reason=failure.reason, message=message, time=time, undone=undone or None
     )
 
 

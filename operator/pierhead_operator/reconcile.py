@@ -16,7 +16,7 @@ from pierhead_operator.applying import (
     write_status,
 )
 from pierhead_operator.cluster import ClusterError, Key, Rejected, UnreadableError
-from pierhead_operator.operations import find_failed_deployment, judge_operations
+from pierhead_operator.operations import Moment, find_failed_deployment, judge_operations
 from pierhead_operator.removal import Leaving, Step
 from pierhead_operator.resources import (
     BESIDE_PODS,
@@ -122,6 +122,10 @@ class Reconciler:
     # Since when nobody sends requests to a DeployedModel that is gone. Lost in a restart, it is waited for once more.
     _drained_since: dict[Key, datetime] = field(default_factory=dict, init=False)
     _settled: Settled = field(default_factory=Settled, init=False)
+    _since: datetime = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_since", self.clock())
 
     async def reconcile(self, key: Key) -> float | None:
         """Looks after one resource; in how many seconds to look again, if no event will tell.
@@ -162,11 +166,12 @@ class Reconciler:
         self._drained_since.pop(key, None)
         model = await self.cluster.get_resource(Model, dm.namespace, dm.spec.model)
         endpoint = await self.cluster.get_resource(Endpoint, dm.namespace, dm.spec.endpoint)
-        if endpoint and (failed := find_failed_deployment(endpoint, dm)):
-            await self._undo(dm, failed)
-            return None
         version = resolve_version(dm, model)
         before = await self._observe_workload(dm)
+        failed = find_failed_deployment(endpoint, dm, self.clock()) if endpoint else None
+        if failed and not before.count("availableReplicas"):
+            await self._undo(dm, failed)
+            return None
         serving = make_serving(dm, model, version, endpoint, self.settings)
         if serving:
             serving = pinning.pin(serving, before.deployment)
@@ -194,8 +199,8 @@ class Reconciler:
 
     async def _undo(self, dm: DeployedModel, failed: FinishedOperation) -> None:
         """Leaves nothing of a DeployedModel whose deployModel failed, as Vertex AI does: the caller was told why."""
-        await self.cluster.create_event(dm, Event("Warning", failed.reason, f"the deployment failed: {failed.message}"))
         await self.cluster.delete(make_deletion(dm))
+        await self.cluster.create_event(dm, Event("Warning", failed.reason, f"the deployment failed: {failed.message}"))
 
     async def reconcile_endpoint(self, key: Key) -> float | None:
         endpoint = await self.cluster.get_resource(Endpoint, key.namespace, key.name)
@@ -220,7 +225,7 @@ class Reconciler:
         carried = Carried(split, problem, uncopied, is_open=routing.is_open(self.settings))
         path = routing.predict_path(endpoint, self.settings)
         status = compute_endpoint_status(endpoint, traffic, carried, path, self.clock())
-        judged = judge_operations(endpoint, status, traffic, self.clock())
+        judged = judge_operations(endpoint, status, traffic, Moment(self.clock(), self._since))
         status = status.model_copy(update={"operations": judged.finished or None})
         await self._write_status(endpoint, status)
         retry_if_rejected(problem)

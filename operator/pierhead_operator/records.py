@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
 from pierhead_operator import names
 from pierhead_operator.schema import ApiObject
@@ -73,16 +73,19 @@ class Operation:
 
 
 class Record(ApiObject):
-    """What an annotation tells of an operation; name and uid where it is about another object than its own."""
+    """What an annotation tells of an operation; name and uid where it is about another object than its own.
+
+    Anybody may write annotations who may write the object: what an operation cannot have makes it none.
+    """
 
     type: OperationType
     create_time: str = ""
-    name: str = ""
-    uid: str = ""
-    detail: str = ""
-    split: _Split | None = None  # DeployModel: the endpoint's wanted split becomes this
-    before: _Split | None = None  # and was this
-    timeout: int | None = None  # seconds after which it has failed; none in records of 0.1
+    name: str = Field("", max_length=63)
+    uid: str = Field("", max_length=64)
+    detail: str = Field("", pattern=r"^[-a-z0-9]{0,63}$")
+    split: _Split | None = None  # the endpoint's wanted split becomes this
+    before: _Split | None = None  # DeployModel: and was this
+    timeout: int | None = Field(None, ge=0, le=7200)  # seconds after which it has failed; none in records of 0.1
     cancelled: bool = False
     deleted: bool = False  # off the record, though its end is in a status
 
@@ -124,21 +127,23 @@ def find_finished(endpoint: Endpoint, operation: Operation) -> FinishedOperation
 
 
 @dataclass(frozen=True, slots=True)
-class Undone:
-    """A deployment that failed: who was deployed, what the wanted split became by it, and what it was before."""
+class SplitMark:
+    """That an operation wrote an Endpoint's split: what it became, and, of a deployment, what it was before."""
 
     deployed_model: str
     split: dict[str, int]
     before: dict[str, int] | None
+    failed: bool
 
 
-def find_undone(endpoint: Endpoint) -> tuple[Undone, ...]:
-    """The deployments on an Endpoint that failed after they had written its split, the newest first."""
+def find_marks(endpoint: Endpoint) -> tuple[SplitMark, ...]:
+    """Who wrote an Endpoint's split, the newest first; nobody where no deployment failed, and it does not matter."""
     failed = {one.id for one in endpoint.status.operations or () if one.state == "Failed"}
     if not failed:
         return ()
+    uid, name = endpoint.metadata.uid, endpoint.name
     return tuple(
-        Undone(record.name, record.split, record.before)
+        SplitMark(record.name, record.split, record.before, record.identify(serial, uid, name).id in failed)
         for serial, record in sorted(parse_records(endpoint.metadata.annotations).items(), reverse=True)
-        if record.split is not None and record.identify(serial, endpoint.metadata.uid, endpoint.name).id in failed
+        if record.split is not None
     )

@@ -79,7 +79,7 @@ class ResourceMetrics(Collector):
                 continue
             ready.add_metric([namespace, name], facts.ready)
             there = self._store.names(DeployedModel.KIND, namespace, names.LABEL_ENDPOINT, name)
-            split = compute_wanted_split(take_back(facts.given, facts.undone, there), there)
+            split = compute_wanted_split(take_back(facts.given, facts.marks, there), there)
             for one in sorted({*(split or {}), *facts.effective}):
                 effective.add_metric([namespace, name, one], facts.effective.get(one, 0))
                 if split is not None:

@@ -419,7 +419,9 @@ def _explain_progress(dm: DeployedModel, workload: Workload) -> Finding:
 
 def explain_workload(dm: DeployedModel, workload: Workload) -> Finding | None:
     """Why a DeployedModel's pods do not all serve, from the pods themselves; None where nothing is wrong."""
-    findings = [finding for pod in workload.pods if (finding := explain_pod(pod, workload.told))]
+    # One that was evicted, or whose node went, stays in the list: another one takes its place.
+    pods = [pod for pod in workload.pods if pod.get("status", {}).get("phase") not in ("Failed", "Succeeded")]
+    findings = [finding for pod in pods if (finding := explain_pod(pod, workload.told))]
     enough = workload.is_complete(dm)
     if enough:
         # What an autoscaler asks for beyond the minimum may wait for a node.

@@ -217,6 +217,7 @@ class FinishedOperation(ApiObject):
     reason: str = Field("", description="Why it failed, in one CamelCase word.")
     message: str = Field("", max_length=1200, description="Why it failed, in a sentence.")
     time: datetime = Field(description="When that was.")
+    undone: bool | None = Field(None, description="Whether what it had made is deleted, since nothing of it answered.")
 
 
 class EndpointStatus(Status):

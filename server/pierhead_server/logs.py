@@ -3,6 +3,7 @@
 Only what happened is told: never what a request or an answer held.
 """
 
+import contextlib
 import logging
 import math
 import os
@@ -92,7 +93,7 @@ class BoundedHandler(QueueHandler):
         written.wait(_FLUSH_SECONDS)
 
     def _write(self) -> None:
-        tally = Tally(logger, "%d lines of the log were dropped: nobody took them in time")
+        tally = Tally(self._tell, "%d lines of the log were dropped: nobody took them in time")
         told = 0
         while True:
             line = self._lines.get()
@@ -106,6 +107,12 @@ class BoundedHandler(QueueHandler):
             if (dropped := self.dropped) != told:
                 tally.add(dropped - told)
                 told = dropped
+
+    def _tell(self, text: str, count: int) -> None:
+        """Itself: who logs waits for this handler's lock, which whoever flushes it may hold."""
+        record = logger.makeRecord(logger.name, logging.WARNING, __file__, 0, text, (count,), None)
+        with contextlib.suppress(OSError):
+            _write_all(self._descriptor, f"{self.format(record)}\n".encode(errors="backslashreplace"))
 
 
 def _write_all(descriptor: int, data: bytes) -> None:
@@ -210,9 +217,14 @@ class Tally:
     """Tells how many of something there were, at once and then at most once in a while."""
 
     def __init__(
-        self, told_by: logging.Logger, text: str, *, seconds: float = 60.0, clock: Callable[[], float] = time.monotonic
+        self,
+        tell: Callable[[str, int], object],
+        text: str,
+        *,
+        seconds: float = 60.0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._logger = told_by
+        self._tell = tell  # such as a logger's warning
         self._text = text  # with a %d for how many since it was told last
         self._seconds = seconds
         self._clock = clock
@@ -224,5 +236,5 @@ class Tally:
         self._count += count
         now = self._clock()
         if now - self._told >= self._seconds:
-            self._logger.warning(self._text, self._count)
+            self._tell(self._text, self._count)
             self._count, self._told = 0, now

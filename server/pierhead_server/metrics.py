@@ -163,7 +163,7 @@ class Metrics:
             "NaN and Infinity that the model gave, which JSON has as null.",
             registry=self.registry,
         )
-        self._non_finite_tally = Tally(logger, "the model gave %d numbers that are NaN or Infinity")
+        self._non_finite_tally = Tally(logger.warning, "the model gave %d numbers that are NaN or Infinity")
         self.workers = Gauge("pierhead_workers", "Processes that compute.", registry=self.registry)
         self.restarts = Counter(
             "pierhead_model_process_restarts",

@@ -311,9 +311,7 @@ def test_pod_monitors_choose_the_pods_and_their_ports(cluster):
     chosen = []
     for monitor in monitors:
         templates = [
-            template
-            for template in (*own, *made)
-            if _chooses(monitor["selector"], template["metadata"]["labels"])
+            template for template in (*own, *made) if _chooses(monitor["selector"], template["metadata"]["labels"])
         ]
         chosen += templates
         for template in templates:

@@ -108,7 +108,7 @@ def test_python_sdk(lives):
 def test_client_of_v1beta1(lives):
     assert lives["beta"].end() == {
         "refused": True,
-        "answered": [2, 10, True],
+        "answered": True,
         "read": [2, 10, True],
         "in_v1": [True, True, False],
     }

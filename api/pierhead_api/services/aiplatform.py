@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pierhead_operator import names as operator_names
-from pierhead_operator.records import Operation, OperationType
+from pierhead_operator.records import Operation, OperationType, Record
 from pierhead_operator.resources import Manifest
 from pierhead_operator.routing import name_versions
 from pierhead_operator.schema import Resource
@@ -33,12 +33,11 @@ from pierhead_api.aiplatform import (
     to_ai_platform_operation,
     to_ai_platform_version,
 )
-from pierhead_api.endpoints import patch_split
 from pierhead_api.errors import AlreadyExistsError, FailedPreconditionError, NotFoundError
 from pierhead_api.listing import Listed, ListRequest, select_page
 from pierhead_api.models import DEFAULT, ModelBody, add_version, find_users, make_model, remove_version
 from pierhead_api.names import Place
-from pierhead_api.operations import Seen, compute_operation, find_leaving, make_serial
+from pierhead_api.operations import Seen, compute_operation, find_leaving, make_serial, patch_traffic
 from pierhead_api.services.endpoints import EndpointService
 from pierhead_api.services.lists import Listing, list_page
 from pierhead_api.services.models import ModelService
@@ -230,7 +229,8 @@ class AiPlatformService:
     async def get_operation(self, project: str, operation_id: str) -> Body:
         """The operation, as far as it is one of these."""
         place = self._place(project)
-        operation = await OperationService(self.session).get(place, "", operation_id)
+        id_, _, endpoint = operation_id.partition("~")
+        operation = await OperationService(self.session).get(place, f"endpoints/{endpoint}" if endpoint else "", id_)
         return to_ai_platform_operation(operation, place)
 
     def _place(self, project: str) -> Place:
@@ -276,7 +276,10 @@ class AiPlatformService:
             there = [one for one in deployed if one["metadata"]["uid"] not in gone]
             there.sort(key=lambda one: (objects.create_time(one), _name(one)))
             split = decide_handover_split(Endpoint.model_validate(endpoint), [_name(one) for one in there], leaving)
-            return None if split is None else {"spec": patch_split(endpoint, split)}
+            if split is None:
+                return None
+            mark = Record(type="UpdateEndpoint", deleted=True)
+            return patch_traffic(endpoint, split, make_serial(self.session.now()), mark)
 
         await self.session.edit(Endpoint, place, name, make_patch)
         for one in leaving:

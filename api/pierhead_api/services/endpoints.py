@@ -105,7 +105,11 @@ class EndpointService:
             objects.check_etag(sent.etag, objects.compute_etag(manifest))
             patch = patch_endpoint(sent, manifest, fields)
             if "traffic_split" in fields and (staying or sent.traffic_split):
-                patch["spec"] |= patch_split(manifest, check_split(sent.traffic_split, staying))
+                split = check_split(sent.traffic_split, staying)
+                patch["spec"] |= patch_split(manifest, split)
+                # Who decides last, also by the split that is there: no deployment that fails takes it back.
+                mark = Record(type="UpdateEndpoint", split=split, deleted=True)
+                patch["metadata"]["annotations"] = patch_records(manifest, make_serial(self.session.now()), mark)
             return patch
 
         manifest = await self.session.edit(Endpoint, place, endpoint, make_patch)
@@ -125,8 +129,8 @@ class EndpointService:
     async def deploy_model(self, place: Place, endpoint: str, body: Any) -> Body:
         """The operation DeployModel.
 
-        The DeployedModel is made with the wanted split on record, by which the operation tells should this process end
-        before it wrote the split. Where that cannot be written, nothing is left of the DeployedModel.
+        The DeployedModel is made first, and its Endpoint is marked with the operation in the write of the split: should
+        this process end before it, the operator knows. Where that cannot be written, nothing is left of the former.
         """
         sent = parse(DeployModelBody, body, beta=place.beta)
         asked = sent.deployed_model
@@ -137,7 +141,8 @@ class EndpointService:
         before = _given(manifest, deployed)
 
         def decide(manifest: Manifest, now: Manifests) -> Split | None:
-            if not sent.traffic_split and _given(manifest, now) != before:
+            others = [one for one in now if one["metadata"]["name"] != name]
+            if not sent.traffic_split and _given(manifest, others) != before:
                 return None  # whoever changed it meanwhile has decided
             # What others deploy meanwhile does not make this one the second.
             known = now if sent.traffic_split else deployed
@@ -148,35 +153,35 @@ class EndpointService:
         wanted = make_deployed_model(asked, place, name, {"endpoint": endpoint, **target})
         await self.session.check_right("patch", Endpoint, place, endpoint)
         serial = make_serial(self.session.now())
-        record = Record(type="DeployModel", split=split, before=before if split else None, timeout=timeout)
+        record = Record(type="DeployModel", name=name, split=split, timeout=timeout)
         made = await self.session.create(objects.annotate(wanted, annotate(serial, record)), serial)
         operation = Operation(serial, "DeployModel", made["metadata"]["uid"], name)
-        if split is not None:
 
-            async def make_patch(manifest: Manifest) -> Manifest | None:
-                nonlocal split
-                now = await self._list_deployed(place, endpoint)
-                split = decide(manifest, now)
-                mark = operation.refer(split=split, before=_given(manifest, now))
-                return None if split is None else patch_traffic(manifest, split, serial, mark)
+        async def make_patch(manifest: Manifest) -> Manifest:
+            nonlocal split
+            now = await self._list_deployed(place, endpoint)
+            split = decide(manifest, now)
+            if split is None:
+                mark = operation.refer(timeout=timeout)
+                return {"metadata": {"annotations": patch_records(manifest, serial, mark)}}
+            given = _given(manifest, [one for one in now if one["metadata"]["name"] != name])
+            return patch_traffic(manifest, split, serial, operation.refer(before=given, timeout=timeout))
 
-            try:
-                manifest = await self.session.edit(Endpoint, place, endpoint, make_patch, serial)
-            except ApiError:
-                await self._take_back(place, endpoint, operation, split, before)
-                raise
+        try:
+            manifest = await self.session.edit(Endpoint, place, endpoint, make_patch, serial)
+        except ApiError:
+            await self._take_back(place, endpoint, operation)
+            raise
         return compute_operation(operation, Seen(made, manifest), place, place.endpoint(endpoint))
 
-    async def _take_back(
-        self, place: Place, endpoint: str, operation: Operation, split: Split | None, before: Split | None
-    ) -> None:
+    async def _take_back(self, place: Place, endpoint: str, operation: Operation) -> None:
         """Leaves nothing of a deployModel that is answered with an error, as far as that can be done."""
 
         def make_patch(manifest: Manifest) -> Manifest | None:
-            written = operation.serial in read_records(manifest)
-            if not written or manifest["spec"].get("trafficSplit") != split:
+            mark = read_records(manifest).get(operation.serial)
+            if mark is None or mark.split is None or manifest["spec"].get("trafficSplit") != mark.split:
                 return None
-            return patch_traffic(manifest, before, operation.serial, operation.refer(cancelled=True))
+            return patch_traffic(manifest, mark.before, operation.serial, operation.refer(cancelled=True))
 
         with contextlib.suppress(ApiError):
             await self.session.edit(Endpoint, place, endpoint, make_patch)

@@ -117,7 +117,7 @@ class ModelService:
         name, _ = split_version(model)
         manifest, deployed = await self._read(place, name)
         answers = [to_model(manifest, version["name"], deployed, place) for version in manifest["spec"]["versions"]]
-        return select_page(Listed(answers, "models", _FILTERABLE, _VERSIONS_ORDERABLE), request)
+        return select_page(Listed(answers, "models", _FILTERABLE, _VERSIONS_ORDERABLE, "versionId"), request)
 
     async def patch(self, place: Place, model: str, body: Any, update_mask: str = "") -> Body:
         """The Model after its update; raises AbortedError where the body's etag is out of date."""

@@ -123,15 +123,15 @@ class OperationService:
         if operation.type != "DeployModel" or seen.target is None or seen.endpoint is None:
             raise UnimplementedError(f"{operation.type} cannot be cancelled")
         await self.session.check_right("delete", DeployedModel, place, operation.name)
-        record = read_records(seen.target).get(operation.serial, Record(type=operation.type))
         ended = False
 
         def make_patch(manifest: Manifest) -> Manifest | None:
             nonlocal ended
             if ended := find_finished(manifest, operation) is not None:
                 return None  # meanwhile
+            mark = read_records(manifest).get(operation.serial, Record(type=operation.type))
             current = manifest["spec"].get("trafficSplit")
-            split = record.before if current == record.split else current
+            split = mark.before if mark.split is not None and current == mark.split else current
             return patch_traffic(manifest, split, operation.serial, operation.refer(cancelled=True))
 
         await self.session.edit(Endpoint, place, _name(seen.endpoint), make_patch)
@@ -149,8 +149,9 @@ class OperationService:
         if operation.type in ("DeployModel", "MutateDeployedModel") and seen.endpoint:
             # What became of it stays in the status, which is the operator's.
             def make_patch(manifest: Manifest) -> Manifest:
-                mark = patch_records(manifest, operation.serial, operation.refer(deleted=True))
-                return {"metadata": {"annotations": mark}}
+                mark = read_records(manifest).get(operation.serial) or operation.refer()
+                gone = mark.model_copy(update={"deleted": True})
+                return {"metadata": {"annotations": patch_records(manifest, operation.serial, gone)}}
 
             await self.session.edit(Endpoint, place, _name(seen.endpoint), make_patch)
             return {}

@@ -238,14 +238,17 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 
 {{/* That of tokens for predictions alone: to review tokens is a right in the cluster, which an installation of some namespaces has not. */}}
 {{- define "pierhead.audience" -}}
-{{- if not .Values.watchNamespaces }}{{ .Values.api.audience }}{{ end }}
+{{- if not .Values.watchNamespaces }}{{ .Values.api.audience | default "" }}{{ end }}
 {{- end }}
 
 {{/* A project that is mapped to a namespace must not have another one's name: which of them a path means, nobody could say. */}}
 {{- define "pierhead.checkProjects" -}}
 {{- range $project, $namespace := .Values.api.projects }}
 {{- if ne (toString $project) $namespace }}
-{{- if or (has (toString $project) ($.Values.watchNamespaces | default list)) (lookup "v1" "Namespace" "" (toString $project)) }}
+{{- $known := has (toString $project) ($.Values.watchNamespaces | default list) }}
+{{- /* Who may do nothing in the cluster may not look, and need not: other namespaces are not looked after. */}}
+{{- if not $.Values.watchNamespaces }}{{ $known = lookup "v1" "Namespace" "" (toString $project) }}{{ end }}
+{{- if $known }}
 {{- fail (printf "api.projects maps the project %s to the namespace %s, and there is a namespace %s: give the project another id" $project $namespace $project) }}
 {{- end }}
 {{- end }}
@@ -278,6 +281,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 
 {{/* Refuses what would have callers' tokens read on the way, unless that is meant. */}}
 {{- define "pierhead.checkPlainHttp" -}}
+{{- if and .Values.api.anonymous (or (ne ((.Values.api.service).type | default "ClusterIP") "ClusterIP") (.Values.api.ingress).enabled) }}
+{{- fail "api.anonymous is for a laptop: with api.service.type or api.ingress everybody who reaches the address would act as that ServiceAccount. Leave one of them out" }}
+{{- end }}
 {{- if not .Values.api.plainHttp }}
 {{- $type := (.Values.api.service).type | default "ClusterIP" }}
 {{- $why := "would carry callers' tokens in plain HTTP" }}

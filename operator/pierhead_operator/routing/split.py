@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from pierhead_operator.records import Undone, find_undone
+from pierhead_operator.records import SplitMark, find_marks
 from pierhead_operator.types import DeployedModel, Endpoint
 
 Split = dict[str, int]
@@ -32,24 +32,25 @@ def wanted_split(endpoint: Endpoint, deployed_models: Collection[str]) -> Split 
 
 def given_split(endpoint: Endpoint, deployed_models: Collection[str]) -> Split | None:
     """The spec's `trafficSplit`, without what deployments that failed made of it."""
-    return take_back(endpoint.spec.traffic_split, find_undone(endpoint), deployed_models)
+    return take_back(endpoint.spec.traffic_split, find_marks(endpoint), deployed_models)
 
 
 def take_back(
-    given: Mapping[str, int] | None, undone: Iterable[Undone], deployed_models: Collection[str]
+    given: Mapping[str, int] | None, marks: Iterable[SplitMark], deployed_models: Collection[str]
 ) -> Split | None:
-    """A spec's `trafficSplit` without what deployments that failed, the newest first, made of it.
+    """A spec's `trafficSplit` without what deployments that failed made of it; `marks` are the newest first.
 
-    The spec is its author's, and stays. Who was deployed and is gone gets nothing: the split is again what it was
-    before, or, where somebody changed it since, the others' parts of it.
+    The spec is its author's, and stays. As long as nobody has written a split since, it is again what it was before.
+    Where somebody has, who was deployed and is gone gets nothing, and the others have their parts of it.
     """
+    marks = [*marks]
     split = None if given is None else dict(given)
-    for one in undone:
-        if split is None or one.deployed_model in deployed_models:
-            continue
-        if split == one.split:
-            split = one.before
-        elif one.deployed_model in split:
+    for one in marks:
+        if not one.failed or one.deployed_model in deployed_models or split != one.split:
+            break
+        split = one.before
+    for one in marks:
+        if split and one.failed and one.deployed_model in split and one.deployed_model not in deployed_models:
             others = {name: weight for name, weight in split.items() if name != one.deployed_model}
             split = _shares(100, others) or split
     return split

@@ -8,7 +8,7 @@ import os
 import sys
 from datetime import timedelta
 
-from google.api_core.exceptions import InvalidArgument
+from google.api_core.exceptions import BadRequest
 from google.cloud import aiplatform_v1, aiplatform_v1beta1
 from google.oauth2.credentials import Credentials
 
@@ -44,15 +44,15 @@ def main(address, project, _):
     scaled = aiplatform_v1beta1.DeployedModel(model=uploaded.model, dedicated_resources=resources)
     try:
         endpoints.deploy_model(endpoint=created.name, deployed_model=scaled)
-    except InvalidArgument as error:
+    except BadRequest as error:
         seen["refused"] = "scaleToZeroSpec" in error.message
 
     done = endpoints.deploy_model(endpoint=created.name, deployed_model=wanted, traffic_split={"0": 100})
     answered = done.result(timeout=SECONDS).deployed_model
     [read] = endpoints.get_endpoint(name=created.name).deployed_models
-    for name, deployed in (("answered", answered), ("read", read)):
-        options = deployed.rollout_options
-        seen[name] = [options.max_surge_replicas, options.max_unavailable_percentage, deployed.enable_container_logging]
+    options = read.rollout_options
+    seen["answered"] = answered.id == read.id
+    seen["read"] = [options.max_surge_replicas, options.max_unavailable_percentage, read.enable_container_logging]
     [plain] = aiplatform_v1.EndpointServiceClient(**given).get_endpoint(name=created.name).deployed_models
     seen["in_v1"] = [plain.id == read.id, plain.enable_access_logging, plain.disable_container_logging]
 

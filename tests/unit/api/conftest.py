@@ -191,7 +191,12 @@ class FakeCluster:
 
     def finish(self, operation: str, endpoint: str = "7", **finished: Any) -> None:
         """The operator remembers what became of an operation, of this name: it succeeded, if not said otherwise."""
-        one = {"id": operation.rsplit("/", 1)[-1], "state": "Succeeded", "time": "2026-11-22T12:01:00Z", **finished}
+        one = {
+            "id": operation.rsplit("/", 1)[-1].partition("~")[0],
+            "state": "Succeeded",
+            "time": "2026-11-22T12:01:00Z",
+            **finished,
+        }
         status = self.one("Endpoint", endpoint).get("status", {})
         self.touch("Endpoint", endpoint, status={"operations": [*status.get("operations", []), one]})
 

@@ -75,8 +75,9 @@ async def test_nothing_but_a_deployment_can_be_cancelled(operations, session, cl
 async def test_undeploy_ends_a_deployment(operations, session, cluster, deploying):
     body = {"deployedModelId": "1000000001", "trafficSplit": {"11": 100}}
     await EndpointService(session).undeploy_model(PLACE, "7", body)
-    with pytest.raises(NotFoundError):
-        await operations.get(PLACE, "endpoints/7", deploying)
+    assert "done" not in await operations.get(PLACE, "endpoints/7", deploying)
+    cluster.finish(deploying, state="Failed", reason="DeployedModelNotFound")  # as the operator sees it
+    assert (await operations.get(PLACE, "endpoints/7", deploying))["error"]["code"] == 5
 
 
 async def test_operation_outlives_what_it_made(operations, session, cluster, deploying):

@@ -64,13 +64,14 @@ async def test_wait_gives_the_last_cause_when_the_time_is_over():
 
 @pytest.fixture
 async def api():
-    """A server whose readiness a test sets, and its URL."""
-    app, statuses = web.Application(), deque([503, 200])
+    """A server that is ready at the second look, and whose other part is there at the third; its URL."""
+    app, statuses = web.Application(), {"readyz": deque([503, 200, 200]), "endpoints": deque([503, 401])}
 
-    async def readyz(_request):
-        return web.Response(status=statuses.popleft(), text="has not seen every endpoint")
+    async def answer(request):
+        status = statuses[request.path.rpartition("/")[2]].popleft()
+        return web.Response(status=status, text="has not seen every endpoint")
 
-    app.router.add_get("/readyz", readyz)
+    app.router.add_get("/{path:.*}", answer)
     runner = web.AppRunner(app)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -81,8 +82,9 @@ async def api():
 
 async def test_api_is_ready_when_it_says_so(api):
     async with aiohttp.ClientSession() as session:
-        with pytest.raises(NotYetError, match="503: has not seen every endpoint"):
-            await look_at_api(session, api)
+        for path in ("/readyz", "/v1/.*"):
+            with pytest.raises(NotYetError, match=f"{path} answers 503: has not seen every endpoint"):
+                await look_at_api(session, api)
         assert await look_at_api(session, api) == f"API {api} is ready"
 
 

@@ -1,19 +1,19 @@
 """What becomes of the REST API's operations: tables, and the reconciles that judge and undo."""
 
 import json
-from datetime import UTC, timedelta
+from datetime import timedelta
 
 import pytest
 from pierhead_operator.cluster import Key
-from pierhead_operator.operations import judge_operations
+from pierhead_operator.operations import Moment, judge_operations
 from pierhead_operator.reconcile import Reconciler
-from pierhead_operator.records import RECORD_PREFIX, Operation, Record, find_undone, parse_records
+from pierhead_operator.records import RECORD_PREFIX, Operation, Record, find_marks, parse_records
 from pierhead_operator.resource_metrics import ResourceMetrics
 from pierhead_operator.routing import take_back, wanted_split
 from pierhead_operator.status import Traffic
 from pierhead_operator.types import DeployedModel, Endpoint, EndpointStatus
 
-from tests.unit.operator.conftest import NOW, make_deployed_model, make_endpoint, make_model
+from tests.unit.operator.conftest import NOW, SERVED, make_deployed_model, make_endpoint, make_model
 from tests.unit.operator.fakes import Clock, FakeCluster, FakeProber
 from tests.unit.operator.resources import make_empty_store, put
 
@@ -50,17 +50,21 @@ def _deployed(record=None, **judged):
 
 def _on(endpoint, **record):
     """An Endpoint whose split was written with its record."""
-    marked = Record(type="DeployModel", name="photos-1", uid="uid-photos-1", split=SPLIT, **record)
-    return _annotate(endpoint, marked)
+    mark = {"name": "photos-1", "uid": "uid-photos-1", "split": SPLIT, "timeout": TIMEOUT, **record}
+    return _annotate(endpoint, Record(type="DeployModel", **mark))
 
 
-def _decide(deployed, endpoint=None, split=None, now=NOW, **judged):
-    """What is remembered by then of the operations: reasons by id, empty where they succeeded; and when to look."""
+def _decide(deployed, endpoint=None, split=None, now=NOW, since=NOW, **judged):
+    """What is remembered by then of the operations: reasons by id, empty where they succeeded; and when to look.
+
+    `since`: the operator looks after something.
+    """
     endpoint = Endpoint.model_validate(endpoint or _on(make_endpoint(SPLIT)))
     there = {live["metadata"]["name"]: DeployedModel.model_validate(live) for live in deployed}
     status = EndpointStatus.model_validate(_judge({}, **{"ready": True, **judged})["status"])
     status = status.model_copy(update={"traffic_split": SPLIT if split is None else split})
-    judgement = judge_operations(endpoint, status, Traffic(wanted_split(endpoint, there), {}, there), now)
+    traffic = Traffic(wanted_split(endpoint, there), {}, there)
+    judgement = judge_operations(endpoint, status, traffic, Moment(now, since))
     return {one.id: one.reason for one in judgement.finished}, judgement.again
 
 
@@ -121,7 +125,6 @@ def test_on_its_way(deployed, seen, again):
 
 
 WRITTEN = {
-    "somebody decided otherwise": make_endpoint({"photos-1": 10, "b": 90}),
     "written, and taken back": _on(make_endpoint()),
     "off the record": _annotate(make_endpoint(), Record(type="UndeployModel"), str(int(SERIAL) + 1)),
 }
@@ -182,6 +185,81 @@ def test_mutation(generation, ends):
     assert _decide([_judge(live, ready=True, generation=1)]) == ({}, TIMEOUT)
 
 
+def _fail(deployed, now=LATE, **seen):
+    """What is remembered of the one operation, which failed."""
+    endpoint = Endpoint.model_validate(seen.pop("endpoint", _on(make_endpoint(SPLIT))))
+    there = {live["metadata"]["name"]: DeployedModel.model_validate(live) for live in deployed}
+    status = EndpointStatus.model_validate(_judge({}, ready=True)["status"])
+    [one] = judge_operations(endpoint, status, Traffic(SPLIT, {}, there), Moment(now, seen.get("since", NOW))).finished
+    assert one.state == "Failed"
+    return one
+
+
+@pytest.mark.parametrize(("answering", "undone"), [(0, True), (3, None)])
+def test_what_answers_predictions_is_never_undone(answering, undone):
+    live = _deployed(ready=False, reason="Unschedulable", availableReplicaCount=answering)
+    assert _fail([live]).undone is undone
+
+
+STARTS = timedelta(minutes=5)
+
+
+@pytest.mark.parametrize("reason", ["CrashLooping", "OutOfMemory", "ModelProcessDied"])
+def test_pod_that_ends_is_given_time_to_start_again(reason):
+    live = _deployed(ready=False, reason=reason, stalled=True)
+    assert _decide([live]) == ({}, STARTS.total_seconds())
+    assert _decide([live], now=NOW + STARTS) == ({ID: reason}, None)
+
+
+def test_pod_that_ends_beside_others_that_answer_ends_nothing_early():
+    live = _deployed(ready=False, reason="CrashLooping", stalled=True, availableReplicaCount=3)
+    assert _decide([live], now=NOW + STARTS) == ({}, TIMEOUT - STARTS.total_seconds())
+
+
+def test_operator_that_was_away_looks_before_it_judges():
+    """The status of what became ready meanwhile is that of before."""
+    began = LATE + timedelta(minutes=20)
+    stale = _deployed(ready=False, reason="Progressing")
+    assert _decide([stale], now=began, since=began) == ({}, 120)
+    assert _decide([stale], now=began + timedelta(minutes=2), since=began) == ({ID: "DeadlineExceeded"}, None)
+
+
+def test_endpoint_that_was_made_again_fails_nothing():
+    endpoint = make_endpoint()
+    endpoint["metadata"]["creationTimestamp"] = (NOW + timedelta(minutes=5)).isoformat()
+    broken = _deployed(ready=False, reason="ArtifactNotFound", stalled=True)
+    assert _decide([broken], endpoint=endpoint, now=LATE) == ({}, None)
+
+
+def test_copy_of_a_deployed_model_is_of_no_operation():
+    copy = _deployed(Record(type="DeployModel", name="photos-1", timeout=TIMEOUT), ready=False)
+    copy["metadata"] |= {"name": "mine", "uid": "uid-mine"}
+    assert _decide([copy], endpoint=make_endpoint(), now=LATE) == ({}, None)
+
+
+def test_deployment_whose_model_is_deleted_meanwhile_ends():
+    settled = NOW + timedelta(minutes=1)
+    assert _decide([], now=NOW) == ({}, 60)  # the watches may not have told of it yet
+    assert _decide([], now=settled) == ({ID: "DeployedModelNotFound"}, None)
+    assert _decide([], endpoint=_on(make_endpoint(SPLIT), cancelled=True), now=settled) == ({}, None)
+    assert _decide([], endpoint=_on(make_endpoint(SPLIT), timeout=None), now=settled) == ({}, None)  # of 0.1
+
+
+BROKEN = {
+    "a time without end": '{"type": "DeployModel", "timeout": 1000000000000}',
+    "a time before all time": '{"type": "DeployModel", "timeout": -1}',
+    "a generation that is none": '{"type": "MutateDeployedModel", "detail": "' + "9" * 5000 + '"}',
+    "a name that nothing has": '{"type": "DeployModel", "name": "' + "x" * 250 + '"}',
+}
+
+
+@pytest.mark.parametrize("value", BROKEN.values(), ids=BROKEN.keys())
+def test_record_that_no_operation_has_is_none(value):
+    live = make_deployed_model()
+    live["metadata"]["annotations"] = {f"{RECORD_PREFIX}{SERIAL}": value}
+    assert _decide([live], endpoint=make_endpoint(), now=LATE) == ({}, None)
+
+
 def _remember(endpoint, *finished):
     endpoint["status"]["operations"] = [{"time": NOW.isoformat(), "state": "Succeeded", **one} for one in finished]
     return endpoint
@@ -233,21 +311,33 @@ TAKEN_BACK = {
 }
 
 
+def _mark(live, number, name, split, before=None, **more):
+    """Of an operation so many after the first one."""
+    record = Record(type="DeployModel", name=name, uid=f"uid-{name}", split=split, before=before, **more)
+    _annotate(live, record, str(int(SERIAL) + number))
+    return f"{int(SERIAL) + number}_DeployModel_uid-{name}_{name}"
+
+
+@pytest.mark.parametrize("newer", ["DeployModel", "UndeployModel", "UpdateEndpoint"])
+def test_split_that_somebody_wrote_since_is_in_force_though_it_is_the_same(newer):
+    live = make_endpoint({"a": 100})
+    failed = _mark(live, 0, "x", {"a": 100}, before={"a": 50, "b": 50})
+    _annotate(live, Record(type=newer, name="b", uid="uid-b", split={"a": 100}), str(int(SERIAL) + 1))
+    endpoint = Endpoint.model_validate(_remember(live, {"id": failed, "state": "Failed"}))
+    assert wanted_split(endpoint, ["a", "b"]) == {"a": 100}
+
+
 @pytest.mark.parametrize(("split", "before", "there", "expected"), TAKEN_BACK.values(), ids=TAKEN_BACK.keys())
 def test_split_of_a_deployment_that_failed_is_not_in_force(split, before, there, expected):
     endpoint = _failed(split, before)
-    assert take_back(endpoint.spec.traffic_split, find_undone(endpoint), there) == expected
+    assert take_back(endpoint.spec.traffic_split, find_marks(endpoint), there) == expected
 
 
 def test_deployments_that_failed_one_after_the_other_are_all_taken_back():
-    second = str(int(SERIAL) + 1)
-    live = _failed({"b": 100}, None).model_dump(mode="json", by_alias=True)
-    live["spec"] = {"trafficSplit": {"b": 100}}
-    record = Record(type="DeployModel", name="b", uid="u", split={"b": 100}, before={"photos-1": 50, "a": 50})
-    _annotate(live, record, second)
-    live["status"]["operations"].append(
-        {"id": f"{second}_DeployModel_u_b", "state": "Failed", "time": NOW.astimezone(UTC).isoformat()}
-    )
+    live = make_endpoint({"b": 100})
+    first = _mark(live, 0, "a", {"a": 100})
+    second = _mark(live, 1, "b", {"b": 100}, before={"a": 100})
+    _remember(live, *({"id": one, "state": "Failed"} for one in (first, second)))
     assert wanted_split(Endpoint.model_validate(live), []) is None
 
 
@@ -280,6 +370,7 @@ def deploying(settings):
     )
     made = _deployed(Record(type="DeployModel", split=canary, before={"a": 100}, timeout=TIMEOUT))
     cluster = FakeCluster(make_model(), endpoint, make_deployed_model("a", available=True), made)
+    cluster.objects["DeployedModel", "a"]["metadata"]["uid"] = "uid-a"
     clock = Clock()
     return cluster, Reconciler(cluster, FakeProber(), settings, clock), clock
 
@@ -304,6 +395,27 @@ async def test_deployment_that_comes_to_nothing_leaves_nothing(deploying):
     cluster.calls.clear()
     await reconciler.reconcile(ENDPOINT)
     assert cluster.calls == []
+
+
+async def test_who_may_write_a_deployed_model_alone_cannot_have_it_deleted(deploying):
+    cluster, reconciler, _ = deploying
+    endpoint = cluster.objects["Endpoint", "photos"]
+    del endpoint["metadata"]["annotations"]
+    _remember(endpoint, {"id": ID, "state": "Failed", "undone": True})
+    await reconciler.reconcile(DM)
+    assert ("DeployedModel", "photos-1") in cluster.objects
+
+
+async def test_what_serves_after_all_stays(deploying):
+    """The status that the operation was judged by was that of before the operator was away."""
+    cluster, reconciler, clock = deploying
+    await reconciler.reconcile(DM)
+    clock.now = LATE
+    await reconciler.reconcile(ENDPOINT)
+    assert cluster.objects["Endpoint", "photos"]["status"]["operations"][0]["undone"]
+    cluster.objects["Deployment", "dm-photos-1"]["status"] = SERVED
+    await reconciler.reconcile(DM)
+    assert ("DeployedModel", "photos-1") in cluster.objects
 
 
 async def test_deployed_model_of_no_operation_is_never_undone(deploying):

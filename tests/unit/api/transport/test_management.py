@@ -41,14 +41,22 @@ async def test_call_is_handed_on_as_it_came(pods, client):
         seen.append((request.method, request.raw_path, dict(request.headers), await request.text()))
         return web.json_response({"a": 1}, status=409, headers={"Retry-After": "3"})
 
-    headers = {**CALLER, "Host": "models.example.com", "Origin": "http://x", "Content-Type": "application/json"}
+    headers = {
+        **CALLER,
+        "Host": "models.example.com",
+        "x-pierhead-host": "localhost",
+        "Origin": "http://x",
+        "Content-Type": "application/json",
+    }
     async with serving(answer) as url, listening(Front(pods, url).make_app(pods)) as api:
         path = f"{PATH}/7%3AdeployModel?updateMask=a%2Cb"
         async with client.post(aiohttp.client.URL(f"{api}{path}", encoded=True), data="{}", headers=headers) as got:
             assert (got.status, await got.json(), got.headers["Retry-After"]) == (409, {"a": 1}, "3")
     [(method, raw, sent, body)] = seen
     assert (method, raw, body) == ("POST", path, "{}")
-    assert {name: sent[name] for name in headers} == headers
+    del headers["x-pierhead-host"]  # is not a caller's to say
+    asked = {**headers, "x-pierhead-host": headers["Host"], "Host": url.removeprefix("http://")}
+    assert {name: sent[name] for name in asked} == asked
 
 
 async def test_other_process_tells_of_the_call(pods, client, caplog):
