@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -261,6 +262,17 @@ def _bring_up_gateway_itself(paths: Paths) -> None:
         _wait(paths, "the gateway's CRDs", lambda: all(crd() for crd in established), 120)
     addons.apply_gateway(paths)
     _bring_up(paths, "gateway", addons.GATEWAY_PATH, "Programmed")
+    # By then its pods are ready, and the node's rules that lead there may come a moment later.
+    ports = (settings.GATEWAY_NODE_PORT, settings.GATEWAY_TLS_NODE_PORT)
+    _wait(paths, "the gateway answers", lambda: all(map(_is_listening, ports)), 60)
+
+
+def _is_listening(port: int) -> bool:
+    try:
+        socket.create_connection((settings.NODE_IP, port), timeout=1).close()
+    except OSError:
+        return False
+    return True
 
 
 def _bring_up_metrics(paths: Paths) -> None:
