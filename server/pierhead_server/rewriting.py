@@ -77,22 +77,30 @@ def describe(made: Converted, destination: str) -> str:
 
 
 def convert_into_storage(source: Path, uri: str, settings: Settings) -> Converted:
-    """Convert into an address under which nothing lies. Raises StartupError."""
+    """Convert into an address under which no artifact lies. Raises StartupError.
+
+    What a try left that was ended in the middle is written over: without a model.yaml it is no artifact.
+    """
     storage = Storage(settings.storage_emulator_host, Pulse(CollectorRegistry()), settings.batch_allowed_uris)
+    _check_free(storage, uri)
     with tempfile.TemporaryDirectory(prefix="converted-") as folder:
         made = convert_artifact(source, Path(folder) / "artifact")
-        try:
-            there = asyncio.run(storage.list_folder(uri))
-        except (RefusedError, FileNotFoundError) as error:
-            raise OutputNotWritableError(str(error)) from None
-        if there:
-            raise ArtifactInvalidError(f"{uri}: something is there: name another address")
+        _check_free(storage, uri)  # it took a while
         # model.yaml is the last: without it, nobody takes the rest for an artifact.
         for path in sorted((Path(folder) / "artifact").iterdir(), key=lambda path: path.name == MODEL_FILE):
             with path.open("rb") as file, storage.writer(f"{uri.rstrip('/')}/{path.name}") as sink:
                 while part := file.read(_PART_BYTES):
                     sink.write(part)
     return made
+
+
+def _check_free(storage: Storage, uri: str) -> None:
+    try:
+        there = asyncio.run(storage.list_folder(uri))
+    except (RefusedError, FileNotFoundError) as error:
+        raise OutputNotWritableError(str(error)) from None
+    if any(entry.uri.endswith(f"/{MODEL_FILE}") for entry in there):
+        raise ArtifactInvalidError(f"{uri}: something is there: name another address")
 
 
 def convert_artifact(source: Path, destination: Path) -> Converted:

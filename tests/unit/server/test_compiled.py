@@ -9,6 +9,7 @@ import sys
 import threading
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import openvino
@@ -669,6 +670,30 @@ def test_half_precision_may_drift_on_average(order, monkeypatch, moved, accepted
             make(order)
 
 
+def _drift(*moved):
+    """A network whose outputs, batch by batch, are moved by these."""
+    moves = iter(moved)
+    return lambda batch: [array + np.float32(next(moves)) for array in batch]
+
+
+@pytest.mark.parametrize(
+    ("moved", "accepted"),
+    [((0.09, 0.09), True), ((0.0, 0.2), False), ((0.2, 0.0), False), ((0.0, float("nan")), False)],
+)
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_half_precision_is_held_to_each_batch_and_each_output(moved, accepted, outputs):
+    """The artifact's own sample is one row, beside nine that are made up."""
+    batches = [[np.ones((9, 3), np.float32)], [np.ones((1, 3), np.float32)]]
+    if outputs == 2:
+        batches = [[batches[0][0], batches[0][0]]]
+    source = SimpleNamespace(batches=batches, least=1.0)
+    if accepted:
+        converting.compare_precision(_drift(*moved), "bfloat16", source, batches)
+    else:
+        with pytest.raises(ConversionError, match="in bfloat16 a number of a row moves by"):
+            converting.compare_precision(_drift(*moved), "bfloat16", source, batches)
+
+
 # Making
 
 
@@ -752,6 +777,16 @@ def test_failed_conversion_leaves_nothing(order, monkeypatch):
     with pytest.raises(ConversionError, match="the model cannot be converted: RuntimeError: no such operator"):
         make(order)
     assert [path.name for path in order.entry.parent.iterdir()] == ["0123.lock"]
+
+
+def test_network_that_openvino_cannot_compute_is_told(order, monkeypatch):
+    def fail(_):
+        raise RuntimeError("no kernel\n for it")
+
+    monkeypatch.setattr(Network, "start", fail)
+    with pytest.raises(ConversionError, match="OpenVINO cannot compute the model: RuntimeError: no kernel for it"):
+        make(order)
+    assert not order.entry.exists()
 
 
 def test_form_that_computes_something_else_is_not_kept(order, monkeypatch):

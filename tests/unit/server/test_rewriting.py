@@ -183,6 +183,7 @@ def test_command_prints_what_the_manifest_needs(exported_folder, tmp_path):
 
 def test_command_reads_and_writes_storage(exported_folder, tmp_path, monkeypatch):
     objects = {f"photos/1/{path.name}": path.read_bytes() for path in exported_folder.iterdir()}
+    objects["photos/2/model.bin"] = b"half"  # of a try that was ended in the middle
     with running_bucket(objects) as bucket:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", bucket.address)
         settings = {"MODEL_DIR": tmp_path / "models"}
