@@ -126,7 +126,10 @@ class _Lister:
         reading = self._read([""] * len(self._listing.kinds), PAGE)
         best: list[tuple[Key, _Entry]] = []
         for _ in range(MOST_ORDERED_PAGES):
+            held = {entry.key for _, entry in best}  # Kubernetes may have had to begin anew
             async for entry in self._describe(await reading.read()):
+                if entry.key in held:
+                    continue
                 key = query.find_key(entry.described)
                 is_before = begin is not None and query.compare(key, begin.key) <= 0
                 is_behind = end is not None and query.compare(key, end) > 0

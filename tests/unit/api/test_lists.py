@@ -313,6 +313,25 @@ async def test_page_far_behind_is_found_from_the_beginning(session, cluster):
     assert _names(await ask(ListRequest(page_token=last["nextPageToken"]))) == [f"j{n:05}" for n in range(1300, 1400)]
 
 
+async def test_order_has_each_once_where_kubernetes_begins_anew(session, cluster, monkeypatch):
+    """As after etcd was restored, in the middle of a call."""
+    _add_jobs(cluster, 600)
+    list_page, asked = cluster.list_page, []
+
+    async def begin_anew_once(kind, namespace, ask):
+        page = await list_page(kind, namespace, ask)
+        asked.append(ask)
+        if len(asked) == 2:
+            cluster.expire(keeps_rest=False)
+        return page
+
+    monkeypatch.setattr(cluster, "list_page", begin_anew_once)
+    page = await _lister(JobService(session))(ListRequest(order_by="displayName", page_size=1000))
+    names = _names(page)
+    assert len(names) == len(set(names)) == 600
+    assert [ask.token for ask in asked].count("") == 2
+
+
 def _make_token(value):
     return base64.urlsafe_b64encode(json.dumps(value).encode()).decode()
 
