@@ -1,19 +1,20 @@
 """Hands management calls on to the processes that answer them: what these take, they take from no prediction."""
 
+import asyncio
 from collections import Counter
-from collections.abc import Mapping
 
 import aiohttp
 from starlette.types import Receive, Scope, Send
 from yarl import URL
 
-from pierhead_api.errors import ResourceExhaustedError, UnavailableError
+from pierhead_api.errors import RequestTimeoutError, ResourceExhaustedError, UnavailableError
 from pierhead_api.identity import make_fingerprint
 from pierhead_api.streaming import HOP_BY_HOP, RequestBody, filter_headers, relay_answer, until_caller_gone
 
 # Half of the connections that there may be: the others are for predictions.
 MOST_CALLS = 1024
 _PART_OF_A_CALLER = 4  # of all calls, one in so many: whoever waits for many operations leaves others their places
+_BODY_SECONDS = 20.0  # until the first of a body is there; who answers bounds the rest
 _CONNECT_SECONDS = 2.0
 _SILENCE_SECONDS = 330.0  # longer than a call waits for an operation
 _RETRY_AFTER_SECONDS = 1
@@ -24,16 +25,29 @@ ASKED_HOST = b"x-pierhead-host"
 class Management:
     """All paths of management, as an ASGI application."""
 
-    def __init__(self, session: aiohttp.ClientSession, url: str, most_calls: int = MOST_CALLS) -> None:
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        url: str,
+        most_calls: int = MOST_CALLS,
+        body_seconds: float = _BODY_SECONDS,
+    ) -> None:
         """`url` is where management calls are answered, as `http://HOST[:PORT]`."""
         self._session = session
         self._url = url
         self._most_calls = most_calls
+        self._body_seconds = body_seconds
         self._calls: Counter[bytes] = Counter()  # by who says to send them
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Has a call answered. Raises ApiError while nothing is answered yet, and CallerGoneError."""
         headers = dict(scope["headers"])
+        try:
+            # Before it counts: who sends nothing takes nobody's place.
+            async with asyncio.timeout(self._body_seconds):
+                body = await RequestBody.begin(receive, limit=None)
+        except TimeoutError as error:
+            raise RequestTimeoutError(f"the body did not come within {self._body_seconds:g} s") from error
         seen = scope["pierhead"]
         seen.verb, seen.resource, seen.managed = "call", "management", True
         caller = make_fingerprint(headers.get(b"authorization", b"").decode("latin-1"))
@@ -42,8 +56,6 @@ class Management:
             raise ResourceExhaustedError("too many calls are being answered: try again later", _RETRY_AFTER_SECONDS)
         self._calls[caller] += 1
         try:
-            # Who answers asks whose call it is before it reads any of the body.
-            body = RequestBody(receive, b"", has_body(headers), limit=None)
             async with until_caller_gone(body, receive):
                 seen.relayed = True
                 response = await self._send(scope, body)
@@ -73,11 +85,6 @@ class Management:
             scope["pierhead"].relayed = False
             message = f"management calls are not answered at the moment: {type(error).__name__}"
             raise UnavailableError(message, _RETRY_AFTER_SECONDS) from error
-
-
-def has_body(headers: Mapping[bytes, bytes]) -> bool:
-    """Whether a request has a body that comes."""
-    return b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"
 
 
 def make_headers(scope: Scope) -> list[tuple[str, str]]:

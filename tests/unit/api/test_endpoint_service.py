@@ -247,6 +247,18 @@ async def test_deployment_that_failed_changed_no_split(endpoints, cluster):
     assert (await endpoints.get(PLACE, "7"))["trafficSplit"] == {"11": 100, "1000000002": 0}
 
 
+async def test_deployment_again_by_the_same_id_takes_no_traffic_unasked(endpoints, cluster):
+    cluster.add(make_endpoint(trafficSplit={"11": 100}))
+    cluster.add(make_deployed_model("11"))
+    cluster.add(make_model())
+    body = _deploy(trafficSplit={"0": 100})
+    body["deployedModel"] = {**body["deployedModel"], "id": "5"}
+    _fail(cluster, await endpoints.deploy_model(PLACE, "7", body), "5")
+    await endpoints.deploy_model(PLACE, "7", {"deployedModel": body["deployedModel"]})
+    assert cluster.one("Endpoint", "7")["spec"]["trafficSplit"] == {"11": 100}
+    assert (await endpoints.get(PLACE, "7"))["trafficSplit"] == {"11": 100, "5": 0}
+
+
 async def test_first_deployment_that_failed_leaves_the_next_one_all_traffic(endpoints, cluster):
     cluster.add(make_endpoint())
     cluster.add(make_model())

@@ -101,6 +101,19 @@ async def test_calls_have_a_limit_and_predictions_go_on(pods, client):
         assert (await client.get(f"{api}{PATH}", headers=CALLER)).status == 200
 
 
+async def test_body_that_never_comes_takes_nobodys_place(pods, client):
+    async with (
+        listening(World().make_app(pods)) as url,
+        listening(Front(pods, url, most_calls=1, body_seconds=1).make_app(pods)) as api,
+    ):
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(api.rpartition(":")[2]))
+        writer.write(f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n".encode())
+        assert (await client.get(f"{api}{PATH}")).status == 401
+        async with asyncio.timeout(10):
+            assert b" 408 " in await reader.readline()
+        writer.close()
+
+
 async def test_caller_who_leaves_ends_the_call(pods, client):
     begun, ended = asyncio.Event(), asyncio.Event()
 
