@@ -1,8 +1,8 @@
 """The listener's side of the model's processes: start them, feed them from a bounded queue, watch them, exchange them.
 
 The listener never imports torch and never looks into a request. Calls wait here; a worker holds what it computes and,
-on a GPU or where much waits, the batch after it. When a worker dies, what it held is computed once more, each call by itself, so that the
-one that killed it fails alone; what waited goes to the others.
+on a GPU or where much waits, the batch after it. When a worker dies, what it held is computed once more, each call by
+itself, so that the one that killed it fails alone; what waited goes to the others.
 """
 
 import asyncio
