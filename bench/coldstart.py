@@ -12,7 +12,6 @@ import json
 import os
 import secrets
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -24,6 +23,7 @@ import typer
 
 from bench.program import run_program
 from bench.server.processes import BenchError, wait_until
+from cluster import commands
 from cluster.progress import say, step
 from cluster.settings import REPOSITORY, STORAGE_URL
 
@@ -48,21 +48,14 @@ def bench(rounds: Annotated[int, typer.Option(min=1, max=100)] = 10) -> None:
     say(f"container's start to the first answer: {median:.2f} s ({least:.2f} to {most:.2f}), {rounds} rounds")
 
 
-def _kubectl(*arguments: str, stdin: str | None = None) -> str:
-    done = subprocess.run(
-        ["kubectl", *arguments], input=stdin, capture_output=True, text=True, check=False, timeout=300
-    )
-    if done.returncode:
-        raise BenchError(f"kubectl {' '.join(arguments[:4])}: {done.stderr.strip()}")
-    return done.stdout
+def _kubectl(*arguments: str, stdin: str = "") -> str:
+    return commands.output(["kubectl", *arguments], stdin=stdin, timeout=300)
 
 
 def _convert(destination: str) -> None:
     command = [sys.executable, "-m", "pierhead_server", "convert", "gs://models/photos/1", destination]
     environment = {**os.environ, "STORAGE_EMULATOR_HOST": STORAGE_URL, "PYTHONPATH": str(REPOSITORY / "server")}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
-    if done.returncode:
-        raise BenchError(f"it cannot be converted: {done.stderr[-500:]}")
+    commands.output(command, env=environment, timeout=300)
 
 
 def _deploy(namespace: str, artifact: str) -> None:

@@ -41,16 +41,15 @@ class Management:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Has a call answered. Raises ApiError while nothing is answered yet, and CallerGoneError."""
-        headers = dict(scope["headers"])
+        seen = scope["pierhead"]
+        seen.verb, seen.resource, seen.managed = "call", "management", True
         try:
             # Before it counts: who sends nothing takes nobody's place.
             async with asyncio.timeout(self._body_seconds):
                 body = await RequestBody.begin(receive, limit=None)
         except TimeoutError as error:
             raise RequestTimeoutError(f"the body did not come within {self._body_seconds:g} s") from error
-        seen = scope["pierhead"]
-        seen.verb, seen.resource, seen.managed = "call", "management", True
-        caller = make_fingerprint(headers.get(b"authorization", b"").decode("latin-1"))
+        caller = make_fingerprint(dict(scope["headers"]).get(b"authorization", b"").decode("latin-1"))
         share = max(1, self._most_calls // _PART_OF_A_CALLER)
         if self._calls.total() >= self._most_calls or self._calls[caller] >= share:
             raise ResourceExhaustedError("too many calls are being answered: try again later", _RETRY_AFTER_SECONDS)

@@ -8,7 +8,7 @@ their object is gone. What is not on record is no operation.
 import contextlib
 import re
 import secrets
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, get_args
@@ -152,9 +152,10 @@ def read_records(manifest: Manifest) -> dict[str, Record]:
     return parse_records(manifest["metadata"].get("annotations") or {})
 
 
-def find_leaving(endpoint: Manifest) -> set[str]:
-    """The uids of DeployedModels that an Endpoint was told are being undeployed: they are there a moment longer."""
-    return {record.uid for record in read_records(endpoint).values() if record.type == "UndeployModel"}
+def drop_leaving(deployed: Sequence[Manifest], endpoint: Manifest) -> list[Manifest]:
+    """Without the DeployedModels that an Endpoint, which may have been read later, was told are being undeployed."""
+    leaving = {record.uid for record in read_records(endpoint).values() if record.type == "UndeployModel"}
+    return [manifest for manifest in deployed if manifest["metadata"]["uid"] not in leaving]
 
 
 def list_operations(manifests: Collection[Manifest]) -> list[tuple[Operation, str]]:
@@ -187,6 +188,14 @@ def patch_traffic(manifest: Manifest, split: Split | None, serial: str, record: 
         "metadata": {"annotations": patch_records(manifest, serial, mark)},
         "spec": patch_split(manifest, split),
     }
+
+
+def patch_decided_traffic(manifest: Manifest, split: Split, now: datetime) -> Manifest:
+    """The merge patch of an Endpoint that writes a split of no operation's.
+
+    It is marked, also where it is the split that is there: no deployment that fails takes back what was decided since.
+    """
+    return patch_traffic(manifest, split, make_serial(now), Record(type="UpdateEndpoint", deleted=True))
 
 
 # --- judgement -------------------------------------------------------------------------------------------------------
@@ -263,7 +272,7 @@ def _judge(operation: Operation, seen: Seen, place: Place) -> Outcome:
     if operation.type in ("DeployModel", "MutateDeployedModel"):
         return _judge_deployment(operation, target, seen.endpoint)
     if operation.type == "UndeployModel":
-        _find_record(operation, seen.endpoint)
+        _check_record(operation, seen.endpoint)
         return _ON_ITS_WAY if target else _succeed({"@type": f"{TYPE}UndeployModelResponse"})
     if operation.type in ("DeleteEndpoint", "DeleteModel", "DeleteBatchPredictionJob"):
         return _judge_deletion(operation, target)
@@ -271,7 +280,7 @@ def _judge(operation: Operation, seen: Seen, place: Place) -> Outcome:
         raise _miss(operation)
     if operation.type in _UPDATES:
         return _succeed({"@type": EMPTY})
-    _find_record(operation, target)
+    _check_record(operation, target)
     return _succeed(_answer(operation, place))
 
 
@@ -279,14 +288,13 @@ def _miss(operation: Operation) -> NotFoundError:
     return NotFoundError(f"there is no operation {operation.id}: it never was, or it is off the record")
 
 
-def _find_record(operation: Operation, manifest: Manifest | None) -> Record:
-    """The record of that very operation; raises NotFoundError."""
+def _check_record(operation: Operation, manifest: Manifest | None) -> None:
+    """Raises NotFoundError where an object has no record of that very operation."""
     record = read_records(manifest).get(operation.serial) if manifest else None
     if manifest is None or record is None or record.deleted:
         raise _miss(operation)
     if record.identify(operation.serial, manifest["metadata"]["uid"], manifest["metadata"]["name"]) != operation:
         raise _miss(operation)
-    return record
 
 
 def _answer(operation: Operation, place: Place) -> Body:
@@ -313,18 +321,15 @@ def _judge_deployment(operation: Operation, target: Manifest | None, endpoint: M
     mark = read_records(endpoint).get(operation.serial) if endpoint else None
     if mark and mark.deleted:
         raise _miss(operation)
-    if mark and mark.cancelled and (mark.uid, mark.name) == (operation.uid, operation.name):
+    if mark and (mark.uid, mark.name) != (operation.uid, operation.name):
+        mark = None
+    if mark and mark.cancelled:
         return _fail(CANCELLED, "the operation was cancelled")
     finished = find_finished(endpoint, operation) if endpoint else None
     if finished is None:
-        if (
-            target is None
-            and mark
-            and mark.timeout is not None
-            and (mark.uid, mark.name) == (operation.uid, operation.name)
-        ):
+        if target is None and mark and mark.timeout is not None:
             return _ON_ITS_WAY  # it was deleted, of which the operator makes an end
-        _find_record(operation, target)
+        _check_record(operation, target)
         return _tell_trouble(target, endpoint)
     if finished.state == "Failed":
         return _fail(**_explain(finished.reason, finished.message), since=finished.time)

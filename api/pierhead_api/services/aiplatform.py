@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pierhead_operator import names as operator_names
-from pierhead_operator.records import Operation, OperationType, Record
+from pierhead_operator.records import Operation, OperationType
 from pierhead_operator.resources import Manifest
 from pierhead_operator.routing import name_versions
 from pierhead_operator.schema import Resource
@@ -37,7 +37,7 @@ from pierhead_api.errors import AlreadyExistsError, FailedPreconditionError, Not
 from pierhead_api.listing import Listed, ListRequest, select_page
 from pierhead_api.models import DEFAULT, ModelBody, add_version, find_users, make_model, remove_version
 from pierhead_api.names import Place
-from pierhead_api.operations import Seen, compute_operation, find_leaving, make_serial, patch_traffic
+from pierhead_api.operations import Seen, compute_operation, drop_leaving, make_serial, patch_decided_traffic
 from pierhead_api.services.endpoints import EndpointService
 from pierhead_api.services.lists import Listing, list_page
 from pierhead_api.services.models import ModelService
@@ -272,14 +272,10 @@ class AiPlatformService:
 
         async def make_patch(endpoint: Manifest) -> Manifest | None:
             deployed = await self.session.cluster.list(DeployedModel, place.namespace, fields=fields)
-            gone = find_leaving(endpoint)
-            there = [one for one in deployed if one["metadata"]["uid"] not in gone]
+            there = drop_leaving(deployed, endpoint)
             there.sort(key=lambda one: (objects.create_time(one), _name(one)))
             split = decide_handover_split(Endpoint.model_validate(endpoint), [_name(one) for one in there], leaving)
-            if split is None:
-                return None
-            mark = Record(type="UpdateEndpoint", deleted=True)
-            return patch_traffic(endpoint, split, make_serial(self.session.now()), mark)
+            return None if split is None else patch_decided_traffic(endpoint, split, self.session.now())
 
         await self.session.edit(Endpoint, place, name, make_patch)
         for one in leaving:

@@ -25,7 +25,6 @@ from pierhead_api.endpoints import (
     make_endpoint,
     patch_deployed_model,
     patch_endpoint,
-    patch_split,
     to_endpoint,
 )
 from pierhead_api.errors import ApiError, FailedPreconditionError, InvalidArgumentError, NotFoundError
@@ -36,8 +35,9 @@ from pierhead_api.operations import (
     Seen,
     annotate,
     compute_operation,
-    find_leaving,
+    drop_leaving,
     make_serial,
+    patch_decided_traffic,
     patch_records,
     patch_traffic,
     read_records,
@@ -101,15 +101,13 @@ class EndpointService:
         deployed = await self._list_deployed(place, endpoint)
 
         def make_patch(manifest: Manifest) -> Manifest:
-            staying = _names(_drop_leaving(deployed, manifest))
+            staying = _names(drop_leaving(deployed, manifest))
             objects.check_etag(sent.etag, objects.compute_etag(manifest))
             patch = patch_endpoint(sent, manifest, fields)
             if "traffic_split" in fields and (staying or sent.traffic_split):
                 split = check_split(sent.traffic_split, staying)
-                patch["spec"] |= patch_split(manifest, split)
-                # Who decides last, also by the split that is there: no deployment that fails takes it back.
-                mark = Record(type="UpdateEndpoint", split=split, deleted=True)
-                patch["metadata"]["annotations"] = patch_records(manifest, make_serial(self.session.now()), mark)
+                decided = patch_decided_traffic(manifest, split, self.session.now())
+                patch = {part: {**patch[part], **decided[part]} for part in ("metadata", "spec")}
             return patch
 
         manifest = await self.session.edit(Endpoint, place, endpoint, make_patch)
@@ -138,15 +136,14 @@ class EndpointService:
         manifest, deployed = await self._read(place, endpoint)
         target, timeout = await self._find_target(place, asked)
 
-        before = _given(manifest, deployed)
+        before = _given(manifest, deployed, name)
 
         def decide(manifest: Manifest, now: Manifests) -> Split | None:
-            others = [one for one in now if one["metadata"]["name"] != name]
-            if not sent.traffic_split and _given(manifest, others) != before:
+            if not sent.traffic_split and _given(manifest, now, name) != before:
                 return None  # whoever changed it meanwhile has decided
             # What others deploy meanwhile does not make this one the second.
             known = now if sent.traffic_split else deployed
-            there = [one for one in _names(_drop_leaving(known, manifest)) if one != name]
+            there = [one for one in _names(drop_leaving(known, manifest)) if one != name]
             return decide_deploy_split(Endpoint.model_validate(manifest), there, sent.traffic_split, name)
 
         split = decide(manifest, deployed)
@@ -164,8 +161,8 @@ class EndpointService:
             if split is None:
                 mark = operation.refer(timeout=timeout)
                 return {"metadata": {"annotations": patch_records(manifest, serial, mark)}}
-            given = _given(manifest, [one for one in now if one["metadata"]["name"] != name])
-            return patch_traffic(manifest, split, serial, operation.refer(before=given, timeout=timeout))
+            mark = operation.refer(before=_given(manifest, now, name), timeout=timeout)
+            return patch_traffic(manifest, split, serial, mark)
 
         try:
             manifest = await self.session.edit(Endpoint, place, endpoint, make_patch, serial)
@@ -199,7 +196,7 @@ class EndpointService:
 
         async def make_patch(manifest: Manifest) -> Manifest:
             current = Endpoint.model_validate(manifest)
-            there = _names(_drop_leaving(await self._list_deployed(place, endpoint), manifest))
+            there = _names(drop_leaving(await self._list_deployed(place, endpoint), manifest))
             split = decide_undeploy_split(current, there, sent.traffic_split, name)
             return patch_traffic(manifest, split, operation.serial, operation.refer())
 
@@ -251,15 +248,9 @@ class EndpointService:
         return target, find_deployment_timeout(manifest, pinned)
 
 
-def _given(endpoint: Manifest, deployed: Manifests) -> Split | None:
-    """The split that is in force by what was given, if any was."""
-    return given_split(Endpoint.model_validate(endpoint), _names(deployed))
-
-
-def _drop_leaving(deployed: Manifests, endpoint: Manifest) -> Manifests:
-    """Without those that the Endpoint, which may have been read later, was told are being undeployed."""
-    leaving = find_leaving(endpoint)
-    return [manifest for manifest in deployed if manifest["metadata"]["uid"] not in leaving]
+def _given(endpoint: Manifest, deployed: Manifests, coming: str) -> Split | None:
+    """The split that is in force by what was given, if any was, before the DeployedModel `coming` is there."""
+    return given_split(Endpoint.model_validate(endpoint), [name for name in _names(deployed) if name != coming])
 
 
 def _names(manifests: Manifests) -> list[str]:

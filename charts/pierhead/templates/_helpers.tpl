@@ -220,6 +220,78 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end }}
 
+{{/* The pods of one part of the API: `part` is what its name and its labels begin with, `serves` what it answers. */}}
+{{- define "pierhead.apiWorkload" -}}
+{{- $root := .root }}
+{{- $name := include (printf "pierhead.%sName" .part) $root }}
+{{- $labels := include (printf "pierhead.%sLabels" .part) $root }}
+{{- $selectorLabels := include (printf "pierhead.%sSelectorLabels" .part) $root }}
+{{- $replicas := int .replicas }}
+apiVersion: apps/v1
+kind: Deployment
+metadata:
+  name: {{ $name }}
+  namespace: {{ $root.Release.Namespace }}
+  labels: {{- $labels | nindent 4 }}
+spec:
+  replicas: {{ $replicas }}
+  strategy:
+    type: RollingUpdate
+    rollingUpdate: {maxSurge: 1, maxUnavailable: 0}
+  selector:
+    matchLabels: {{- $selectorLabels | nindent 6 }}
+  template:
+    metadata:
+      labels: {{- $labels | nindent 8 }}
+      annotations:
+        checksum/config: {{ include (print $root.Template.BasePath "/api-config.yaml") $root | sha256sum }}
+    spec:
+      serviceAccountName: {{ include "pierhead.apiName" $root }}
+      securityContext: {{- include "pierhead.podSecurityContext" $root | nindent 8 }}
+      {{- include "pierhead.podPlacement" (dict "values" $root.Values.api "imagePullSecrets" $root.Values.imagePullSecrets "selectorLabels" $selectorLabels) | trim | nindent 6 }}
+      # Longer than it takes to drain and to finish what it answers or forwards.
+      terminationGracePeriodSeconds: 75
+      containers:
+      - name: {{ .container }}
+        image: {{ include "pierhead.image" (list $root "operator") | quote }}
+        imagePullPolicy: {{ $root.Values.operator.imagePullPolicy }}
+        command: [/opt/pierhead/bin/python, -m, pierhead_api]
+        args: [--config, /etc/pierhead/api.yaml, --serve, {{ .serves }}]
+        ports:
+        - {name: http, containerPort: 8080}
+        startupProbe:
+          httpGet: {path: /healthz, port: http}
+          periodSeconds: 1
+          failureThreshold: 60
+        readinessProbe:
+          httpGet: {path: /readyz, port: http}
+          periodSeconds: 2
+        livenessProbe:
+          httpGet: {path: /healthz, port: http}
+          periodSeconds: 20
+          timeoutSeconds: 5
+        resources: {{- toYaml .resources | nindent 10 }}
+        securityContext: {{- include "pierhead.containerSecurityContext" $root | nindent 10 }}
+        volumeMounts:
+        - {name: config, mountPath: /etc/pierhead, readOnly: true}
+      volumes:
+      - name: config
+        configMap: {name: {{ include "pierhead.apiName" $root }}}
+{{- if gt $replicas 1 }}
+---
+apiVersion: policy/v1
+kind: PodDisruptionBudget
+metadata:
+  name: {{ $name }}
+  namespace: {{ $root.Release.Namespace }}
+  labels: {{- $labels | nindent 4 }}
+spec:
+  maxUnavailable: 1
+  selector:
+    matchLabels: {{- $selectorLabels | nindent 6 }}
+{{- end }}
+{{- end }}
+
 {{/* Predictions are open to whoever reaches the gateway only where that is written. */}}
 {{- define "pierhead.checkAuthorization" -}}
 {{- $open := "To let whoever reaches the gateway predict, write api.authorization: none." }}
