@@ -71,7 +71,7 @@ class NotFormed(msgspec.Struct, frozen=True, tag=True):
 
 
 class Formed(msgspec.Struct, frozen=True, tag=True):
-    """From the fork server: workers forked from now on have a faster form."""
+    """From the fork server: workers forked from now on have another form."""
 
     form: str
     batch: int
@@ -135,4 +135,5 @@ def describe_exit(code: int) -> str:
     if code >= 0:
         return f"exit code {code}"
     name = signal.Signals(-code).name
-    return f"{name}: most likely out of memory" if name == "SIGKILL" else name
+    causes = {"SIGKILL": "most likely out of memory", "SIGALRM": "it took too long"}
+    return f"{name}: {causes[name]}" if name in causes else name

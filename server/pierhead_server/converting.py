@@ -1,6 +1,5 @@
 """Makes compiled forms: a model of torch's becomes an entry of the cache that `converted` runs."""
 
-import fcntl
 import logging
 import shutil
 import time
@@ -16,6 +15,7 @@ import openvino
 import torch
 from openvino.preprocess import PrePostProcessor
 
+from pierhead_server import entries
 from pierhead_server.comparing import measure_rows, synthetic_pictures
 from pierhead_server.config import ImageInput, Input
 from pierhead_server.converted import (
@@ -83,24 +83,17 @@ def make(order: Order) -> bool:
     """Convert and keep; waits where another process makes the same. Whether there was none. Raises ConversionError."""
     entry = order.entry
     try:
-        entry.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(entry.with_suffix(".lock")):
+        with entries.alone(entry):
             if entry.exists() and _is_sound(entry):
                 return False
-            # Made beside it and renamed when whole: half an entry never looks like one.
-            making = entry.with_suffix(".making")
-            shutil.rmtree(making, ignore_errors=True)  # of a process that was killed
-            try:
-                (making / entry.name).mkdir(parents=True)
+            with entries.making(entry) as made:
                 begun = time.monotonic()
                 conversion = convert_source(order.load)
                 precision = choose_precision(order.precision)
-                took = _write_entry(making / entry.name, conversion, precision, order.metadata).milliseconds
-                told = ", ".join(f"{one:.2f} ms in a batch of {count}" for count, one in took.items())
-                logger.info("converted in %.1f s: a row takes %s", time.monotonic() - begun, told)
-                (making / entry.name).rename(entry)
-            finally:
-                shutil.rmtree(making, ignore_errors=True)
+                took = _write_entry(made, conversion, precision, order.metadata).milliseconds
+            told = ", ".join(f"{one:.2f} ms in a batch of {count}" for count, one in took.items())
+            logger.info("converted in %.1f s: a row takes %s", time.monotonic() - begun, told)
+            entries.remove_unused(entry.parent)
     except OSError as error:
         raise ConversionError(f"the compiled form cannot be kept in {entry.parent}: {error}") from error
     return True
@@ -127,13 +120,6 @@ def _is_sound(entry: Path) -> bool:
         shutil.rmtree(entry)
         return False
     return True
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("wb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def convert_source(load: Callable[[], Source]) -> Conversion:

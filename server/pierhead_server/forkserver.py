@@ -60,6 +60,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _MOST_MMAP_THRESHOLD = 32 << 20  # that glibc takes
 _KEPT_BYTES = 256 << 20
 _NICE = 19  # those that serve come first
+_COMPILER_SECONDS = 3600  # longer than any model takes, on CPUs that have little time left
 _MOST_REASON_BYTES = 4096  # of why there is no compiled form
 # Of a worker, where the kernel looks for memory: one is a fork away, while the listener and this process hold all else.
 _WORKER_OOM_SCORE = "500"
@@ -269,8 +270,12 @@ class ForkServer:
     def _compile(self) -> None:
         assert self._loaded.order is not None
         os.nice(_NICE)
+        signal.alarm(_COMPILER_SECONDS)  # which ends the process: others may wait for what it makes
+        most = memory.compute_conversion(memory.read_limit(), memory.read_used())
+        if most is not None:
+            memory.limit_data(memory.read_data() + most)
         with contextlib.suppress(OSError):
-            # Where memory is short, this is what shall go.
+            # Where memory is short all the same, this is what shall go.
             Path("/proc/self/oom_score_adj").write_text("1000")
         from pierhead_server.converted import ConversionError
         from pierhead_server.converting import make  # which takes seconds
@@ -330,6 +335,8 @@ class ForkServer:
         assert self._loaded.load_first is not None
         self._loaded = replace(self._loaded.load_first(), state=self._loaded.state)
         _settle_memory()
+        # Workers that share it, in place of those that have loaded it each for itself.
+        send(self._control, Formed(self._loaded.model.form, self._loaded.model.batch))
         if self._loaded.order is None:
             return
         if self._made_anew:

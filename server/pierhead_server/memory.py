@@ -12,6 +12,7 @@ LISTENER_BYTES = 512 << 20  # twice the default of PIERHEAD_MAX_REQUESTS_BYTES: 
 # A worker gets at least so much, whatever the container has: less would refuse what most often fits.
 LEAST_BYTES = 128 << 20
 DECODING = 0.75  # of a worker's memory, for pictures; the rest is the model's to compute in
+_CONVERTING = 0.75  # of what the container has left, for a conversion; the rest is the requests' of those seconds
 _UNLIMITED = 1 << 60  # cgroup v1 says so by a number beyond all memory
 _DATA_FIELD = 5  # of /proc/self/statm: what RLIMIT_DATA counts, in pages
 
@@ -39,6 +40,11 @@ def compute_share(limit: int | None, used: int, workers: int) -> int | None:
     if limit is None:
         return None
     return max(LEAST_BYTES, (limit - used - LISTENER_BYTES) // workers)
+
+
+def compute_conversion(limit: int | None, used: int) -> int | None:
+    """What a conversion may take beside the model, in bytes; None without a limit."""
+    return None if limit is None else max(LEAST_BYTES, int(_CONVERTING * (limit - used)))
 
 
 def read_data() -> int:

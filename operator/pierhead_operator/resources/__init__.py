@@ -5,7 +5,7 @@ not say, `pods` what a pod is made of, `network` who may reach it, `serving` the
 pods of one template follow those of another.
 """
 
-from pierhead_operator.resources.machines import select_image, unknown_machine, unused_devices
+from pierhead_operator.resources.machines import select_settings, unknown_machine, unused_devices
 from pierhead_operator.resources.network import NETWORK_POLICY
 from pierhead_operator.resources.objects import (
     INSIDE,
@@ -66,7 +66,7 @@ __all__ = [
     "mark_applied",
     "needs_apply",
     "owns_replicas",
-    "select_image",
+    "select_settings",
     "selector",
     "serving_kinds",
     "unknown_machine",

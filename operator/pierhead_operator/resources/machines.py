@@ -80,12 +80,19 @@ def unused_devices(spec: MachineSpec, version: ModelVersion, settings: OperatorS
     )
 
 
-def select_image(version: ModelVersion, settings: OperatorSettings) -> OperatorSettings:
-    """The settings with the server's image that computes a version."""
+def select_settings(version: ModelVersion, settings: OperatorSettings) -> OperatorSettings:
+    """The settings as a version's pods are to have them: with the image that computes it.
+
+    What pods share, they compute with: where a version brings code, its pods have a folder of their own for compiled
+    forms.
+    """
     server = settings.server
-    if version.runtime != "OpenVINO" or not server.openvino_image:
-        return settings
-    return settings.model_copy(update={"server": server.model_copy(update={"image": server.openvino_image})})
+    own: dict[str, object] = {}
+    if version.runtime == "OpenVINO" and server.openvino_image:
+        own["image"] = server.openvino_image
+    if version.allow_code and server.compiled_cache:
+        own["compiled_cache"] = {"emptyDir": {}}
+    return settings.model_copy(update={"server": server.model_copy(update=own)}) if own else settings
 
 
 def _suggest(name: str, known: list[str]) -> str:

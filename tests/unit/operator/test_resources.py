@@ -18,6 +18,7 @@ from pierhead_operator.resources import (
     mark_applied,
     needs_apply,
     owns_replicas,
+    select_settings,
     serving_kinds,
     unknown_machine,
 )
@@ -306,6 +307,18 @@ def test_pods_share_the_cache_of_compiled_forms(model, settings):
     assert {"name": "compiled", "mountPath": "/compiled"} in container["volumeMounts"]
     assert _env(serving)["PIERHEAD_COMPILED_DIR"] == "/compiled"
     assert "PIERHEAD_COMPILE" not in _env(serving)
+
+
+def test_version_that_brings_code_has_a_folder_of_its_own_for_compiled_forms(model, settings):
+    """Or its code could change what others compute with."""
+    claim = {"persistentVolumeClaim": {"claimName": "compiled"}}
+    version = model.spec.versions[0].model_copy(update={"allow_code": True})
+    spec = model.spec.model_copy(update={"versions": [version]})
+    changed = _change(settings, {"server": {"compiledCache": claim}})
+    pod = _pod(_serving(model.model_copy(update={"spec": spec}), select_settings(version, changed), {}))
+    assert {"name": "compiled", "emptyDir": {}} in pod["volumes"]
+    assert {"name": "compiled", **claim} not in pod["volumes"]
+    assert select_settings(version, settings) == settings
 
 
 # Machines

@@ -112,6 +112,8 @@ def test_entry_that_no_worker_can_use_is_made_anew(torchvision_folder, cache, en
         assert server.metric("pierhead_worker_restarts_total") == 0
     log = (tmp_path / "log").read_text()
     assert "the quick form computes" in log
+    # Workers that share it take the place of those that have loaded it each for itself.
+    assert log.count("the model is there in its quick form") == 1
     assert "it is made anew" in log
     Network(entry).load()
 

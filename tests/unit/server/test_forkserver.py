@@ -9,10 +9,11 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
-from pierhead_server import forkserver
+from pierhead_server import forkserver, memory
 from pierhead_server.control import (
     Died,
     Expect,
@@ -29,7 +30,9 @@ from pierhead_server.control import (
     receive_event,
     send,
 )
+from pierhead_server.converted import Order
 from pierhead_server.errors import ArtifactInvalidError
+from pierhead_server.forkserver import ForkServer
 from pierhead_server.launch import make_channel
 from pierhead_server.messages import Call, FirstMessage, Hello, Reply, pack
 from pierhead_server.messages import read as read_message
@@ -78,6 +81,7 @@ def test_worker_stays_on_its_cpu_where_each_has_one(cpus, workers, place, expect
         (-signal.SIGKILL, "SIGKILL: most likely out of memory"),
         (-signal.SIGSEGV, "SIGSEGV"),
         (-signal.SIGABRT, "SIGABRT"),
+        (-signal.SIGALRM, "SIGALRM: it took too long"),
     ],
 )
 def test_exit_is_described(code, text):
@@ -341,6 +345,43 @@ def test_faster_form_is_told_and_given_to_who_comes_after(start, tmp_path):
             for connection, form in ((before, "quick"), (after, "compiled")):
                 tell(connection, b"")
                 assert read_answer(connection)["form"] == form
+
+
+# What makes the compiled form
+
+
+@pytest.fixture
+def convert(tmp_path):
+    """Converts what `load` gives, in a process of its own; how that ended, and what it told."""
+    import pierhead_server.converting  # noqa: F401 - as the fork server has torch by then
+
+    def convert(load):
+        with channel() as (_, control):
+            order = Order(load, tmp_path / "cache" / "0123", "float32")
+            server = ForkServer(control, SimpleNamespace(order=order), LOAD)
+            pid = os.fork()
+            if not pid:
+                with contextlib.suppress(BaseException):
+                    server._compile()
+                os._exit(0)
+            return describe_exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])), os.pread(server._reason, 4096, 0)
+
+    return convert
+
+
+def test_conversion_takes_no_more_memory_than_the_container_has_left(convert, monkeypatch):
+    """Where it were killed for that, the whole container would be, and begin anew with the same."""
+    limit = memory.read_used() + (512 << 20)
+    monkeypatch.setattr(memory, "read_limit", lambda: limit)
+    how, told = convert(lambda: bytearray(1 << 30))
+    assert (how, told) == ("exit code 0", b"the model cannot be converted: MemoryError: ")
+
+
+def test_conversion_ends_in_the_end(convert, monkeypatch):
+    """Others may wait for what it makes."""
+    monkeypatch.setattr(forkserver, "_COMPILER_SECONDS", 1)
+    how, told = convert(signal.pause)
+    assert (how, told) == ("SIGALRM: it took too long", b"")
 
 
 # `pierhead-server compile`

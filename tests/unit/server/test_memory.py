@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from pierhead_server.memory import LEAST_BYTES, LISTENER_BYTES, compute_share, read_limit, read_used
+from pierhead_server.memory import LEAST_BYTES, LISTENER_BYTES, compute_conversion, compute_share, read_limit, read_used
 
 GIB = 1 << 30
 
@@ -41,6 +41,13 @@ def test_without_a_cgroup_there_is_no_limit(tmp_path):
 )
 def test_workers_share_what_the_model_leaves(limit, used, workers, share):
     assert compute_share(limit, used, workers) == share
+
+
+@pytest.mark.parametrize(
+    ("limit", "used", "most"), [(4 * GIB, GIB, 9 * GIB // 4), (GIB, GIB, LEAST_BYTES), (None, GIB, None)]
+)
+def test_conversion_takes_of_what_is_left(limit, used, most):
+    assert compute_conversion(limit, used) == most
 
 
 PROGRAM = """
