@@ -4,10 +4,11 @@ import asyncio
 import logging
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import httpx
 import pytest
-from pierhead_api import errors
+from pierhead_api import app, errors
 from pierhead_api.listing import ListRequest
 from pierhead_api.names import Place
 from pierhead_api.routes import VERBS, parse_seconds
@@ -352,3 +353,32 @@ def test_duration(value, seconds):
 def test_duration_that_is_none_is_named(value):
     with pytest.raises(errors.InvalidArgumentError, match="timeout"):
         parse_seconds(value, "timeout")
+
+
+async def test_few_lists_are_read_at_once_and_other_calls_go_on(world, client, monkeypatch):
+    """Of each a page of Kubernetes is held, whoever asks."""
+    monkeypatch.setattr(app, "_TURN_SECONDS", 0.05)
+    begun, go_on = [], asyncio.Event()
+
+    class Lists(Services):
+        async def list(self, *_):
+            begun.append(1)
+            await go_on.wait()
+            return {}
+
+        @property
+        def endpoints(self):
+            return SimpleNamespace(list=self.list, get=self.jobs.get)
+
+    world.services = Lists()
+    waiting = {asyncio.create_task(client.get(f"{AT}/endpoints")) for _ in range(5)}
+    refused = set()
+    while len(refused) < 2:
+        done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        refused |= done
+    assert [one.result().status_code for one in refused] == [429] * 2
+    assert len(begun) == 3
+    assert (await client.get(f"{AT}/{E}")).status_code == 200
+    go_on.set()
+    assert [one.status_code for one in await asyncio.gather(*waiting)] == [200] * 3
+    assert (await client.get(f"{AT}/endpoints")).status_code == 200
