@@ -25,6 +25,7 @@ from bench.batch.report import (
     WORKER,
     WORKER_COMPILED,
     WORKER_FREE,
+    WORKERS_COMPILED,
     WORKERS_EACH,
 )
 from bench.batch.storage import start_storage
@@ -93,8 +94,9 @@ class Bench:
         with raw.start_raw_loop(self.workshop, piece, self.cpus) as loop:
             ground = Ground(piece, loop, loop.rank())
             best = self._calibrate(ground) if {"rate", "scale"} & set(self.wanted.sections) else {}
-            if "rate" in self.wanted.sections:
+            if best:
                 self._make_compiled(piece)
+            if "rate" in self.wanted.sections:
                 self._rounds(model, "rate", self._list_rate(ground, best))
             if "scale" in self.wanted.sections:
                 self._rounds(model, "scale", self._list_scale(ground, best["eager"]))
@@ -123,8 +125,7 @@ class Bench:
 
     def _list_rate(self, ground: Ground, best: Mapping[str, str]) -> list[Contender]:
         seconds, one, every = self.wanted.seconds, self.cpus[0], ",".join(self.cpus)
-        compiled = {"PIERHEAD_COMPILED_DIR": str(self.workshop.folder / "compiled")}
-        files = _files(ground.piece)
+        compiled, files = self._compiled(), _files(ground.piece)
         return [
             *(Contender(f"raw {form}", partial(ground.raw.run, form, seconds, 1)) for form in best.values()),
             Contender(WORKER, partial(self._predict, ground, files, [one], _QUICK)),
@@ -133,13 +134,19 @@ class Bench:
         ]
 
     def _list_scale(self, ground: Ground, form: str) -> list[Contender]:
-        seconds, files = self.wanted.seconds, _files(ground.piece)
+        seconds, compiled, files = self.wanted.seconds, self._compiled(), _files(ground.piece)
         return [
             Contender(f"raw {form}", partial(ground.raw.run, form, seconds, 1)),
             Contender(f"raw {form}{RAW_EACH}", partial(ground.raw.run, form, seconds)),
             Contender(WORKER, partial(self._predict, ground, files, self.cpus[:1], _QUICK)),
             Contender(WORKERS_EACH, partial(self._predict, ground, files, self.cpus, _QUICK)),
+            Contender(WORKER_COMPILED, partial(self._predict, ground, files, self.cpus[:1], compiled)),
+            Contender(WORKERS_COMPILED, partial(self._predict, ground, files, self.cpus, compiled)),
         ]
+
+    def _compiled(self) -> dict[str, str]:
+        """What has a worker take the form that `_make_compiled` made."""
+        return {"PIERHEAD_COMPILED_DIR": str(self.workshop.folder / "compiled")}
 
     def _measure_latency(self, ground: Ground) -> None:
         folder, cpus = ground.piece.jpegs[0].parent, self.cpus

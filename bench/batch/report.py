@@ -17,11 +17,13 @@ WORKER = "worker, one core"
 WORKER_FREE = "worker, both cores"  # of which its model process takes one
 WORKER_COMPILED = "worker, one core, compiled"
 WORKERS_EACH = "a worker a core"
+WORKERS_COMPILED = "a worker a core, compiled"
 RAW_EACH = ", a process a core"  # behind the form of the raw loop
 NOT_DELAYED, DELAYED = "storage answers at once", "storage answers after 50 ms"
 LENGTHS = SHORT, MIDDLE, LONG = ("short input", "input", "long input")
 
 _EAGER = ("raw eager", "raw channels-last")
+_ONE_OF = {WORKERS_EACH: WORKER, WORKERS_COMPILED: WORKER_COMPILED}
 _CORES = "cores: it / others"
 
 
@@ -98,8 +100,8 @@ def _tabulate_scale(records: Records, models: Sequence[str]) -> Table:
 
 def _scale(records: Records, model: str, contender: str) -> Spread | None:
     """How many times as fast it is on all cores."""
-    if contender == WORKERS_EACH:
-        return records.ratio(model, "scale", contender, WORKER, "rate")
+    if contender in _ONE_OF:
+        return records.ratio(model, "scale", contender, _ONE_OF[contender], "rate")
     if contender.endswith(RAW_EACH):
         return records.ratio(model, "scale", contender, find_raw(records, model, "scale"), "rate")
     return None
@@ -162,7 +164,10 @@ def _judge_rate(records: Records, model: str) -> list[Goal]:
 
 
 def _judge_scale(records: Records, model: str) -> list[Goal]:
-    return _judge_least(model, f"{WORKERS_EACH}, to one on one core", _scale(records, model, WORKERS_EACH), SCALE_GOAL)
+    goals: list[Goal] = []
+    for each in _ONE_OF:
+        goals += _judge_least(model, f"{each}, to one on one core", _scale(records, model, each), SCALE_GOAL)
+    return goals
 
 
 def _judge_latency(records: Records, model: str) -> list[Goal]:

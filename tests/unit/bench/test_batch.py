@@ -149,9 +149,13 @@ def test_worker_is_judged_by_the_best_eager_loop():
     assert (goal.seen, goal.held) == ("0.94 (0.94 to 0.95)", False)
 
 
+@pytest.mark.parametrize(
+    ("one", "each"),
+    [(report.WORKER, report.WORKERS_EACH), (report.WORKER_COMPILED, report.WORKERS_COMPILED)],
+)
 @pytest.mark.parametrize(("rate", "held"), [(191, True), (189, False)])
-def test_two_workers_are_judged_by_one(rate, held):
-    contenders = {RAW: [100], f"{RAW}{report.RAW_EACH}": [195], report.WORKER: [100], report.WORKERS_EACH: [rate]}
+def test_two_workers_are_judged_by_one(rate, held, one, each):
+    contenders = {RAW: [100], f"{RAW}{report.RAW_EACH}": [195], one: [100], each: [rate]}
     records = make_records(scale=contenders)
     (goal,) = report.compute_goals(records, [MODEL])
     assert goal.held is held
