@@ -41,7 +41,7 @@ TOLERANCE = 2e-3
 _VERSION = 4  # of what an entry holds
 _PART_BYTES = 1 << 20  # of a file that is read
 _KEPT_SHAPES = 500  # of operators; a classifier has some for each size of a batch
-_NO_MEMORY = re.compile(r"bad_alloc|[Ff]ailed to allocate|not enough memory")
+_NO_MEMORY = re.compile(r"bad_alloc|[Ff]ailed to allocate|can't alloc|not enough memory")
 _HINTS: dict[Precision, str] = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 _CAPABILITIES: dict[Precision, str] = {"bfloat16": "BF16", "float16": "FP16"}
 
@@ -50,6 +50,10 @@ logger = logging.getLogger(__name__)
 
 class ConversionError(Exception):
     """There is no compiled form, or it cannot be used; the message says why. The first form computes."""
+
+
+class SpoiltError(ConversionError):
+    """It is there, and is not what was made: it is to be made anew."""
 
 
 class Metadata(msgspec.Struct, frozen=True):
@@ -123,9 +127,9 @@ class Network:
             self.described = msgspec.json.decode((entry / DESCRIPTION).read_bytes(), type=Description)
             checksums = compute_checksums(entry)
         except (OSError, msgspec.MsgspecError) as error:
-            raise ConversionError(f"the compiled form in {entry} cannot be used: {error}") from error
+            raise self._judge(error) from error
         if self.described.key != entry.name or self.described.checksums != checksums:
-            raise ConversionError(f"the compiled form in {entry} cannot be used: it is another one, or damaged")
+            raise SpoiltError(f"the compiled form in {entry} cannot be used: it is another one, or damaged")
         self._inference: Inference | None = None
 
     def load(self) -> None:
@@ -135,8 +139,17 @@ class Network:
             inputs, expected = read_check(self.entry)
             given = self(inputs)
         except Exception as error:  # numpy and OpenVINO raise whatever a spoilt file makes them trip over
-            raise ConversionError(f"the compiled form in {self.entry} cannot be used: {tell(error)}") from error
-        check(given, expected, self.described.least)
+            raise self._judge(error) from error
+        try:
+            check(given, expected, self.described.least)
+        except ConversionError as error:
+            raise SpoiltError(str(error)) from error
+
+    def _judge(self, error: Exception) -> ConversionError:
+        """Where memory is short, or the disk fails, the entry may be as sound as ever."""
+        is_ours = is_memory_short(error) or (isinstance(error, OSError) and not isinstance(error, FileNotFoundError))
+        told = f"the compiled form in {self.entry} cannot be used: {tell(error)}"
+        return ConversionError(told) if is_ours else SpoiltError(told)
 
     def start(self) -> None:
         """Make it ready, unchecked. Raises what OpenVINO does."""
@@ -166,7 +179,7 @@ class Inference:
         except RuntimeError as error:
             # What has raised goes on with the shapes of then: whoever asks next would get the same error.
             self._request = self._compiled.create_infer_request()
-            if _NO_MEMORY.search(str(error)):
+            if is_memory_short(error):
                 raise MemoryError("out of memory") from None
             raise RuntimeError(tell(error)) from None
         # The next batch is computed into the same memory.
@@ -212,6 +225,11 @@ def tell(error: Exception) -> str:
     """In one line of bounded length, from its end: OpenVINO begins with its own source's lines."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[-1] if lines else type(error).__name__)[:300]
+
+
+def is_memory_short(error: Exception) -> bool:
+    """Whether OpenVINO, or torch, or Python got no more memory."""
+    return isinstance(error, MemoryError) or bool(_NO_MEMORY.search(str(error)))
 
 
 def compute_checksums(entry: Path) -> dict[str, int]:

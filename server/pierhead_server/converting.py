@@ -1,7 +1,7 @@
 """Makes compiled forms: a model of torch's becomes an entry of the cache that `converted` runs."""
 
 import logging
-import shutil
+import signal
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,9 +30,11 @@ from pierhead_server.converted import (
     Network,
     Order,
     Precision,
+    SpoiltError,
     check,
     choose_precision,
     compute_checksums,
+    is_memory_short,
     read_versions,
     write_check,
 )
@@ -79,11 +81,15 @@ class Conversion:
     network: openvino.Model
 
 
-def make(order: Order) -> bool:
-    """Convert and keep; waits where another process makes the same. Whether there was none. Raises ConversionError."""
+def make(order: Order, seconds: int = 0) -> bool:
+    """Convert and keep; waits where another process makes the same. Whether there was none. Raises ConversionError.
+
+    It may take so many seconds, after which the process is ended; as long as it takes with 0.
+    """
     entry = order.entry
     try:
         with entries.alone(entry):
+            signal.alarm(seconds)
             if entry.exists() and _is_sound(entry):
                 return False
             with entries.making(entry) as made:
@@ -93,7 +99,6 @@ def make(order: Order) -> bool:
                 took = _write_entry(made, conversion, precision, order.metadata).milliseconds
             told = ", ".join(f"{one:.2f} ms in a batch of {count}" for count, one in took.items())
             logger.info("converted in %.1f s: a row takes %s", time.monotonic() - begun, told)
-            entries.remove_unused(entry.parent)
     except OSError as error:
         raise ConversionError(f"the compiled form cannot be kept in {entry.parent}: {error}") from error
     return True
@@ -104,7 +109,13 @@ def _write_entry(entry: Path, conversion: Conversion, precision: Precision, meta
     try:
         return write_entry(entry, conversion, precision, metadata)
     except (RuntimeError, MemoryError, ValueError) as error:
-        raise ConversionError(f"OpenVINO cannot compute the model: {_tell(error)}") from error
+        raise _explain("OpenVINO cannot compute the model", error) from error
+
+
+def _explain(what: str, error: Exception) -> ConversionError:
+    if is_memory_short(error):
+        return ConversionError("to convert the model takes more memory than the server has left")
+    return ConversionError(f"{what}: {_tell(error)}")
 
 
 def _tell(error: Exception) -> str:
@@ -112,12 +123,12 @@ def _tell(error: Exception) -> str:
 
 
 def _is_sound(entry: Path) -> bool:
-    """Whether the entry can be used; one that is spoilt is removed."""
+    """Whether the entry can be used; one that is spoilt is removed. Raises ConversionError where nobody can tell."""
     try:
         Network(entry).load()
-    except ConversionError as error:
+    except SpoiltError as error:
         logger.warning("%s: it is made anew", error)
-        shutil.rmtree(entry)
+        entries.remove(entry)
         return False
     return True
 
@@ -131,7 +142,7 @@ def convert_source(load: Callable[[], Source]) -> Conversion:
     except ConversionError:
         raise
     except Exception as error:  # torch, OpenVINO and a stranger's model raise whatever makes them trip
-        raise ConversionError(f"the model cannot be converted: {_tell(error)}") from error
+        raise _explain("the model cannot be converted", error) from error
 
 
 def write_entry(

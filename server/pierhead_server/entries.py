@@ -1,7 +1,8 @@
 """The folder of compiled forms, which several processes, and several pods, may use at once.
 
-`<key>/` is an entry, `<key>.making/` one that is being made by whoever holds the lock (flock) on `<key>.lock`. Who uses
-an entry holds a lock on its folder. A lock ends with its process, however that ends.
+`<key>/` is an entry. Who holds the lock (flock) on `<key>.lock` makes it, in a folder of its own that is renamed when
+the entry is whole: half an entry never looks like one. Whose lock others do not see, as on some file systems of many
+nodes, makes one that others make, too.
 """
 
 import contextlib
@@ -10,25 +11,28 @@ import logging
 import os
 import re
 import shutil
+import stat
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from pierhead_server.converted import ConversionError
+from pierhead_server.converted import DESCRIPTION, ConversionError
 
 logger = logging.getLogger(__name__)
 
-_KEPT_SECONDS = 30 * 24 * 3600.0  # that an entry is there which nobody uses
-_MOST_TRIES, _TRIED_SECONDS = 3, 24 * 3600.0  # how often in which time makers may be killed at one entry
+TOUCH_SECONDS = 24 * 3600.0  # who uses an entry says so as often
+_KEPT_SECONDS = 30 * TOUCH_SECONDS  # that an entry is there which nobody uses
+_MOST_TRIES, _TRIED_SECONDS = 3, 24 * 3600.0  # how often makers may be killed at one entry, in which time each
+_LEFT_SECONDS = 24 * 3600.0  # after which what somebody was making is what a killed process left
 # The folder may hold other things than ours: only these names are ever removed.
-_REMOVED = re.compile(r"[0-9a-f]{32}(\.making|\.removing)?")
+_ENTRY = re.compile(r"[0-9a-f]{32}")
+_LEFT = re.compile(r"[0-9a-f]{32}\.\w+\.(making|removing)|[0-9a-f]{32}\.tried")
 
 
-def use(entry: Path) -> None:
-    """Have nobody remove an entry as long as this process lives. Raises OSError where there is none."""
-    descriptor = os.open(entry, os.O_RDONLY | os.O_DIRECTORY)  # open until then, and with it the lock
-    with contextlib.suppress(OSError):  # of file systems without locks, and of those that are only read
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+def touch(entry: Path) -> None:
+    """Tell that somebody uses it."""
+    with contextlib.suppress(OSError):  # of folders that are only read
         os.utime(entry)
 
 
@@ -48,54 +52,80 @@ def making(entry: Path) -> Iterator[Path]:
     Raises OSError, and ConversionError where those who made it before were killed time and again: for want of memory,
     with a pod that begins anew each time.
     """
-    folder, tried = entry.with_suffix(".making"), entry.with_suffix(".tried")
-    shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
+    tried = entry.with_suffix(".tried")
     _count(tried)
     try:
-        # Made beside it and renamed when whole: half an entry never looks like one.
-        made = folder / entry.name
-        made.mkdir(parents=True)
-        yield made
-        made.rename(entry)
+        with _own_folder(entry, "making") as folder:
+            made = folder / entry.name
+            made.mkdir()
+            yield made
+            made.rename(entry)
     finally:
-        tried.unlink()
-        shutil.rmtree(folder, ignore_errors=True)
+        tried.unlink(missing_ok=True)
 
 
 def _count(tried: Path) -> None:
     """One more byte for one more try, which stays there where its process is killed."""
     with contextlib.suppress(FileNotFoundError):
-        if time.time() - tried.stat().st_mtime > _TRIED_SECONDS:
+        if _is_older(tried.stat(), _TRIED_SECONDS):
             tried.unlink()
     with tried.open("ab") as file:
         if file.tell() >= _MOST_TRIES:
             raise ConversionError(
-                f"the processes that made the compiled form were killed {file.tell()} times in a day, most likely for "
-                f"want of memory: give the server more, and remove {tried}"
+                f"the last {file.tell()} processes that made the compiled form were killed, most likely for want of"
+                f" memory: give the server more, and remove {tried}"
             )
         file.write(b".")
 
 
+def forgive(entry: Path) -> None:
+    """Whoever made it was ended in good order: it does not count. Nothing where somebody else makes it."""
+    with contextlib.suppress(OSError), entry.with_suffix(".lock").open("r+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        tried = entry.with_suffix(".tried")
+        os.truncate(tried, max(0, tried.stat().st_size - 1))
+
+
+def remove(entry: Path) -> None:
+    """Remove an entry that is none. Raises OSError."""
+    with _own_folder(entry, "removing") as folder:
+        entry.rename(folder / entry.name)  # nobody finds half of it
+
+
 def remove_unused(folder: Path) -> None:
-    """Remove the entries that nobody uses, or has used for a month: of other versions, CPUs and models. Raises OSError.
+    """Remove the entries that nobody has used for a month: of other versions, CPUs and models.
 
     What killed processes left of them goes, too.
     """
     for path in list(folder.iterdir()):
-        with contextlib.suppress(FileNotFoundError):  # another process has just removed it
-            if _REMOVED.fullmatch(path.name) and time.time() - path.stat().st_mtime > _KEPT_SECONDS:
-                _remove(path)
+        try:
+            _remove_unused(path)
+        except OSError as error:  # of one, which is no reason to keep the others
+            logger.warning("%s stays: %s", path, error)
 
 
-def _remove(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+def _remove_unused(path: Path) -> None:
+    found = path.lstat()
+    if _LEFT.fullmatch(path.name) and _is_older(found, _LEFT_SECONDS):
+        if stat.S_ISDIR(found.st_mode):
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    elif _ENTRY.fullmatch(path.name) and (path / DESCRIPTION).is_file() and _is_older(found, _KEPT_SECONDS):
         logger.info("removing %s, which nobody has used for a month", path)
-        # Another name first: nobody finds half of it.
-        aside = path.rename(path.with_suffix(".removing"))
-        shutil.rmtree(aside, ignore_errors=True)
-    except OSError as error:  # somebody uses it, or nobody can know
-        logger.debug("%s stays: %s", path, error)
+        remove(path)
+
+
+def _is_older(found: os.stat_result, seconds: float) -> bool:
+    """Also where the clock went back: what is from the future is of no use as a beginning."""
+    return abs(time.time() - found.st_mtime) > seconds
+
+
+@contextlib.contextmanager
+def _own_folder(entry: Path, what: str) -> Iterator[Path]:
+    """A new folder beside the entry, which is removed at the end."""
+    folder = Path(tempfile.mkdtemp(prefix=f"{entry.name}.", suffix=f".{what}", dir=entry.parent))
+    try:
+        yield folder
     finally:
-        os.close(descriptor)
+        shutil.rmtree(folder, ignore_errors=True)

@@ -16,6 +16,7 @@ import selectors
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -60,7 +61,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _MOST_MMAP_THRESHOLD = 32 << 20  # that glibc takes
 _KEPT_BYTES = 256 << 20
 _NICE = 19  # those that serve come first
-_COMPILER_SECONDS = 3600  # longer than any model takes, on CPUs that have little time left
+_COMPILER_SECONDS = 3600  # longer than any model takes, on CPUs that have little time left; others may wait for it
 _MOST_REASON_BYTES = 4096  # of why there is no compiled form
 # Of a worker, where the kernel looks for memory: one is a fork away, while the listener and this process hold all else.
 _WORKER_OOM_SCORE = "500"
@@ -109,8 +110,14 @@ class ForkServer:
         # Whose form was made before, and is gone again, goes without: to make it time and again would never end.
         if self._loaded.order and not self._before:
             self._start(_COMPILER, self._compile)
+        from pierhead_server import entries
+
+        touched = float("-inf")
         while True:
-            for key, _ in self._selector.select():
+            if self._loaded.network and time.monotonic() - touched > entries.TOUCH_SECONDS:
+                entries.touch(self._loaded.network.entry)
+                touched = time.monotonic()
+            for key, _ in self._selector.select(entries.TOUCH_SECONDS):
                 if isinstance(key.data, Words):
                     self._hear(key.data)
                 elif key.fileobj == self._unusable:
@@ -270,18 +277,20 @@ class ForkServer:
     def _compile(self) -> None:
         assert self._loaded.order is not None
         os.nice(_NICE)
-        signal.alarm(_COMPILER_SECONDS)  # which ends the process: others may wait for what it makes
         most = memory.compute_conversion(memory.read_limit(), memory.read_used())
         if most is not None:
             memory.limit_data(memory.read_data() + most)
         with contextlib.suppress(OSError):
             # Where memory is short all the same, this is what shall go.
             Path("/proc/self/oom_score_adj").write_text("1000")
+        from pierhead_server import entries
         from pierhead_server.converted import ConversionError
         from pierhead_server.converting import make  # which takes seconds
 
+        order = self._loaded.order
         try:
-            make(self._loaded.order)
+            if make(order, _COMPILER_SECONDS):
+                entries.remove_unused(order.entry.parent)
         except ConversionError as error:
             os.pwrite(self._reason, str(error).encode(), 0)
             logger.warning("%s: the quick form stays", error)
@@ -338,6 +347,7 @@ class ForkServer:
         # Workers that share it, in place of those that have loaded it each for itself.
         send(self._control, Formed(self._loaded.model.form, self._loaded.model.batch))
         if self._loaded.order is None:
+            self._stay("the compiled form cannot be used, and none is made here")
             return
         if self._made_anew:
             self._stay("the compiled form was made anew and still cannot be used")
@@ -363,6 +373,16 @@ class ForkServer:
         for child in self._children.values():
             os.kill(child.pid, signal.SIGKILL)
             child.words.hear()
+            if child.number == _COMPILER:
+                self._forgive(child)
+
+    def _forgive(self, compiler: Child) -> None:
+        """It was not killed for want of anything."""
+        from pierhead_server import entries
+
+        os.waitpid(compiler.pid, 0)
+        assert self._loaded.order is not None
+        entries.forgive(self._loaded.order.entry)
 
 
 def _move(model: "Model", device: "torch.device") -> bool:

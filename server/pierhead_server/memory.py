@@ -44,7 +44,7 @@ def compute_share(limit: int | None, used: int, workers: int) -> int | None:
 
 def compute_conversion(limit: int | None, used: int) -> int | None:
     """What a conversion may take beside the model, in bytes; None without a limit."""
-    return None if limit is None else max(LEAST_BYTES, int(_CONVERTING * (limit - used)))
+    return None if limit is None else max(0, int(_CONVERTING * (limit - used)))
 
 
 def read_data() -> int:

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pierhead_server import entries
 from pierhead_server.artifact import Artifact, Sample, read_state
 from pierhead_server.classifier import Confidences, ImageClassifier, Runner
 from pierhead_server.comparing import measure_drift, synthetic_pictures
@@ -380,9 +379,8 @@ def _find_networks(artifact: Artifact, options: LoadOptions, key: str) -> Iterat
     for place in places:
         if (place / key).is_dir():
             try:
-                entries.use(place / key)
                 yield Network(place / key)
-            except (OSError, ConversionError) as error:
+            except ConversionError as error:
                 logger.warning("%s: the quick form is loaded", error)
 
 

@@ -246,6 +246,8 @@ class Worker(asyncio.Protocol):
     def leave(self) -> None:
         """It ends when it has answered what it holds."""
         self.leaving = True
+        if not self._greeted:
+            self._pool.kill(self)  # it is busy loading, and may be for ever
         if not self.in_hand:
             self.close()
 
@@ -491,7 +493,8 @@ class Workers:
 
     def on_ready(self, worker: Worker, hello: Hello) -> None:
         """A worker is warm."""
-        self._take_form(hello)
+        if worker not in self._leaving.values():  # its form goes with it
+            self._take_form(hello)
         worker.policy = self._policy
         self._was_ready = True
         self.not_ready = None
@@ -574,6 +577,10 @@ class Workers:
         for job in worker.in_hand[0].jobs if worker.in_hand else ():
             if not job.settled:
                 _fail(job, DeadlineExceededError(f"the model took more than {seconds:g} s"))
+        self.kill(worker)
+
+    def kill(self, worker: Worker) -> None:
+        """End it, whatever it does."""
         if self._server:
             self._server.send(Kill(worker.number))
 

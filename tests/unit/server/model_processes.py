@@ -35,9 +35,8 @@ class Obedient(ForkServer):
 
     def __init__(self, control: socket.socket, load: Load, batch: int, form_when: Path | None) -> None:
         model = SimpleNamespace(form="quick", batch=batch, signature=SIGNATURE)
-        super().__init__(
-            control, SimpleNamespace(model=model, order=form_when, load=None, slow=False, network=None), load
-        )
+        order = form_when and SimpleNamespace(entry=form_when)
+        super().__init__(control, SimpleNamespace(model=model, order=order, load=None, slow=False, network=None), load)
         self._form_when = form_when
 
     def _compile(self):

@@ -763,14 +763,6 @@ def test_spoilt_entry_is_made_anew(order, conversions, caplog):
     assert "it is made anew" in caplog.text
 
 
-def test_what_a_killed_maker_left_is_removed(order):
-    left = order.entry.with_suffix(".making")
-    left.mkdir(parents=True)
-    (left / "half").touch()
-    make(order)
-    assert {path.name for path in order.entry.parent.iterdir()} == {"0123", "0123.lock"}
-
-
 def test_failed_conversion_leaves_nothing(order, monkeypatch):
     def fail(_):
         raise RuntimeError("no such\n operator")

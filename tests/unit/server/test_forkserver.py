@@ -374,7 +374,7 @@ def test_conversion_takes_no_more_memory_than_the_container_has_left(convert, mo
     limit = memory.read_used() + (512 << 20)
     monkeypatch.setattr(memory, "read_limit", lambda: limit)
     how, told = convert(lambda: bytearray(1 << 30))
-    assert (how, told) == ("exit code 0", b"the model cannot be converted: MemoryError: ")
+    assert (how, told) == ("exit code 0", b"to convert the model takes more memory than the server has left")
 
 
 def test_conversion_ends_in_the_end(convert, monkeypatch):
@@ -382,6 +382,15 @@ def test_conversion_ends_in_the_end(convert, monkeypatch):
     monkeypatch.setattr(forkserver, "_COMPILER_SECONDS", 1)
     how, told = convert(signal.pause)
     assert (how, told) == ("SIGALRM: it took too long", b"")
+
+
+def test_conversion_that_ends_with_the_server_does_not_count_as_killed(start, tmp_path):
+    parent = start("obedient", 1, tmp_path / "form")
+    (tmp_path / "form.lock").touch()
+    (tmp_path / "form.tried").write_bytes(b"..")
+    parent.control.close()
+    parent.process.wait(DEADLINE_SECONDS)
+    assert (tmp_path / "form.tried").read_bytes() == b"."
 
 
 # `pierhead-server compile`

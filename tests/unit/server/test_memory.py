@@ -44,7 +44,7 @@ def test_workers_share_what_the_model_leaves(limit, used, workers, share):
 
 
 @pytest.mark.parametrize(
-    ("limit", "used", "most"), [(4 * GIB, GIB, 9 * GIB // 4), (GIB, GIB, LEAST_BYTES), (None, GIB, None)]
+    ("limit", "used", "most"), [(4 * GIB, GIB, 9 * GIB // 4), (GIB, 2 * GIB, 0), (None, GIB, None)]
 )
 def test_conversion_takes_of_what_is_left(limit, used, most):
     assert compute_conversion(limit, used) == most
