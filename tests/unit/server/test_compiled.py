@@ -34,7 +34,14 @@ from pierhead_server.model import COMPILED_FOLDER, LoadOptions, load_model
 from pierhead_server.signature import TensorSpec
 
 from tests.unit.server.calls import instances, pictures, predict
-from tests.unit.server.conftest import DEADLINE_SECONDS, PREDICT, run, running_server, wait_until
+from tests.unit.server.conftest import (
+    DEADLINE_SECONDS,
+    PREDICT,
+    run,
+    running_server,
+    wait_until,
+    write_entry_of_0_1,
+)
 from tests.unit.server.pictures import SIDE, export_program, picture
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")  # for models that were saved years ago
@@ -94,9 +101,16 @@ def test_second_start_takes_it_at_once(compilation, torchvision_folder, tmp_path
 
 def test_nothing_is_left_but_the_entry(compilation):
     kept = sorted(path.name for path in compilation.entry.parent.iterdir())
-    assert kept == [compilation.entry.name, f"{compilation.entry.name}.lock"]
+    assert kept == [compilation.old.name, compilation.entry.name, f"{compilation.entry.name}.lock"]
     files = sorted(path.name for path in compilation.entry.iterdir())
     assert files == ["check.npz", "form.json", "model.bin", "model.xml"]
+
+
+def test_entry_of_release_0_1_is_neither_read_nor_touched(compilation):
+    """Servers began with the quick form, and made their own beside it."""
+    times = {path.name: (path.stat().st_atime, path.stat().st_mtime) for path in compilation.old.iterdir()}
+    assert times == dict.fromkeys(("batch-1.pt2", "batch-8.pt2", "check.npy", "form.json"), (0, 0))
+    assert not any(compilation.old.name in log for log in compilation.logs)
 
 
 def test_entry_that_no_worker_can_use_is_made_anew(torchvision_folder, cache, entry, tmp_path):
@@ -212,6 +226,12 @@ def change_check(path):
     np.savez(path, **kept | {"output_0": kept["output_0"] + 0.003})
 
 
+def become_of_0_1(path):
+    """The whole entry: its name would have to be the same by chance."""
+    shutil.rmtree(path.parent)
+    write_entry_of_0_1(path.parent)
+
+
 AT_ONCE = [
     ("model.bin", cut, "it is another one, or damaged"),
     ("model.bin", lambda path: path.write_bytes(b""), "it is another one, or damaged"),
@@ -223,6 +243,7 @@ AT_ONCE = [
     ("form.json", change_form(key="0" * 32), "it is another one, or damaged"),
     ("form.json", change_form(precision="int4"), "Invalid enum value"),
     ("form.json", change_form(batch=0), "Expected `int` >= 1"),
+    ("form.json", become_of_0_1, "missing required field"),
 ]
 ONCE_LOADED = [
     ("model.xml", lambda path: rewrite(path, b"<"), "cannot be used"),
@@ -267,6 +288,15 @@ def test_form_beside_the_artifact_is_taken_only_where_it_may_bring_code(torchvis
     assert load_from(folder, None, allow_code=True).model.form == "compiled"
     assert load_from(folder, tmp_path / "empty", allow_code=True).model.form == "compiled"
     assert load_from(folder, None, allow_code=True, device="cuda").model.form == "quick"
+
+
+def test_entry_of_another_version_is_left_alone(torchvision_folder, cache, entry, monkeypatch):
+    """Of what an entry holds: it may look like one of today's in all but its key."""
+    monkeypatch.setattr(converted, "_VERSION", converted._VERSION - 1)
+    loaded = load_from(torchvision_folder, cache)
+    assert (loaded.model.form, loaded.network) == ("quick", None)
+    assert loaded.order.entry.parent == cache
+    assert loaded.order.entry != entry
 
 
 def test_entry_is_not_taken_for_a_gpu(torchvision_folder, cache):
@@ -752,9 +782,10 @@ def test_what_is_there_is_not_made_again(order, conversions):
     assert len(conversions) == 1
 
 
-def test_spoilt_entry_is_made_anew(order, conversions, caplog):
+@pytest.mark.parametrize("spoil", [Path.unlink, become_of_0_1])
+def test_spoilt_entry_is_made_anew(order, conversions, caplog, spoil):
     make(order)
-    (order.entry / "check.npz").unlink()
+    spoil(order.entry / "check.npz")
     assert make(order)
     assert len(conversions) == 2
     Network(order.entry).load()
