@@ -170,7 +170,13 @@ class Server:
 
     def fork_server(self):
         """The pid of the process that holds the model."""
-        return next(pid for pid in children(self.process.pid) if "pierhead_server.forkserver" in command(pid))
+
+        def find():
+            return [pid for pid in children(self.process.pid) if "pierhead_server.forkserver" in command(pid)]
+
+        # While it begins anew, it has no command line for a moment.
+        (pid,) = wait_until(find, self.process)
+        return pid
 
     def find_torch(self):
         """The processes that hold it."""
@@ -232,11 +238,13 @@ def is_alive(pid):
 
 
 def wait_until(condition, process=None, seconds=DEADLINE_SECONDS):
+    """The first true value of `condition`."""
     deadline = time.monotonic() + seconds
-    while not condition():
+    while not (value := condition()):
         assert process is None or process.poll() is None, "the server has ended"
         assert time.monotonic() < deadline, "waited too long"
         time.sleep(0.02)
+    return value
 
 
 def make_environment(**settings):
@@ -270,5 +278,4 @@ def running_server(folder: Path, log: Path, **settings: object):
 def wait_listening(process, log):
     """The address that a server listens on, once it does."""
     listening = re.compile(r"listening on 127\.0\.0\.1:(\d+)")
-    wait_until(lambda: listening.search(log.read_text()), process)
-    return f"http://127.0.0.1:{listening.search(log.read_text())[1]}"
+    return f"http://127.0.0.1:{wait_until(lambda: listening.search(log.read_text()), process)[1]}"
