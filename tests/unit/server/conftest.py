@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 import uvloop
 
@@ -59,6 +60,7 @@ class Compilation:
     """What two servers of one cache were seen to do while one of them compiled and clients went on."""
 
     entry: Path  # in the cache
+    old: Path  # an entry of release 0.1.0's, which was there before
     body: dict  # what clients asked
     codes: list
     quick: list  # predictions before
@@ -73,6 +75,8 @@ class Compilation:
 def compilation(torchvision_folder, tmp_path_factory):
     """The one compilation of a server's, of `torchvision_folder`: it takes its time where others compute beside it."""
     folder = tmp_path_factory.mktemp("compilation")
+    old = folder / "cache" / f"{1:032x}"
+    write_entry_of_0_1(old)
     settings = {"COMPILE": "true", "COMPILED_DIR": folder / "cache", "WORKERS": 1}
     logs, body, codes = [folder / "first", folder / "second"], pictures(picture(), picture(seed=1)), []
     with (
@@ -93,9 +97,20 @@ def compilation(torchvision_folder, tmp_path_factory):
         compiled = first.client.post(PREDICT, json=body).json()["predictions"]
         after = first.one_worker()
         parents, torch = (parent, first.fork_server()), first.find_torch()
-    (entry,) = [path for path in (folder / "cache").iterdir() if path.is_dir()]
+    (entry,) = [path for path in (folder / "cache").iterdir() if path.is_dir() and path != old]
     logs = [log.read_text() for log in logs]
-    return Compilation(entry, body, codes, quick, compiled, logs, (before, after), parents, torch)
+    return Compilation(entry, old, body, codes, quick, compiled, logs, (before, after), parents, torch)
+
+
+def write_entry_of_0_1(entry):
+    """What release 0.1.0 kept of a model: packages of AOTInductor's, for two sizes of a batch."""
+    entry.mkdir(parents=True)
+    (entry / "form.json").write_text('{"batches":[1,8],"milliseconds":{"1":5.4,"4":4.1,"8":3.9}}')
+    np.save(entry / "check.npy", np.full((9, 5), 0.2, dtype=np.float32))
+    for batch in (1, 8):
+        (entry / f"batch-{batch}.pt2").write_bytes(b"PK\x03\x04")
+    for path in entry.iterdir():
+        os.utime(path, (0, 0))  # whoever reads it gives it another time
 
 
 @contextlib.contextmanager
@@ -155,7 +170,13 @@ class Server:
 
     def fork_server(self):
         """The pid of the process that holds the model."""
-        return next(pid for pid in children(self.process.pid) if "pierhead_server.forkserver" in command(pid))
+
+        def find():
+            return [pid for pid in children(self.process.pid) if "pierhead_server.forkserver" in command(pid)]
+
+        # While it begins anew, it has no command line for a moment.
+        (pid,) = wait_until(find, self.process)
+        return pid
 
     def find_torch(self):
         """The processes that hold it."""
@@ -217,11 +238,13 @@ def is_alive(pid):
 
 
 def wait_until(condition, process=None, seconds=DEADLINE_SECONDS):
+    """The first true value of `condition`."""
     deadline = time.monotonic() + seconds
-    while not condition():
+    while not (value := condition()):
         assert process is None or process.poll() is None, "the server has ended"
         assert time.monotonic() < deadline, "waited too long"
         time.sleep(0.02)
+    return value
 
 
 def make_environment(**settings):
@@ -255,5 +278,4 @@ def running_server(folder: Path, log: Path, **settings: object):
 def wait_listening(process, log):
     """The address that a server listens on, once it does."""
     listening = re.compile(r"listening on 127\.0\.0\.1:(\d+)")
-    wait_until(lambda: listening.search(log.read_text()), process)
-    return f"http://127.0.0.1:{listening.search(log.read_text())[1]}"
+    return f"http://127.0.0.1:{wait_until(lambda: listening.search(log.read_text()), process)[1]}"

@@ -34,7 +34,14 @@ from pierhead_server.model import COMPILED_FOLDER, LoadOptions, load_model
 from pierhead_server.signature import TensorSpec
 
 from tests.unit.server.calls import instances, pictures, predict
-from tests.unit.server.conftest import DEADLINE_SECONDS, PREDICT, run, running_server, wait_until
+from tests.unit.server.conftest import (
+    DEADLINE_SECONDS,
+    PREDICT,
+    run,
+    running_server,
+    wait_until,
+    write_entry_of_0_1,
+)
 from tests.unit.server.pictures import SIDE, export_program, picture
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")  # for models that were saved years ago
@@ -94,9 +101,16 @@ def test_second_start_takes_it_at_once(compilation, torchvision_folder, tmp_path
 
 def test_nothing_is_left_but_the_entry(compilation):
     kept = sorted(path.name for path in compilation.entry.parent.iterdir())
-    assert kept == [compilation.entry.name, f"{compilation.entry.name}.lock"]
+    assert kept == [compilation.old.name, compilation.entry.name, f"{compilation.entry.name}.lock"]
     files = sorted(path.name for path in compilation.entry.iterdir())
     assert files == ["check.npz", "form.json", "model.bin", "model.xml"]
+
+
+def test_entry_of_release_0_1_is_neither_read_nor_touched(compilation):
+    """Servers began with the quick form, and made their own beside it."""
+    times = {path.name: (path.stat().st_atime, path.stat().st_mtime) for path in compilation.old.iterdir()}
+    assert times == dict.fromkeys(("batch-1.pt2", "batch-8.pt2", "check.npy", "form.json"), (0, 0))
+    assert not any(compilation.old.name in log for log in compilation.logs)
 
 
 def test_entry_that_no_worker_can_use_is_made_anew(torchvision_folder, cache, entry, tmp_path):
@@ -214,6 +228,12 @@ def change_check(path):
     np.savez(path, **kept | {"output_0": kept["output_0"] + 0.003})
 
 
+def become_of_0_1(path):
+    """The whole entry: its name would have to be the same by chance."""
+    shutil.rmtree(path.parent)
+    write_entry_of_0_1(path.parent)
+
+
 AT_ONCE = [
     ("model.bin", cut, "it is another one, or damaged"),
     ("model.bin", lambda path: path.write_bytes(b""), "it is another one, or damaged"),
@@ -225,6 +245,7 @@ AT_ONCE = [
     ("form.json", change_form(key="0" * 32), "it is another one, or damaged"),
     ("form.json", change_form(precision="int4"), "Invalid enum value"),
     ("form.json", change_form(batch=0), "Expected `int` >= 1"),
+    ("form.json", become_of_0_1, "missing required field"),
 ]
 ONCE_LOADED = [
     ("model.xml", lambda path: rewrite(path, b"<"), "cannot be used"),
@@ -271,6 +292,15 @@ def test_form_beside_the_artifact_is_taken_only_where_it_may_bring_code(torchvis
     assert load_from(folder, None, allow_code=True, device="cuda").model.form == "quick"
 
 
+def test_entry_of_another_version_is_left_alone(torchvision_folder, cache, entry, monkeypatch):
+    """Of what an entry holds: it may look like one of today's in all but its key."""
+    monkeypatch.setattr(converted, "_VERSION", converted._VERSION - 1)
+    loaded = load_from(torchvision_folder, cache)
+    assert (loaded.model.form, loaded.network) == ("quick", None)
+    assert loaded.order.entry.parent == cache
+    assert loaded.order.entry != entry
+
+
 def test_entry_is_not_taken_for_a_gpu(torchvision_folder, cache):
     loaded = load_from(torchvision_folder, cache, device="cuda")
     assert (loaded.model.form, loaded.order) == ("quick", None)
@@ -308,6 +338,11 @@ def test_openvino_tells_its_maker_nothing():
 
 
 # The key, and the check
+
+
+def accepted_or(message):
+    """What a test expects: nothing, or to be refused with this message."""
+    return pytest.raises(ConversionError, match=message) if message else contextlib.nullcontext()
 
 
 def test_key_covers_all_that_decides_what_is_computed(tmp_path, monkeypatch):
@@ -350,28 +385,23 @@ def test_what_is_said_of_a_model_decides_its_entry(torchvision_folder, tmp_path,
 
 
 @pytest.mark.parametrize(
-    ("given", "expected", "message"),
+    ("given", "expected", "least", "message"),
     [
-        ([[0.5, 0.5]], [[0.5, 0.5]], None),
-        ([[0.5, 0.5]], [[0.5019, 0.4981]], None),
-        ([[0.5, 0.5]], [[0.503, 0.497]], "differs from the first one by 0.0030"),
-        ([[100.0, 0.0]], [[100.1, 0.0]], None),  # of logits, which may be large
-        ([[100.0, 0.0]], [[101.0, 0.0]], "differs from the first one by 0.0099"),
-        ([[np.nan, 0.5]], [[0.5, 0.5]], "gives other shapes, or no numbers"),
-        ([[0.5]], [[0.5, 0.5]], "gives other shapes, or no numbers"),
+        ([[0.5, 0.5]], [[0.5, 0.5]], 1.0, None),
+        ([[0.5, 0.5]], [[0.5019, 0.4981]], 1.0, None),
+        ([[0.5, 0.5]], [[0.503, 0.497]], 1.0, "differs from the first one by 0.0030"),
+        ([[100.0, 0.0]], [[100.1, 0.0]], 1.0, None),  # of logits, which may be large
+        ([[100.0, 0.0]], [[101.0, 0.0]], 1.0, "differs from the first one by 0.0099"),
+        ([[0.0105, 0.021]], [[0.01, 0.02]], 1.0, None),
+        ([[0.0105, 0.021]], [[0.01, 0.02]], 1e-3, "differs from the first one by 0.05"),  # of a program, to themselves
+        ([[np.nan, 0.5]], [[0.5, 0.5]], 1.0, "gives other shapes, or no numbers"),
+        ([[0.5]], [[0.5, 0.5]], 1.0, "gives other shapes, or no numbers"),
     ],
 )
-def test_forms_have_to_agree(given, expected, message):
+def test_forms_have_to_agree(given, expected, least, message):
     given, expected = np.array(given, dtype=np.float32), np.array(expected, dtype=np.float32)
-    with contextlib.nullcontext() if message is None else pytest.raises(ConversionError, match=message):
-        check([given], [expected], 1.0)
-
-
-def test_small_numbers_are_compared_to_themselves():
-    small = np.array([0.01, 0.02], dtype=np.float32)
-    check([small * 1.05], [small], 1.0)
-    with pytest.raises(ConversionError, match=r"differs from the first one by 0\.05"):
-        check([small * 1.05], [small], 1e-3)
+    with accepted_or(message):
+        check([given], [expected], least)
 
 
 @pytest.mark.parametrize(
@@ -401,16 +431,16 @@ def write_classifier(folder, kind, **more):
     """A small network, saved as one of the formats."""
     folder.mkdir(exist_ok=True)
     network, example = Tiny().eval(), torch.zeros(2, 3, SIDE, SIDE)
+    format_, program = ("torch.export", "model.pt2") if kind == "torch.export" else ("torchscript", "model.pt")
     if kind == "torch.export":
-        export_program(network, folder / "model.bin", example, dynamic=True)
+        export_program(network, folder / program, example, dynamic=True)
     elif kind == "scripted":
-        torch.jit.script(network).save(folder / "model.bin")
+        torch.jit.script(network).save(folder / program)
     else:
-        torch.jit.trace(network, example).save(folder / "model.bin")
-    (folder / "model.bin").rename(folder / ("model.pt2" if kind == "torch.export" else "model.pt"))
+        torch.jit.trace(network, example).save(folder / program)
     told = {
-        "format": "torch.export" if kind == "torch.export" else "torchscript",
-        "program": "model.pt2" if kind == "torch.export" else "model.pt",
+        "format": format_,
+        "program": program,
         "labels": ["a", "b", "c", "d", "e"],
         "preprocessing": {"resize": SIDE, "crop": SIDE},
     }
@@ -488,6 +518,13 @@ def order_program(folder, module, *inputs, is_script=False):
     )
 
 
+def make_network(order):
+    assert make(order)
+    network = Network(order.entry)
+    network.load()
+    return network
+
+
 @pytest.mark.parametrize(
     ("entry", "function"),
     [
@@ -503,10 +540,7 @@ def order_program(folder, module, *inputs, is_script=False):
 )
 def test_inputs_and_outputs_of_many_kinds(tmp_path, entry, function):
     order = order_program(tmp_path, Function(function), entry)
-    make(order)
-    source = order.load()
-    network = Network(order.entry)
-    network.load()
+    network, source = make_network(order), order.load()
     for batch in source.batches:
         for count in (1, 5, 9):
             part = [array[:count] for array in batch]
@@ -516,10 +550,9 @@ def test_inputs_and_outputs_of_many_kinds(tmp_path, entry, function):
 
 
 def test_input_that_is_not_used_keeps_its_place(tmp_path):
-    order = order_program(tmp_path, Function(lambda *given: given[0] * 2), TensorInput(name="x"), VECTOR)
-    make(order)
-    network = Network(order.entry)
-    network.load()
+    network = make_network(
+        order_program(tmp_path, Function(lambda *given: given[0] * 2), TensorInput(name="x"), VECTOR)
+    )
     assert TensorRunner(network)([np.ones(1, np.float32), np.zeros((1, 3), np.float32)])["output"] == 2
 
 
@@ -550,6 +583,7 @@ def branch(x):
         (VECTOR, refuse_negative, "it refuses some values"),
         (VECTOR, branch, "it looks at its values"),
         (VECTOR, lambda x: x * 2 if x.sum() > 0 else x, "the model cannot be converted: "),
+        (VECTOR, lambda x: x + torch.zeros(2, 3)[: len(x)], "the model cannot be converted: "),  # of two rows at most
         (VECTOR, lambda x: torch.log(-x.abs()), "or no numbers"),
         (VECTOR, lambda x: x + torch.rand(3), "differs from the first one"),
     ],
@@ -576,21 +610,26 @@ class RaisesForSizes(torch.nn.Module):
         return x * 2
 
 
-def test_torchscript_that_refuses_values_is_not_converted(tmp_path):
-    with pytest.raises(ConversionError, match="it looks at its values"):
-        make(order_program(tmp_path, torch.jit.script(Raises()), VECTOR, is_script=True))
-    # A client's size is the program's, which was seen not to raise; one that is free may be any.
-    with pytest.raises(ConversionError, match="it refuses some inputs"):
-        make(order_program(tmp_path, torch.jit.script(RaisesForSizes()), FREE, is_script=True))
-    assert make(order_program(tmp_path, torch.jit.script(RaisesForSizes()), VECTOR, is_script=True))
+@pytest.mark.parametrize(
+    ("module", "entry", "message"),
+    [
+        (Raises, VECTOR, "it looks at its values"),
+        # A client's size is the program's, which was seen not to raise; one that is free may be any.
+        (RaisesForSizes, FREE, "it refuses some inputs"),
+        (RaisesForSizes, VECTOR, None),
+    ],
+)
+def test_torchscript_that_may_refuse_what_comes_is_not_converted(tmp_path, module, entry, message):
+    order = order_program(tmp_path, torch.jit.script(module()), entry, is_script=True)
+    with accepted_or(message):
+        make(order)
 
 
 def test_what_is_too_much_for_one_is_forgotten_with_its_answer(tmp_path):
     """OpenVINO goes on with the shapes of what raised: the next one would be told of it."""
-    order = order_program(tmp_path, Function(lambda x, y: x * y), FREE, TensorInput(name="y", shape=(-1,)))
-    make(order)
-    network = Network(order.entry)
-    network.load()
+    network = make_network(
+        order_program(tmp_path, Function(lambda x, y: x * y), FREE, TensorInput(name="y", shape=(-1,)))
+    )
     ones = [np.ones((1, 8), np.float32)] * 2
     np.testing.assert_array_equal(network(ones)[0], ones[0])
     with pytest.raises(RuntimeError, match=r"^(?!.*\.cpp)"):
@@ -600,10 +639,7 @@ def test_what_is_too_much_for_one_is_forgotten_with_its_answer(tmp_path):
 
 def test_sizes_that_come_once_are_not_kept_for_ever(tmp_path):
     layers = [torch.nn.Conv1d(8 if place else 1, 8, 5, padding=2) for place in range(8)]
-    order = order_program(tmp_path, Function(lambda x: torch.nn.Sequential(*layers)(x[:, None])), FREE)
-    make(order)
-    network = Network(order.entry)
-    network.load()
+    network = make_network(order_program(tmp_path, Function(lambda x: torch.nn.Sequential(*layers)(x[:, None])), FREE))
 
     def see(sizes):
         for size in sizes:
@@ -612,12 +648,6 @@ def test_sizes_that_come_once_are_not_kept_for_ever(tmp_path):
 
     few, many, more = see(range(10, 120)), see(range(120, 400)), see(range(400, 680))
     assert more - many < max(16 << 20, many - few)
-
-
-def test_program_of_a_fixed_batch_is_not_converted(tmp_path):
-    order = order_program(tmp_path, Function(lambda x: x + torch.zeros(2, 3)[: len(x)]), VECTOR)
-    with pytest.raises(ConversionError):
-        make(order)
 
 
 # Precision
@@ -640,10 +670,7 @@ def test_precision_that_the_cpu_has_not_is_float32(monkeypatch, caplog):
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_owners_precision_is_computed_in(tmp_path, precision):
     folder = write_classifier(tmp_path / "artifact", "torch.export", precision=precision)
-    loaded = load_from(folder, tmp_path / "cache")
-    make(loaded.order)
-    network = Network(loaded.order.entry)
-    network.load()
+    network = make_network(load_from(folder, tmp_path / "cache").order)
     assert network.described.precision == (precision if has(precision) else "float32")
     # What comes out is compared with float32, of which it may be away by as much as the owner accepts.
     exact = EagerRunner(ClassifierModule(Tiny(), Preprocessing(resize=SIDE, crop=SIDE), "softmax", "float32"))
@@ -651,8 +678,11 @@ def test_owners_precision_is_computed_in(tmp_path, precision):
     assert measure_drift(PictureRunner(network)(given), exact(given)) < 0.02
 
 
-@pytest.mark.parametrize(("moved", "accepted"), [(0.05, True), (0.2, False), (np.nan, False)])
-def test_half_precision_may_drift_on_average(order, monkeypatch, moved, accepted):
+MOVES_TOO_FAR = "differs from the first one: in bfloat16 a number of a row moves by"
+
+
+@pytest.mark.parametrize(("moved", "message"), [(0.05, None), (0.2, MOVES_TOO_FAR), (np.nan, MOVES_TOO_FAR)])
+def test_half_precision_may_drift_on_average(order, monkeypatch, moved, message):
     """By less than a tenth of the largest number, whatever a single row does."""
     monkeypatch.setattr(converting, "choose_precision", lambda _: "bfloat16")
     compute = Network.__call__
@@ -664,12 +694,8 @@ def test_half_precision_may_drift_on_average(order, monkeypatch, moved, accepted
         return [array + np.float32(moved) * np.abs(array).max() for array in given]
 
     monkeypatch.setattr(Network, "__call__", drift)
-    if accepted:
-        assert make(order)
-        Network(order.entry).load()
-    else:
-        with pytest.raises(ConversionError, match="differs from the first one: in bfloat16 a number of a row moves by"):
-            make(order)
+    with accepted_or(message):
+        make_network(order)
 
 
 def _drift(*moved):
@@ -679,21 +705,23 @@ def _drift(*moved):
 
 
 @pytest.mark.parametrize(
-    ("moved", "accepted"),
-    [((0.09, 0.09), True), ((0.0, 0.2), False), ((0.2, 0.0), False), ((0.0, float("nan")), False)],
+    ("moved", "message"),
+    [
+        ((0.09, 0.09), None),
+        ((0.0, 0.2), MOVES_TOO_FAR),
+        ((0.2, 0.0), MOVES_TOO_FAR),
+        ((0.0, float("nan")), MOVES_TOO_FAR),
+    ],
 )
 @pytest.mark.parametrize("outputs", [1, 2])
-def test_half_precision_is_held_to_each_batch_and_each_output(moved, accepted, outputs):
+def test_half_precision_is_held_to_each_batch_and_each_output(moved, message, outputs):
     """The artifact's own sample is one row, beside nine that are made up."""
     batches = [[np.ones((9, 3), np.float32)], [np.ones((1, 3), np.float32)]]
     if outputs == 2:
         batches = [[batches[0][0], batches[0][0]]]
     source = SimpleNamespace(batches=batches, least=1.0)
-    if accepted:
+    with accepted_or(message):
         converting.compare_precision(_drift(*moved), "bfloat16", source, batches)
-    else:
-        with pytest.raises(ConversionError, match="in bfloat16 a number of a row moves by"):
-            converting.compare_precision(_drift(*moved), "bfloat16", source, batches)
 
 
 # Making
@@ -754,33 +782,31 @@ def test_what_is_there_is_not_made_again(order, conversions):
     assert len(conversions) == 1
 
 
-def test_spoilt_entry_is_made_anew(order, conversions, caplog):
+@pytest.mark.parametrize("spoil", [Path.unlink, become_of_0_1])
+def test_spoilt_entry_is_made_anew(order, conversions, caplog, spoil):
     make(order)
-    (order.entry / "check.npz").unlink()
+    spoil(order.entry / "check.npz")
     assert make(order)
     assert len(conversions) == 2
     Network(order.entry).load()
     assert "it is made anew" in caplog.text
 
 
-def test_failed_conversion_leaves_nothing(order, monkeypatch):
-    def fail(_):
-        raise RuntimeError("no such\n operator")
-
-    monkeypatch.setattr(converting, "convert", fail)
-    with pytest.raises(ConversionError, match="the model cannot be converted: RuntimeError: no such operator"):
-        make(order)
-    assert [path.name for path in order.entry.parent.iterdir()] == ["0123.lock"]
-
-
-def test_network_that_openvino_cannot_compute_is_told(order, monkeypatch):
+@pytest.mark.parametrize(
+    ("owner", "step", "told"),
+    [
+        (converting, "convert", "the model cannot be converted"),
+        (Network, "start", "OpenVINO cannot compute the model"),
+    ],
+)
+def test_what_openvino_raises_is_told_and_leaves_nothing(order, monkeypatch, owner, step, told):
     def fail(_):
         raise RuntimeError("no kernel\n for it")
 
-    monkeypatch.setattr(Network, "start", fail)
-    with pytest.raises(ConversionError, match="OpenVINO cannot compute the model: RuntimeError: no kernel for it"):
+    monkeypatch.setattr(owner, step, fail)
+    with pytest.raises(ConversionError, match=f"^{told}: RuntimeError: no kernel for it$"):
         make(order)
-    assert not order.entry.exists()
+    assert [path.name for path in order.entry.parent.iterdir()] == ["0123.lock"]
 
 
 def test_form_that_computes_something_else_is_not_kept(order, monkeypatch):
