@@ -25,6 +25,8 @@ from cluster.settings import Paths
 NAMESPACE = "pierhead-system"
 RELEASE = "pierhead"
 BUCKET_FOLDER = "gs://models/photos"
+# What the quickstart's models need. The server with PyTorch takes gigabytes, for which Go's caches have to be gone.
+FIRST_IMAGES = ("operator", "server-openvino")
 
 # Two cores carry the control plane, the gateway and all the models of the tests: small requests, so that all fit. A
 # test whose update finds no room beside its old pod would see that one leave first.
@@ -97,14 +99,20 @@ def _make_reference(gateway: tuple[str, str]) -> dict[str, str]:
     return {"namespace": namespace, "name": name}
 
 
-def find_local(*, metrics: bool = False) -> Target:
-    """The cluster of this machine, started if it is not up, with the images of the working tree."""
-    cluster = cluster_up.up(metrics=metrics)
+def find_local(*, metrics: bool = False, first: bool = False) -> Target:
+    """The cluster of this machine, started if it is not up, with the images of the working tree.
+
+    `first`: with no more than the first predictions need; `complete_local` brings the rest.
+    """
+    needed = [images.make_pierhead_image(name) for name in FIRST_IMAGES]
+    cluster = cluster_up.up(metrics=metrics, enforced=not first, beside=needed)
+    if not first:
+        images.build_server()
     return Target(
         environment={**os.environ, **cluster.make_variables(os.environ.get("PATH", ""))},
-        operator_image=images.build_operator(),
-        server_image=images.build_server(),
-        openvino_image=images.build_server_openvino(),
+        operator_image=images.make_pierhead_image("operator").reference,
+        server_image=images.make_pierhead_image("server").reference,
+        openvino_image=images.make_pierhead_image("server-openvino").reference,
         gateway=("pierhead-system", "pierhead"),
         url=cluster.gateway_url,
         tls_address=settings.GATEWAY_TLS_ADDRESS,
@@ -112,6 +120,12 @@ def find_local(*, metrics: bool = False) -> Target:
         private_gateway=("pierhead-system", "pierhead-private"),
         envoy_gateway=True,
     )
+
+
+def complete_local() -> None:
+    """Brings what the first predictions went without: who enforces NetworkPolicies, and the server with PyTorch."""
+    cluster_up.up()
+    images.build_server()
 
 
 def install(target: Target) -> None:
@@ -131,9 +145,9 @@ def install(target: Target) -> None:
 
 
 def upload_artifacts(storage_url: str) -> None:
-    """Makes the example's two artifacts and puts them into the storage emulator at `storage_url`."""
-    with step("making two artifacts from pretrained weights, and uploading them"):
-        _upload("make_artifacts", "artifacts", BUCKET_FOLDER, storage_url)
+    """Makes the example's artifacts and puts them into the storage emulator at `storage_url`."""
+    with step("making artifacts of two pretrained networks, and uploading them"):
+        _upload("make_artifacts", "artifacts", BUCKET_FOLDER, storage_url, "--openvino")
 
 
 def upload_photographs(storage_url: str) -> None:
@@ -142,12 +156,12 @@ def upload_photographs(storage_url: str) -> None:
         _upload("put_photographs", "photographs", "gs://photographs", storage_url)
 
 
-def _upload(script: str, name: str, destination: str, storage_url: str) -> None:
+def _upload(script: str, name: str, destination: str, storage_url: str, *options: str) -> None:
     """Runs one of the example's scripts; what it makes is kept in the cache under this name."""
     paths = Paths.from_environment()
     file = settings.REPOSITORY / "examples" / "photos" / f"{script}.py"
     commands.run(
-        [sys.executable, str(file), "--output", str(paths.cache / name), "--upload", destination],
+        [sys.executable, str(file), "--output", str(paths.cache / name), "--upload", destination, *options],
         env={**os.environ, "STORAGE_EMULATOR_HOST": storage_url},
         timeout=900,
         log=paths.log(name),

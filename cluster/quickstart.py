@@ -16,10 +16,11 @@ import httpx
 from rich.console import Console
 from rich.table import Table
 
-from cluster import install, processes, settings
+from cluster import go_build, install, processes, settings
 from cluster.errors import ClusterError
 from cluster.install import Target
 from cluster.progress import say, step
+from cluster.settings import Paths
 
 _EXAMPLE = settings.REPOSITORY / "examples" / "photos"
 _BATCH = ("batchpredictionjob", "photographs", "--namespace", "default")
@@ -47,10 +48,17 @@ class Prediction:
 
 def run_local() -> None:
     """The quickstart on the cluster of this machine."""
-    say("starting a real one-node Kubernetes on this machine; a first time builds it, which takes a while")
-    target = install.find_local()
+    say("starting a real one-node Kubernetes on this machine")
+    if missing := go_build.missing(Paths.from_environment(), go_build.FIRST):
+        say(
+            f"a first time builds {', '.join(tool.name for tool in missing)} from their sources: "
+            f"{go_build.estimate(missing)} on two cores until the first predictions, and more if downloads are slow"
+        )
+    target = install.find_local(first=True)
     install.install(target)
     run(target, settings.STORAGE_URL, local=True)
+    install.complete_local()
+    say("NetworkPolicies are enforced, and all of Pierhead's images are there")
 
 
 def run_current(environment: Mapping[str, str]) -> None:
@@ -75,8 +83,8 @@ def run(target: Target, storage_url: str, *, local: bool) -> None:
 
 def deploy(target: Target) -> None:
     """Applies the example and waits until its endpoint serves with the split that it asks for."""
-    with step(f"kubectl apply -f {_EXAMPLE.relative_to(settings.REPOSITORY)}/photos.yaml"):
-        target.kubectl("apply", "--namespace", "default", "--filename", str(_EXAMPLE / "photos.yaml"))
+    with step(f"kubectl apply -f {_EXAMPLE.relative_to(settings.REPOSITORY)}/openvino.yaml"):
+        target.kubectl("apply", "--namespace", "default", "--filename", str(_EXAMPLE / "openvino.yaml"))
     with step("waiting for both models to serve"):
         _wait_ready(target)
         _wait_answered(target)

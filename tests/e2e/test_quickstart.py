@@ -26,7 +26,7 @@ def example(cluster):
     was_there = DEFAULT.get("endpoint.pierhead.dev", "photos") is not None
     yield
     if not was_there:
-        for name in ("photos", "batch"):
+        for name in ("openvino", "batch"):
             DEFAULT("delete", "--filename", str(REPOSITORY / "examples" / "photos" / f"{name}.yaml"))
 
 
