@@ -68,7 +68,11 @@ def run_current(environment: Mapping[str, str]) -> None:
     install.install_storage(target)
     install.install(target)
     with install.forward_storage(target) as storage_url:
-        run(target, storage_url, local=False)
+        if target.gateway:
+            run(target, storage_url, local=False)
+            return
+        with install.forward_api(target) as through_api:
+            run(through_api, storage_url, local=False)
 
 
 def run(target: Target, storage_url: str, *, local: bool) -> None:
@@ -109,7 +113,8 @@ def _wait_answered(target: Target) -> None:
     # A gateway follows its route within a moment, and says nothing when it has.
     def answers() -> bool:
         # An empty request reaches a model server, and no model.
-        return httpx.post(predict_url(target), json={}, trust_env=False).status_code == httpx.codes.BAD_REQUEST
+        answer = httpx.post(predict_url(target), json={}, headers=_make_headers(target), trust_env=False)
+        return answer.status_code == httpx.codes.BAD_REQUEST
 
     processes.wait_until(f"{predict_url(target)} is answered by a model server", answers, 60)
 
@@ -135,13 +140,18 @@ def predict_url(target: Target) -> str:
     return f"{target.url}/v1/projects/default/locations/local/endpoints/photos:predict"
 
 
+def _make_headers(target: Target) -> dict[str, str]:
+    return {"Authorization": f"Bearer {target.token}"} if target.token else {}
+
+
 def predict_photographs(target: Target) -> list[Answer]:
     """Sends each photograph a number of times; the answers in the order in which they came."""
     from examples.photos.photographs import photographs
 
     pictures = list(photographs())
-    what = f"sending {_ROUNDS} times {len(pictures)} photographs through the gateway"
-    with step(what), httpx.Client(timeout=60, trust_env=False) as client:
+    carrier = "gateway" if target.gateway else "API"
+    what = f"sending {_ROUNDS} times {len(pictures)} photographs through the {carrier}"
+    with step(what), httpx.Client(timeout=60, headers=_make_headers(target), trust_env=False) as client:
         return [_predict(client, predict_url(target), *picture) for _ in range(_ROUNDS) for picture in pictures]
 
 
@@ -228,13 +238,17 @@ def make_hints(target: Target, local: bool) -> str:
     lines = ["How to go on:", ""]
     if local:
         lines += [f'  eval "$({python} -m cluster env)"   # KUBECONFIG, PIERHEAD_URL, kubectl and helm on PATH']
-    else:
+    elif target.gateway:
         lines += [f"  export PIERHEAD_URL={target.url}"]
+    else:
+        lines += [f"  kubectl port-forward --namespace {install.NAMESPACE} service/{install.RELEASE}-api 8080:80 &"]
+        lines += ["  export PIERHEAD_URL=http://localhost:8080"]
+    token = "" if target.gateway else '--header "Authorization: Bearer $(kubectl create token client)" '
     lines += [
         "  kubectl get pierhead   # models, endpoints, deployed models and batch prediction jobs",
         "  kubectl patch endpoint.pierhead.dev photos --type merge --patch "
         """'{"spec": {"trafficSplit": {"photos-1": 50, "photos-2": 50}}}'""",
-        f"  {python} examples/photos/request.py coffee.png | curl --json @- "
+        f"  {python} examples/photos/request.py coffee.png | curl --json @- {token}"
         "$PIERHEAD_URL/v1/projects/default/locations/local/endpoints/photos:predict",
     ]
     if local:
