@@ -2,9 +2,16 @@ PYTHON := .venv/bin/python
 UV := .uv/bin/uv
 NODE_CLIENT := tests/e2e/clients/node/node_modules/.package-lock.json
 
-.PHONY: quickstart test preflight unit e2e in-cluster chaos docs fmt lint crds dashboards manifests images cluster-up cluster-down bench bench-server bench-batch bench-operator bench-api lock
+.PHONY: quickstart binaries predictions test preflight unit e2e in-cluster chaos docs fmt lint crds dashboards manifests images cluster-up cluster-down bench bench-server bench-batch bench-operator bench-api lock
 
-quickstart: preflight .venv/installed  ## a classifier on a real Kubernetes, answering photographs
+quickstart: preflight  ## a classifier on a real Kubernetes, answering photographs
+	@$(MAKE) --no-print-directory --jobs=2 binaries predictions
+
+# Go compiles while Python's packages are downloaded.
+binaries:
+	@test "$(CLUSTER)" = current || python3 -m cluster.go_build
+
+predictions: .venv/installed
 	$(PYTHON) -m cluster quickstart
 
 test: preflight lint docs unit e2e  ## everything

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cluster import down, images, install, processes, quickstart, settings, up
+from cluster import down, install, processes, quickstart, settings, up
 from cluster.install import Target
 
 
@@ -37,7 +37,7 @@ def deploy_change() -> None:
     """Brings the working tree into the cluster, and waits until nothing of the last one runs any more."""
     target = install.find_local()
     install.install(target)
-    processes.wait_until("the new code serves", lambda: _serves(target, images.build_server()), 300)
+    processes.wait_until("the new code serves", lambda: _serves(target, target.openvino_image), 300)
 
 
 def _serves(target: Target, image: str) -> bool:

@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from cluster import down as cluster_down
-from cluster import gpus, images, install, quickstart, settings
+from cluster import gpus, images, install, kind, quickstart, settings
 from cluster import up as cluster_up
 from cluster.errors import ClusterError
 from cluster.progress import say
@@ -54,7 +54,13 @@ def advertise_gpus(count: Annotated[int, typer.Argument(min=0)]) -> None:
 def build_images(
     verify: Annotated[bool, typer.Option(help="The operator's once more, from nothing: it must be the same.")] = False,
 ) -> None:
-    """Build and push the operator's image and both of the server from the working tree; print their references."""
+    """Build and push the operator's image and both of the server from the working tree; print their references.
+
+    With CLUSTER=current, those that kind's quickstart needs, loaded into your kubeconfig's cluster.
+    """
+    if os.environ.get("CLUSTER") == "current":
+        kind.load(os.environ)
+        return
     print(f"operator {images.build_operator()}")
     print(f"server {images.build_server()}")
     print(f"server-openvino {images.build_server_openvino()}")

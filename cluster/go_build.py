@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Iterable, Mapping
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cluster import commands, folders, host, locks, settings
+from cluster.errors import ClusterError
 from cluster.progress import say
 from cluster.settings import Paths
 
@@ -36,6 +38,7 @@ class Tool:
     variables: Mapping[str, str] = field(default_factory=dict)  # Go variable -> value, set by the linker
     files: Mapping[str, tuple[str, str]] = field(default_factory=dict)  # name -> (module, path in it), copied along
     tags: tuple[str, ...] = ()  # of Go's build constraints
+    seconds: int = 0  # of a build after those before it in TOOLS, on two cores: for the estimate alone
 
     @property
     def module(self) -> Path:
@@ -73,6 +76,7 @@ _MAJOR, _MINOR, _ = settings.KUBERNETES_VERSION.split(".")
 KUBE = Tool(
     name="kube",
     version=settings.KUBERNETES_VERSION,
+    seconds=240,
     binaries={
         "kube-apiserver": "k8s.io/kubernetes/cmd/kube-apiserver",
         "kube-controller-manager": "k8s.io/kubernetes/cmd/kube-controller-manager",
@@ -94,17 +98,20 @@ KUBE = Tool(
 COREDNS = Tool(
     name="coredns",
     version=settings.COREDNS_VERSION,
+    seconds=20,
     binaries={"coredns": "pierhead.dev/cluster/coredns"},
 )
 HELM = Tool(
     name="helm",
     version=settings.HELM_VERSION,
+    seconds=35,
     binaries={"helm": "helm.sh/helm/v4/cmd/helm"},
     variables={"helm.sh/helm/v4/internal/version.version": f"v{settings.HELM_VERSION}"},
 )
 ENVOY_GATEWAY = Tool(
     name="envoy-gateway",
     version=settings.ENVOY_GATEWAY_VERSION,
+    seconds=130,
     binaries={"envoy-gateway": "github.com/envoyproxy/gateway/cmd/envoy-gateway"},
     variables={
         "github.com/envoyproxy/gateway/internal/cmd/version.envoyGatewayVersion": f"v{settings.ENVOY_GATEWAY_VERSION}"
@@ -114,12 +121,14 @@ ENVOY_GATEWAY = Tool(
 FAKE_GCS_SERVER = Tool(
     name="fake-gcs-server",
     version=settings.FAKE_GCS_SERVER_VERSION,
+    seconds=40,
     binaries={"fake-gcs-server": "github.com/fsouza/fake-gcs-server"},
 )
 # Enforces NetworkPolicies.
 KUBE_ROUTER = Tool(
     name="kube-router",
     version=settings.KUBE_ROUTER_VERSION,
+    seconds=20,
     binaries={"kube-router": "pierhead.dev/cluster/kube-router"},
 )
 METRICS_SERVER = Tool(
@@ -184,8 +193,9 @@ ISTIO = Tool(
     files={"crds.yaml": ("istio.io/api", "kubernetes/customresourcedefinitions.gen.yaml")},
 )
 
-# The slowest first: everything else can be made while nothing waits for it.
-TOOLS = (KUBE, COREDNS, ENVOY_GATEWAY, HELM, KUBE_ROUTER, FAKE_GCS_SERVER)
+# What the first prediction goes through. The first compiles most of what the others share with it.
+FIRST = (KUBE, COREDNS, ENVOY_GATEWAY, HELM, FAKE_GCS_SERVER)
+TOOLS = (*FIRST, KUBE_ROUTER)
 METRICS = (METRICS_SERVER, PROMETHEUS, PROMETHEUS_ADAPTER)
 TESTS = (FLUX, HEALTH, PROMETHEUS_OPERATOR, ISTIO)  # none of them runs in the cluster
 
@@ -195,17 +205,18 @@ def missing(paths: Paths, tools: Iterable[Tool]) -> list[Tool]:
     return [tool for tool in tools if not tool.folder(paths).exists()]
 
 
-def build(paths: Paths, tools: Iterable[Tool]) -> None:
-    """Makes sure that the cache holds each of `tools`; then removes Go's own caches.
+def build(paths: Paths, tools: Iterable[Tool], *, more_to_come: bool = False) -> None:
+    """Makes sure that the cache holds each of `tools`; then removes Go's own caches, unless there is `more_to_come`.
 
     Raises ClusterError if Go is missing or a build fails.
     """
     wanted = missing(paths, tools)
     if wanted:
         go = host.find_go()
-        for tool in wanted:
-            _build_once(paths, tool, go)
-    remove_go_caches(paths)
+        for number, tool in enumerate(wanted, start=1):
+            _build_once(paths, tool, go, f"{number} of {len(wanted)}")
+    if not more_to_come:
+        remove_go_caches(paths)
 
 
 def remove_go_caches(paths: Paths) -> None:
@@ -238,14 +249,29 @@ def go_environment(environment: Mapping[str, str], paths: Paths) -> dict[str, st
     }
 
 
-def _build_once(paths: Paths, tool: Tool, go: str) -> None:
+def _build_once(paths: Paths, tool: Tool, go: str, which: str) -> None:
     # Two programs that want the same tool: the second waits, then finds it made.
     with locks.exclusive(paths.locks / tool.name), locks.shared(paths.locks / "go"):
         if not tool.folder(paths).exists():
-            say(f"build {tool.name} {tool.version} … (log: {paths.log(f'build-{tool.name}')})")
+            estimate = f"; {describe_seconds(tool.seconds)} on two cores" if tool.seconds else ""
+            log = paths.log(f"build-{tool.name}")
+            say(f"build {tool.name} {tool.version}, {which}{estimate} … (log: {log})")
             begun = time.monotonic()
             _build(paths, tool, go)
             say(f"build {tool.name} {tool.version}: {time.monotonic() - begun:.0f} s")
+
+
+def estimate(tools: Iterable[Tool]) -> str:
+    """How long the builds of these take, for a reader: `about 6 minutes`."""
+    return describe_seconds(sum(tool.seconds for tool in tools))
+
+
+def describe_seconds(seconds: int) -> str:
+    """Roughly: an estimate promises no more than it knows."""
+    minutes = round(seconds / 60)
+    if minutes < 1:
+        return "less than a minute"
+    return "about a minute" if minutes == 1 else f"about {minutes} minutes"
 
 
 def _build(paths: Paths, tool: Tool, go: str) -> None:
@@ -285,3 +311,15 @@ def _copy(source: Path, target: Path) -> None:
         shutil.copytree(source, target, copy_function=shutil.copyfile)  # not the modes: the module cache is read-only
     else:
         shutil.copyfile(source, target)
+
+
+def main() -> None:
+    """Builds what the first predictions need while Python's packages are installed: with Python's own library alone."""
+    try:
+        build(Paths.from_environment(), FIRST, more_to_come=True)
+    except ClusterError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

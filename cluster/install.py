@@ -10,13 +10,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import yaml
 
-from cluster import addons, commands, images, rollout, settings
+from cluster import addons, commands, images, kind, rollout, settings
 from cluster import up as cluster_up
 from cluster.errors import ClusterError
 from cluster.progress import step
@@ -25,6 +25,8 @@ from cluster.settings import Paths
 NAMESPACE = "pierhead-system"
 RELEASE = "pierhead"
 BUCKET_FOLDER = "gs://models/photos"
+# What the quickstart's models need. The server with PyTorch takes gigabytes, for which Go's caches have to be gone.
+FIRST_IMAGES = ("operator", "server-openvino")
 
 # Two cores carry the control plane, the gateway and all the models of the tests: small requests, so that all fit. A
 # test whose update finds no room beside its old pod would see that one leave first.
@@ -36,17 +38,18 @@ SERVER_RESOURCES = {"requests": {"cpu": "50m", "memory": "256Mi"}, "limits": {"m
 class Target:
     """A cluster to install Pierhead on.
 
-    `environment` is what kubectl and helm run with; `url` is where the gateway answers; `gateway` its namespace and
-    name, `private_gateway` those of one that only the cluster reaches, if there is one; `storage_env` what serving pods
-    are told of the storage.
+    `environment` is what kubectl and helm run with; `url` is where predictions are answered; `gateway` the namespace
+    and name of the Gateway there, None where the API carries predictions, to callers with a `token`; `private_gateway`
+    those of one that only the cluster reaches, if there is one; `storage_env` what serving pods are told of storage.
     """
 
     environment: Mapping[str, str]
     operator_image: str
     server_image: str
-    gateway: tuple[str, str]
+    gateway: tuple[str, str] | None
     url: str
     storage_env: Mapping[str, str]
+    token: str = ""
     private_gateway: tuple[str, str] | None = None
     tls_address: str = ""  # HOST:PORT at which the Gateway answers over TLS, if it does
     openvino_image: str = ""  # of versions with runtime OpenVINO; server_image has them where it is empty
@@ -63,13 +66,12 @@ class Target:
 
 def make_values(target: Target) -> dict[str, Any]:
     """The chart's values for a target."""
-    private = target.private_gateway
     return {
         "operator": {"image": target.operator_image},
         "api": {
             "locations": ["us-central1"],  # what Google's own examples name
             # Whoever reaches the gateway of one's own machine may predict: written, since it is not the default.
-            "authorization": "none",
+            **({"authorization": "none"} if target.gateway else {}),
             "dedicatedEndpointDns": target.tls_address,
         },
         "machines": {"machineTypes": {name: {"resources": SERVER_RESOURCES} for name in SMALL_MACHINES}},
@@ -83,12 +85,19 @@ def make_values(target: Target) -> dict[str, Any]:
         },
         # One node has no room to wait for.
         "rollout": {"capacityWaitSeconds": 10},
-        "routing": {
-            "provider": "gateway-api",
-            "gateway": _make_reference(target.gateway),
-            **({"privateGateway": _make_reference(private)} if private else {}),
-            "envoyGateway": target.envoy_gateway,
-        },
+        "routing": _make_routing(target),
+    }
+
+
+def _make_routing(target: Target) -> dict[str, Any]:
+    if target.gateway is None:
+        return {"provider": "none"}
+    private = target.private_gateway
+    return {
+        "provider": "gateway-api",
+        "gateway": _make_reference(target.gateway),
+        **({"privateGateway": _make_reference(private)} if private else {}),
+        "envoyGateway": target.envoy_gateway,
     }
 
 
@@ -97,14 +106,20 @@ def _make_reference(gateway: tuple[str, str]) -> dict[str, str]:
     return {"namespace": namespace, "name": name}
 
 
-def find_local(*, metrics: bool = False) -> Target:
-    """The cluster of this machine, started if it is not up, with the images of the working tree."""
-    cluster = cluster_up.up(metrics=metrics)
+def find_local(*, metrics: bool = False, first: bool = False) -> Target:
+    """The cluster of this machine, started if it is not up, with the images of the working tree.
+
+    `first`: with no more than the first predictions need; `complete_local` brings the rest.
+    """
+    needed = [images.make_pierhead_image(name) for name in FIRST_IMAGES]
+    cluster = cluster_up.up(metrics=metrics, enforced=not first, beside=needed)
+    if not first:
+        images.build_server()
     return Target(
         environment={**os.environ, **cluster.make_variables(os.environ.get("PATH", ""))},
-        operator_image=images.build_operator(),
-        server_image=images.build_server(),
-        openvino_image=images.build_server_openvino(),
+        operator_image=images.make_pierhead_image("operator").reference,
+        server_image=images.make_pierhead_image("server").reference,
+        openvino_image=images.make_pierhead_image("server-openvino").reference,
         gateway=("pierhead-system", "pierhead"),
         url=cluster.gateway_url,
         tls_address=settings.GATEWAY_TLS_ADDRESS,
@@ -112,6 +127,12 @@ def find_local(*, metrics: bool = False) -> Target:
         private_gateway=("pierhead-system", "pierhead-private"),
         envoy_gateway=True,
     )
+
+
+def complete_local() -> None:
+    """Brings what the first predictions went without: who enforces NetworkPolicies, and the server with PyTorch."""
+    cluster_up.up()
+    images.build_server()
 
 
 def install(target: Target) -> None:
@@ -131,9 +152,9 @@ def install(target: Target) -> None:
 
 
 def upload_artifacts(storage_url: str) -> None:
-    """Makes the example's two artifacts and puts them into the storage emulator at `storage_url`."""
-    with step("making two artifacts from pretrained weights, and uploading them"):
-        _upload("make_artifacts", "artifacts", BUCKET_FOLDER, storage_url)
+    """Makes the example's artifacts and puts them into the storage emulator at `storage_url`."""
+    with step("making artifacts of two pretrained networks, and uploading them"):
+        _upload("make_artifacts", "artifacts", BUCKET_FOLDER, storage_url, "--openvino")
 
 
 def upload_photographs(storage_url: str) -> None:
@@ -142,12 +163,12 @@ def upload_photographs(storage_url: str) -> None:
         _upload("put_photographs", "photographs", "gs://photographs", storage_url)
 
 
-def _upload(script: str, name: str, destination: str, storage_url: str) -> None:
+def _upload(script: str, name: str, destination: str, storage_url: str, *options: str) -> None:
     """Runs one of the example's scripts; what it makes is kept in the cache under this name."""
     paths = Paths.from_environment()
     file = settings.REPOSITORY / "examples" / "photos" / f"{script}.py"
     commands.run(
-        [sys.executable, str(file), "--output", str(paths.cache / name), "--upload", destination],
+        [sys.executable, str(file), "--output", str(paths.cache / name), "--upload", destination, *options],
         env={**os.environ, "STORAGE_EMULATOR_HOST": storage_url},
         timeout=900,
         log=paths.log(name),
@@ -160,30 +181,32 @@ _STORAGE_NAMESPACE = "pierhead-storage"
 _REQUIRED = {
     "PIERHEAD_OPERATOR_IMAGE": "the image made from Dockerfile.operator, where the cluster can pull it",
     "PIERHEAD_SERVER_IMAGE": "the image made from Dockerfile.server, where the cluster can pull it",
-    "PIERHEAD_STORAGE_IMAGE": "an image of fake-gcs-server, where the cluster can pull it",
-    "PIERHEAD_GATEWAY": "NAMESPACE/NAME of a Gateway that takes HTTPRoutes from the namespace default",
 }
+_STORAGE_IMAGE = f"docker.io/fsouza/fake-gcs-server:{settings.FAKE_GCS_SERVER_VERSION}"
 
 
 def find_current(environment: Mapping[str, str]) -> Target:
     """The cluster of the caller's kubeconfig, described by environment variables.
 
-    Raises ClusterError that names what is missing.
+    On one of kind's the images are by default those that `kind.load` brought there. Raises ClusterError that names what
+    is missing.
     """
-    missing = [f"  {name}: {meaning}" for name, meaning in _REQUIRED.items() if not environment.get(name)]
-    if missing:
-        raise ClusterError("CLUSTER=current needs these environment variables:\n" + "\n".join(missing))
     absent = [program for program in ("kubectl", "helm") if not shutil.which(program, path=environment.get("PATH"))]
     if absent:
         raise ClusterError(f"CLUSTER=current needs {' and '.join(absent)} on PATH")
-    namespace, _, name = environment["PIERHEAD_GATEWAY"].partition("/")
-    url = environment.get("PIERHEAD_URL") or _find_gateway_url(environment, namespace, name)
+    given = {name: value for name, value in environment.items() if value}
+    if kind.find_cluster(environment):
+        given = {**kind.make_variables(), **given}
+    missing = [f"  {name}: {meaning}" for name, meaning in _REQUIRED.items() if name not in given]
+    if missing:
+        raise ClusterError("CLUSTER=current needs these environment variables:\n" + "\n".join(missing))
+    namespace, _, name = given.get("PIERHEAD_GATEWAY", "").partition("/")
     return Target(
-        environment=environment,
-        operator_image=environment["PIERHEAD_OPERATOR_IMAGE"],
-        server_image=environment["PIERHEAD_SERVER_IMAGE"],
-        gateway=(namespace, name),
-        url=url,
+        environment={"PIERHEAD_STORAGE_IMAGE": _STORAGE_IMAGE, **given},
+        operator_image=given["PIERHEAD_OPERATOR_IMAGE"],
+        server_image=given["PIERHEAD_SERVER_IMAGE"],
+        gateway=(namespace, name) if name else None,
+        url=given.get("PIERHEAD_URL") or (_find_gateway_url(environment, namespace, name) if name else ""),
         storage_env={"STORAGE_EMULATOR_HOST": settings.STORAGE_URL_IN_CLUSTER},
     )
 
@@ -210,17 +233,24 @@ def install_storage(target: Target) -> None:
         target.kubectl(*waiting, "--timeout=180s", timeout=200)
 
 
-@contextmanager
-def forward_storage(target: Target) -> Iterator[str]:
+def forward_storage(target: Target) -> AbstractContextManager[str]:
     """The address on this machine at which the cluster's storage emulator answers meanwhile."""
-    argv = [
-        "kubectl",
-        "--namespace",
-        _STORAGE_NAMESPACE,
-        "port-forward",
-        "service/storage",
-        f":{settings.STORAGE_PORT}",
-    ]
+    return _forward(target, _STORAGE_NAMESPACE, "storage", settings.STORAGE_PORT)
+
+
+@contextmanager
+def forward_api(target: Target) -> Iterator[Target]:
+    """The target with Pierhead's API as what carries predictions: its address meanwhile, and a client's token."""
+    client = settings.REPOSITORY / "examples" / "gitops" / "client.yaml"
+    target.kubectl("apply", "--namespace", "default", "--filename", str(client))
+    token = target.kubectl("create", "token", "client", "--namespace", "default").strip()
+    with _forward(target, NAMESPACE, f"{RELEASE}-api", 80) as url:
+        yield replace(target, url=url, token=token)
+
+
+@contextmanager
+def _forward(target: Target, namespace: str, service: str, port: int) -> Iterator[str]:
+    argv = ["kubectl", "--namespace", namespace, "port-forward", f"service/{service}", f":{port}"]
     with subprocess.Popen(argv, env=target.environment, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None

@@ -16,10 +16,11 @@ import httpx
 from rich.console import Console
 from rich.table import Table
 
-from cluster import install, processes, settings
+from cluster import go_build, install, processes, settings
 from cluster.errors import ClusterError
 from cluster.install import Target
 from cluster.progress import say, step
+from cluster.settings import Paths
 
 _EXAMPLE = settings.REPOSITORY / "examples" / "photos"
 _BATCH = ("batchpredictionjob", "photographs", "--namespace", "default")
@@ -47,10 +48,17 @@ class Prediction:
 
 def run_local() -> None:
     """The quickstart on the cluster of this machine."""
-    say("starting a real one-node Kubernetes on this machine; a first time builds it, which takes a while")
-    target = install.find_local()
+    say("starting a real one-node Kubernetes on this machine")
+    if missing := go_build.missing(Paths.from_environment(), go_build.FIRST):
+        say(
+            f"a first time builds {', '.join(tool.name for tool in missing)} from their sources: "
+            f"{go_build.estimate(missing)} on two cores until the first predictions, and more if downloads are slow"
+        )
+    target = install.find_local(first=True)
     install.install(target)
     run(target, settings.STORAGE_URL, local=True)
+    install.complete_local()
+    say("NetworkPolicies are enforced, and all of Pierhead's images are there")
 
 
 def run_current(environment: Mapping[str, str]) -> None:
@@ -60,7 +68,11 @@ def run_current(environment: Mapping[str, str]) -> None:
     install.install_storage(target)
     install.install(target)
     with install.forward_storage(target) as storage_url:
-        run(target, storage_url, local=False)
+        if target.gateway:
+            run(target, storage_url, local=False)
+            return
+        with install.forward_api(target) as through_api:
+            run(through_api, storage_url, local=False)
 
 
 def run(target: Target, storage_url: str, *, local: bool) -> None:
@@ -75,8 +87,8 @@ def run(target: Target, storage_url: str, *, local: bool) -> None:
 
 def deploy(target: Target) -> None:
     """Applies the example and waits until its endpoint serves with the split that it asks for."""
-    with step(f"kubectl apply -f {_EXAMPLE.relative_to(settings.REPOSITORY)}/photos.yaml"):
-        target.kubectl("apply", "--namespace", "default", "--filename", str(_EXAMPLE / "photos.yaml"))
+    with step(f"kubectl apply -f {_EXAMPLE.relative_to(settings.REPOSITORY)}/openvino.yaml"):
+        target.kubectl("apply", "--namespace", "default", "--filename", str(_EXAMPLE / "openvino.yaml"))
     with step("waiting for both models to serve"):
         _wait_ready(target)
         _wait_answered(target)
@@ -101,7 +113,8 @@ def _wait_answered(target: Target) -> None:
     # A gateway follows its route within a moment, and says nothing when it has.
     def answers() -> bool:
         # An empty request reaches a model server, and no model.
-        return httpx.post(predict_url(target), json={}, trust_env=False).status_code == httpx.codes.BAD_REQUEST
+        answer = httpx.post(predict_url(target), json={}, headers=_make_headers(target), trust_env=False)
+        return answer.status_code == httpx.codes.BAD_REQUEST
 
     processes.wait_until(f"{predict_url(target)} is answered by a model server", answers, 60)
 
@@ -127,13 +140,18 @@ def predict_url(target: Target) -> str:
     return f"{target.url}/v1/projects/default/locations/local/endpoints/photos:predict"
 
 
+def _make_headers(target: Target) -> dict[str, str]:
+    return {"Authorization": f"Bearer {target.token}"} if target.token else {}
+
+
 def predict_photographs(target: Target) -> list[Answer]:
     """Sends each photograph a number of times; the answers in the order in which they came."""
     from examples.photos.photographs import photographs
 
     pictures = list(photographs())
-    what = f"sending {_ROUNDS} times {len(pictures)} photographs through the gateway"
-    with step(what), httpx.Client(timeout=60, trust_env=False) as client:
+    carrier = "gateway" if target.gateway else "API"
+    what = f"sending {_ROUNDS} times {len(pictures)} photographs through the {carrier}"
+    with step(what), httpx.Client(timeout=60, headers=_make_headers(target), trust_env=False) as client:
         return [_predict(client, predict_url(target), *picture) for _ in range(_ROUNDS) for picture in pictures]
 
 
@@ -220,13 +238,17 @@ def make_hints(target: Target, local: bool) -> str:
     lines = ["How to go on:", ""]
     if local:
         lines += [f'  eval "$({python} -m cluster env)"   # KUBECONFIG, PIERHEAD_URL, kubectl and helm on PATH']
-    else:
+    elif target.gateway:
         lines += [f"  export PIERHEAD_URL={target.url}"]
+    else:
+        lines += [f"  kubectl port-forward --namespace {install.NAMESPACE} service/{install.RELEASE}-api 8080:80 &"]
+        lines += ["  export PIERHEAD_URL=http://localhost:8080"]
+    token = "" if target.gateway else '--header "Authorization: Bearer $(kubectl create token client)" '
     lines += [
         "  kubectl get pierhead   # models, endpoints, deployed models and batch prediction jobs",
         "  kubectl patch endpoint.pierhead.dev photos --type merge --patch "
         """'{"spec": {"trafficSplit": {"photos-1": 50, "photos-2": 50}}}'""",
-        f"  {python} examples/photos/request.py coffee.png | curl --json @- "
+        f"  {python} examples/photos/request.py coffee.png | curl --json @- {token}"
         "$PIERHEAD_URL/v1/projects/default/locations/local/endpoints/photos:predict",
     ]
     if local:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -49,6 +49,7 @@ COMPONENTS = (
     "kube-router",
     registry.NAME,
 )
+ENFORCER = "kube-router"  # of NetworkPolicies: a cluster may do without it for a while
 NODE_PATH = f"/api/v1/nodes/{settings.NODE_NAME}"
 # A proxy, or anything else of the caller's environment, has no say in how the cluster works.
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/"}
@@ -76,27 +77,44 @@ class Cluster:
         }
 
 
-def up(*, metrics: bool = False, bare: bool = False, paths: Paths | None = None) -> Cluster:
+def up(
+    *,
+    metrics: bool = False,
+    bare: bool = False,
+    enforced: bool = True,
+    beside: Sequence[images.Image] = (),
+    paths: Paths | None = None,
+) -> Cluster:
     """Returns once the cluster serves; quick and harmless when it does already.
 
-    A bare one has no gateway, and nothing of the Gateway API. Raises ClusterError if this machine cannot run it, or
-    something failed: the message names a log.
+    A bare one has no gateway, and nothing of the Gateway API. One that is not `enforced` may let through what
+    NetworkPolicies forbid; a later `up` changes that. `beside` are images that are made meanwhile. Raises ClusterError
+    if this machine cannot run it, or something failed: the message names a log.
     """
     paths = paths or Paths.from_environment()
-    tools = [*go_build.TOOLS, *(go_build.METRICS if metrics else [])]
+    tools = [
+        *go_build.FIRST,
+        *([go_build.KUBE_ROUTER] if enforced else []),
+        *(go_build.METRICS if metrics else []),
+    ]
     host.check_kind()
     with locks.exclusive(LOCK):
         _refuse_another(paths)
         if not is_up(paths):
-            _start_afresh(paths, tools, bare=bare)
+            _start_afresh(paths, tools, beside, bare=bare)
         if not bare and not _has_gateway(paths):
             with step("start the gateway"):
                 _bring_up_gateway(paths)
+        if enforced and not processes.alive(ENFORCER):
+            go_build.build(paths, [go_build.KUBE_ROUTER])
+            with step("enforce NetworkPolicies"):
+                _bring_up_enforcer(paths)
         if metrics and not _has_metrics(paths):
             go_build.build(paths, tools)
-            _make_images(paths, tools)
+            _make_images(paths, _served(tools))
             with step("start metrics-server and Prometheus"):
                 _bring_up_metrics(paths)
+    _make_images(paths, beside)
     return describe(paths)
 
 
@@ -132,8 +150,9 @@ def describe(paths: Paths) -> Cluster:
 
 
 def is_up(paths: Paths) -> bool:
-    """Whether the cluster of these paths came up, and every part of it still runs."""
-    if not READY.exists() or read_owner() != paths or not all(processes.alive(name) for name in COMPONENTS):
+    """Whether the cluster of these paths came up, and every part of it still runs, but for the enforcer."""
+    needed = [name for name in COMPONENTS if name != ENFORCER]
+    if not READY.exists() or read_owner() != paths or not all(map(processes.alive, needed)):
         return False
     with kube.Api(paths) as api:
         return api.is_ready()
@@ -158,22 +177,30 @@ def _refuse_another(paths: Paths) -> None:
         )
 
 
-def _start_afresh(paths: Paths, tools: list[go_build.Tool], *, bare: bool) -> None:
-    _make_room(paths, cached=paths.registry.exists() and not go_build.missing(paths, tools))
-    go_build.build(paths, tools)
-    _make_images(paths, tools)
+def _start_afresh(paths: Paths, tools: list[go_build.Tool], beside: Sequence[images.Image], *, bare: bool) -> None:
+    # Where Go builds already, there was room when it began.
+    _make_room(paths, cached=paths.go.exists() or (paths.registry.exists() and not go_build.missing(paths, tools)))
+    enforced = go_build.KUBE_ROUTER in tools
+    # Go computes, and waits for downloads; images are downloads for the most part.
+    parallel.run_together(
+        partial(go_build.build, paths, tools, more_to_come=not enforced),
+        partial(_make_images, paths, [images.make_envoy_image(), *beside]),
+    )
+    _make_images(paths, [images.make_pause_image(), *_served(tools)])
     begun = time.monotonic()
     _start_control_plane(paths)
     _start_node(paths)
     with step("start the storage emulator and DNS" if bare else "start the gateway, the storage emulator and DNS"):
         parallel.run_together(
-            partial(_bring_up_node, paths),
+            partial(_bring_up_node, paths, enforced=enforced),
             partial(_bring_up_basics, paths),
             *([] if bare else [partial(_bring_up_gateway, paths)]),
             *([partial(_bring_up_metrics, paths)] if go_build.METRICS_SERVER in tools else []),
         )
     READY.touch()
     say(f"the cluster is ready (started in {time.monotonic() - begun:.0f} s)")
+    if not enforced:
+        say("NetworkPolicies are not enforced yet: what does that is built after the first predictions")
 
 
 def _make_room(paths: Paths, *, cached: bool) -> None:
@@ -187,15 +214,15 @@ def _make_room(paths: Paths, *, cached: bool) -> None:
     host.install_packages()
 
 
-def _make_images(paths: Paths, tools: list[go_build.Tool]) -> None:
-    for image in _images(tools):
+def _make_images(paths: Paths, wanted: Iterable[images.Image]) -> None:
+    for image in wanted:
         images.ensure(paths, image)
 
 
-def _images(tools: list[go_build.Tool]) -> list[images.Image]:
+def _served(tools: Iterable[go_build.Tool]) -> list[images.Image]:
+    """The images of those that run in pods."""
     served = (go_build.COREDNS, go_build.ENVOY_GATEWAY, go_build.FAKE_GCS_SERVER, *go_build.METRICS)
-    made = [images.make_go_image(tool) for tool in served if tool in tools]
-    return [images.make_pause_image(), images.make_envoy_image(), *made]
+    return [images.make_go_image(tool) for tool in served if tool in tools]
 
 
 def _start_control_plane(paths: Paths) -> None:
@@ -235,9 +262,14 @@ def _start_node(paths: Paths) -> None:
         _start(paths, make(paths))
 
 
-def _bring_up_node(paths: Paths) -> None:
-    addons.apply(paths, "kube-router")
+def _bring_up_node(paths: Paths, *, enforced: bool) -> None:
     _bring_up(paths, "node", NODE_PATH, "Ready")
+    if enforced:
+        _bring_up_enforcer(paths)
+
+
+def _bring_up_enforcer(paths: Paths) -> None:
+    addons.apply(paths, ENFORCER)
     kube_router = components.make_kube_router(paths)
     _start(paths, kube_router)
     _wait(paths, "the firewall is there", network.has_firewall, 30, kube_router)

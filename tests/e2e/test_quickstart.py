@@ -2,12 +2,12 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.chart import upgraded
 from tests.kube import Kubectl
@@ -26,7 +26,7 @@ def example(cluster):
     was_there = DEFAULT.get("endpoint.pierhead.dev", "photos") is not None
     yield
     if not was_there:
-        for name in ("photos", "batch"):
+        for name in ("openvino", "batch"):
             DEFAULT("delete", "--filename", str(REPOSITORY / "examples" / "photos" / f"{name}.yaml"))
 
 
@@ -90,21 +90,26 @@ def test_printed_curl_line_works(printed):
     assert prediction["displayNames"][0] == "espresso"
 
 
-def test_quickstart_on_the_cluster_of_the_kubeconfig(printed):
+def _find_images():
+    """Those of the installation, as `CLUSTER=current` asks for them."""
     values = json.loads(SYSTEM("get", "deployment", "pierhead-operator", "--output", "json"))
-    operator_image = values["spec"]["template"]["spec"]["containers"][0]["image"]
+    server = yaml.safe_load(SYSTEM.get("configmap", "pierhead-operator")["data"]["operator.yaml"])["server"]
     storage = Kubectl("pierhead-storage").get("deployment", "storage")
-    config = SYSTEM.get("configmap", "pierhead-operator")["data"]["operator.yaml"]
+    return {
+        "PIERHEAD_OPERATOR_IMAGE": values["spec"]["template"]["spec"]["containers"][0]["image"],
+        "PIERHEAD_SERVER_IMAGE": server["openvinoImage"],
+        "PIERHEAD_STORAGE_IMAGE": storage["spec"]["template"]["spec"]["containers"][0]["image"],
+    }
+
+
+@pytest.mark.parametrize("gateway", ["pierhead-system/pierhead", ""])
+def test_quickstart_on_the_cluster_of_the_kubeconfig(printed, gateway):
+    environment = _find_images()
     with upgraded():
-        stdout = _quickstart(
-            CLUSTER="current",
-            PIERHEAD_OPERATOR_IMAGE=operator_image,
-            PIERHEAD_SERVER_IMAGE=re.search(r'image: "(.+)"', config)[1],
-            PIERHEAD_STORAGE_IMAGE=storage["spec"]["template"]["spec"]["containers"][0]["image"],
-            PIERHEAD_GATEWAY="pierhead-system/pierhead",
-        )
-    _check(stdout)
-    assert "make cluster-down" not in stdout
+        stdout = _quickstart(CLUSTER="current", PIERHEAD_GATEWAY=gateway, **environment)
+        _check(stdout)
+        assert "make cluster-down" not in stdout
+        assert ("kubectl create token" in stdout) == (not gateway)
 
 
 def test_quickstart_on_another_cluster_names_what_it_needs(cluster):
@@ -118,6 +123,6 @@ def test_quickstart_on_another_cluster_names_what_it_needs(cluster):
         check=False,
     )
     assert done.returncode != 0
-    for name in ("PIERHEAD_OPERATOR_IMAGE", "PIERHEAD_SERVER_IMAGE", "PIERHEAD_STORAGE_IMAGE", "PIERHEAD_GATEWAY"):
+    for name in ("PIERHEAD_OPERATOR_IMAGE", "PIERHEAD_SERVER_IMAGE"):
         assert name in done.stderr
     assert "Traceback" not in done.stderr

@@ -1,6 +1,7 @@
 """What decides a build, and what of the caller's environment reaches it."""
 
 import dataclasses
+import os
 import shutil
 from pathlib import Path
 
@@ -95,3 +96,66 @@ def test_go_caches_are_kept_while_another_process_builds(tmp_path):
         assert paths.go.exists()
     go_build.remove_go_caches(paths)
     assert not paths.go.exists()
+
+
+# Makes what `go build -o FOLDER/ PACKAGE...` would, and tells what it was asked for.
+FAKE_GO = """#!/bin/sh
+echo "$*" >> "$(dirname "$0")/asked"
+case "$1" in env) echo go99.0.0; exit;; build) ;; *) echo "$(dirname "$0")"; exit;; esac
+while [ "$1" != -o ]; do shift; done
+mkdir -p "$2"; folder=$2; shift 2
+for package in "$@"; do echo "$package" > "$folder/$(basename "$package")"; done
+"""
+
+
+@pytest.fixture
+def asked(tmp_path, monkeypatch):
+    """Reads the command lines of a Go that builds nothing."""
+    folder = tmp_path / "fake"
+    folder.mkdir()
+    (folder / "go").write_text(FAKE_GO)
+    (folder / "go").chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
+    return lambda: [line for line in (folder / "asked").read_text().splitlines() if line.startswith("build")]
+
+
+def _make_tool(name, **binaries):
+    return Tool(name, "1", binaries or {name: f"example.org/{name}"}, seconds=90)
+
+
+@pytest.fixture
+def coredns_module(monkeypatch):
+    """Any tool has one that is there."""
+    monkeypatch.setattr(Tool, "module", COREDNS.module)
+
+
+def test_builds_keep_their_order_and_say_how_long_they_take(tmp_path, asked, coredns_module, capsys):
+    go_build.build(Paths(tmp_path), [_make_tool("b"), _make_tool("a")])
+    assert [line.rpartition("/")[2] for line in asked()] == ["b", "a"]
+    said = capsys.readouterr().err
+    assert "build b 1, 1 of 2; about 2 minutes on two cores … (log: " in said
+    assert "build a 1, 2 of 2; about 2 minutes on two cores … (log: " in said
+
+
+@pytest.mark.parametrize("more_to_come", [True, False])
+def test_go_caches_serve_the_builds_that_follow(tmp_path, asked, coredns_module, more_to_come):
+    paths = Paths(tmp_path)
+    paths.go.mkdir()
+    go_build.build(paths, [_make_tool("a")], more_to_come=more_to_come)
+    assert paths.go.exists() == more_to_come
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "less than a minute"), (29, "less than a minute"), (40, "about a minute"), (400, "about 7 minutes")],
+)
+def test_estimates_are_rough(seconds, text):
+    assert go_build.describe_seconds(seconds) == text
+
+
+def test_every_tool_of_the_cluster_has_an_estimate():
+    assert all(tool.seconds for tool in go_build.TOOLS)
+
+
+def test_first_predictions_need_no_enforcer_of_network_policies():
+    assert [tool.name for tool in go_build.TOOLS if tool not in go_build.FIRST] == ["kube-router"]

@@ -10,8 +10,9 @@ from pierhead_operator import names
 from tests.documents import PAGES, REPOSITORY, find_anchors, find_blocks, find_links, name_of
 
 DOCS = REPOSITORY / "docs"
-# The last ones are those of tests/cluster/test_bare.py.
+# The last ones are those of tests/cluster/test_bare.py, and that of tests/unit/cluster/test_kind.py.
 CLASSES = {"runnable", "output", "fragment", "values"} | {
+    "kind",
     "helm",
     "kubectl",
     "predict",
