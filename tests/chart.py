@@ -7,12 +7,13 @@ import json
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from itertools import product
 from pathlib import Path
 
 import yaml
 
-from tests.kube import OPERATOR, SYSTEM, Kubectl, Manifest, scale_operator, wait_operator
+from tests.kube import OPERATOR, SYSTEM, Kubectl, Manifest, make_list, scale_operator, wait_operator
 
 CHART = str(Path(__file__).parents[1] / "charts" / "pierhead")
 GOLDEN = Path(__file__).parent / "golden" / "chart"
@@ -29,10 +30,15 @@ def helm_template(
 
     What `values` do not say of the images is IMAGES.
     """
+    return _run_helm_template(settings, namespace, json.dumps(_with_images(values or {})), chart)
+
+
+@cache  # many tests look at what the same few values give
+def _run_helm_template(settings: tuple[str, ...], namespace: str, values: str, chart: str) -> tuple[int, str, str]:
     arguments = [argument for setting in settings for argument in ("--set", setting)]
     done = subprocess.run(
         ["helm", "template", "pierhead", chart, "--namespace", namespace, "--values", "-", *arguments],
-        input=json.dumps(_with_images(values or {})),
+        input=values,
         capture_output=True,
         text=True,
         timeout=60,
@@ -51,7 +57,7 @@ def render(
     """All that an installation with these settings has."""
     status, stdout, stderr = helm_template(*settings, namespace=namespace, values=values, chart=chart)
     assert status == 0, stderr
-    return [document for document in yaml.safe_load_all(stdout) if document]
+    return [document for document in yaml.load_all(stdout, yaml.CSafeLoader) if document]
 
 
 def find_rights(role: Manifest) -> set[tuple[str, str, str]]:
@@ -125,7 +131,7 @@ def try_install(kubectl: Kubectl, documents: list[Manifest]) -> list[str]:
         if document["metadata"].get("namespace") == "default" and document["kind"] not in ("Role", "RoleBinding"):
             document["metadata"]["namespace"] = kubectl.namespace
     arguments = ("--server-side", "--force-conflicts", "--dry-run=server", "--filename", "-")
-    return kubectl.in_any_namespace("apply", *arguments, stdin=yaml.safe_dump_all(documents)).splitlines()
+    return kubectl.in_any_namespace("apply", *arguments, stdin=make_list(documents)).splitlines()
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from tests.audit import find_refused, make_user
-from tests.kube import OPERATOR, SYSTEM, Kubectl, describe, scratch_namespace
+from tests.kube import OPERATOR, SYSTEM, Kubectl, describe, scratch_namespace, wait_until
 
 KUBECTL = pytest.StashKey[Kubectl]()
 # By the refusal it sees that another installation, whose Lease everybody may read, is gone.
@@ -36,6 +36,14 @@ def kubectl(cluster, request):
     """kubectl in a namespace of this test's own."""
     with scratch_namespace(re.sub(r"[^a-z0-9]+", "-", request.node.name.lower()).strip("-")) as kubectl:
         request.node.stash[KUBECTL] = kubectl
+        yield kubectl
+
+
+@pytest.fixture(scope="session")
+def trial(cluster):
+    """kubectl in a namespace for dry runs: nothing comes to be in it, so that all tests may share it."""
+    with scratch_namespace("trial") as kubectl:
+        wait_until("pods can be made", lambda: kubectl.get("serviceaccount", "default"))
         yield kubectl
 
 

@@ -6,13 +6,12 @@ import socket
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import httpx
-import yaml
 
 from cluster import rollout
 
@@ -34,6 +33,11 @@ def wait_until(what: str, probe: Callable[[], T], seconds: float = 120, interval
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {seconds:.0f} s: {what}; last seen: {value!r}")
         time.sleep(interval)
+
+
+def make_list(manifests: Iterable[Manifest]) -> str:
+    """What kubectl takes for one manifest after the other."""
+    return json.dumps({"apiVersion": "v1", "kind": "List", "items": list(manifests)})
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ class Kubectl:
         return done.stdout
 
     def apply(self, *manifests: Manifest) -> None:
-        self("apply", "--server-side", "--filename", "-", stdin=yaml.safe_dump_all(manifests))
+        self("apply", "--server-side", "--filename", "-", stdin=make_list(manifests))
 
     def patch(self, kind: str, name: str, patch: Manifest) -> None:
         self("patch", kind, name, "--type", "merge", "--patch", json.dumps(patch))

@@ -19,7 +19,7 @@ def find_routes(pattern, api_group):
 
 
 def try_apply(kubectl, manifest):
-    """What would be stored, by a server-side dry run in the test's namespace that takes no unknown field."""
+    """What would be stored, by a server-side dry run in kubectl's namespace that takes no unknown field."""
     moved = {**manifest, "metadata": {**manifest["metadata"], "namespace": kubectl.namespace}}
     arguments = ("--server-side", "--dry-run=server", "--validate=strict", "--output", "json", "--filename", "-")
     return json.loads(kubectl("apply", *arguments, stdin=json.dumps(moved)))

@@ -90,10 +90,10 @@ def test_chart_is_rendered_as_it_is_written_down(cluster, case):
 
 
 @pytest.mark.parametrize("case", WITHOUT_ISTIO)
-def test_api_server_takes_what_is_rendered(kubectl, case):
+def test_api_server_takes_what_is_rendered(trial, case):
     documents = without_hooks(render(values=load_values(case)))
     documents = [document for document in documents if not document["apiVersion"].startswith("monitoring.coreos.com")]
-    assert len(try_install(kubectl, documents)) == len(documents)
+    assert len(try_install(trial, documents)) == len(documents)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -75,9 +75,9 @@ REFUSED_AT_ONCE = {
 
 @pytest.mark.parametrize("kind", MAKERS)
 @pytest.mark.parametrize(("overrides", "field"), REFUSED_AT_ONCE.values(), ids=REFUSED_AT_ONCE.keys())
-def test_what_would_run_or_pass_for_something_else_is_refused(kubectl, kind, overrides, field):
+def test_what_would_run_or_pass_for_something_else_is_refused(trial, kind, overrides, field):
     with pytest.raises(KubectlError) as refusal:
-        create(kubectl, MAKERS[kind](podOverrides=overrides), "--dry-run=server")
+        create(trial, MAKERS[kind](podOverrides=overrides), "--dry-run=server")
     assert f"{field}: Invalid value" in str(refusal.value)
 
 
@@ -131,9 +131,9 @@ TYPOS = {
 
 @pytest.mark.parametrize("kind", MAKERS)
 @pytest.mark.parametrize(("overrides", "told"), TYPOS.values(), ids=TYPOS.keys())
-def test_typo_is_refused_with_its_path(kubectl, kind, overrides, told):
+def test_typo_is_refused_with_its_path(trial, kind, overrides, told):
     with pytest.raises(KubectlError) as refusal:
-        create(kubectl, MAKERS[kind](podOverrides=overrides), "--dry-run=server")
+        create(trial, MAKERS[kind](podOverrides=overrides), "--dry-run=server")
     assert told in str(refusal.value)
 
 
@@ -261,9 +261,9 @@ ODD_NAMES = ("0" * 10, LONG, "x" * 62 + "1", "a" + "-" * 61 + "b", "dm-photos", 
 
 
 @pytest.mark.parametrize("name", ["a.b", "x" * 64])
-def test_name_that_makes_no_label_is_refused(kubectl, name):
+def test_name_that_makes_no_label_is_refused(trial, name):
     with pytest.raises(KubectlError, match=r"metadata\.name must be at most 63 characters, without dots"):
-        create(kubectl, make_dm(name), "--dry-run=server")
+        create(trial, make_dm(name), "--dry-run=server")
 
 
 def test_odd_names_have_children_of_their_own(kubectl):

@@ -14,7 +14,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 def build(kubectl, folder, *options):
     text = kubectl.in_any_namespace("kustomize", *options, str(REPOSITORY / folder))
-    return [document for document in yaml.safe_load_all(text) if document]
+    return [document for document in yaml.load_all(text, yaml.CSafeLoader) if document]
 
 
 def test_committed_manifests_are_current(cluster):
@@ -29,21 +29,21 @@ FROM_HELM = ("--enable-helm", "--load-restrictor=LoadRestrictionsNone")
     ("folder", "options"),
     [("config/default", ()), ("examples/kustomize/images", ()), ("examples/kustomize/helm", FROM_HELM)],
 )
-def test_api_server_takes_what_is_built(kubectl, folder, options):
-    documents = build(kubectl, folder, *options)
+def test_api_server_takes_what_is_built(trial, folder, options):
+    documents = build(trial, folder, *options)
     for document in documents:
         if document["metadata"].get("namespace") in ("models", "gateways"):  # that this cluster does not have
-            document["metadata"]["namespace"] = kubectl.namespace
-    assert len(try_install(kubectl, documents)) == len(documents)
+            document["metadata"]["namespace"] = trial.namespace
+    assert len(try_install(trial, documents)) == len(documents)
 
 
-def test_nothing_says_that_helm_has_installed_it(kubectl):
-    labels = [document["metadata"].get("labels", {}) for document in build(kubectl, "config/default")]
+def test_nothing_says_that_helm_has_installed_it(trial):
+    labels = [document["metadata"].get("labels", {}) for document in build(trial, "config/default")]
     assert not any("helm.sh/chart" in one or "app.kubernetes.io/managed-by" in one for one in labels)
 
 
-def test_no_tool_takes_the_definitions_away(kubectl):
-    definitions = [one for one in build(kubectl, "config/default") if one["kind"] == "CustomResourceDefinition"]
+def test_no_tool_takes_the_definitions_away(trial):
+    definitions = [one for one in build(trial, "config/default") if one["kind"] == "CustomResourceDefinition"]
     assert len(definitions) == 4
     for definition in definitions:
         annotations = definition["metadata"]["annotations"]
@@ -51,8 +51,8 @@ def test_no_tool_takes_the_definitions_away(kubectl):
         assert annotations["argocd.argoproj.io/sync-options"] == "Prune=false,Delete=false"
 
 
-def test_images_are_set_by_kustomize(kubectl):
-    documents = build(kubectl, "examples/kustomize/images")
+def test_images_are_set_by_kustomize(trial):
+    documents = build(trial, "examples/kustomize/images")
     pods = [one["spec"]["template"]["spec"] for one in documents if one["kind"] == "Deployment"]
     [container] = [one for pod in pods for one in pod["containers"] if one["name"] == "operator"]
     environment = {one["name"]: one.get("value") for one in container["env"]}

@@ -7,7 +7,7 @@ import yaml
 
 from tests.apiserver.golden import GOLDEN
 from tests.chart import CASES, load_values, render
-from tests.kube import wait_until
+from tests.kube import make_list, scratch_namespace, wait_until
 
 
 def _find_templates(manifests):
@@ -40,17 +40,23 @@ def test_nobody_of_pierheads_has_a_right_on_secrets_or_rights(cluster):
     assert not SENSITIVE & {resource for rule in rules for resource in rule["resources"]}
 
 
-@pytest.fixture
-def restricted(kubectl):
-    kubectl("label", "namespace", kubectl.namespace, "pod-security.kubernetes.io/enforce=restricted")
-    wait_until("pods can be made", lambda: kubectl.get("serviceaccount", "default"))
-    return kubectl
+@pytest.fixture(scope="module")
+def restricted(cluster):
+    with scratch_namespace("restricted") as kubectl:
+        kubectl("label", "namespace", kubectl.namespace, "pod-security.kubernetes.io/enforce=restricted")
+        wait_until("pods can be made", lambda: kubectl.get("serviceaccount", "default"))
+        yield kubectl
 
 
-def _try_pod(kubectl, template):
+def _try_pods(kubectl, templates):
+    pods = make_list(map(_make_pod, templates))
+    taken = kubectl("create", "--dry-run=server", "--output", "name", "--filename", "-", stdin=pods)
+    assert len(taken.splitlines()) == len(templates)
+
+
+def _make_pod(template):
     spec = {name: value for name, value in template["spec"].items() if name not in OTHERS}
-    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "one"}, "spec": {**spec, "restartPolicy": "Always"}}
-    kubectl("create", "--dry-run=server", "--filename", "-", stdin=json.dumps(pod))
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "one"}, "spec": {**spec, "restartPolicy": "Always"}}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -58,14 +64,12 @@ def test_pods_of_the_chart_keep_to_it(restricted, case):
     documents = render(values=load_values(case))
     templates = [*_find_templates(documents), *(one for one in documents if one["kind"] == "Pod")]
     assert len(templates) == (2 if case == "without-api" else 4)
-    for template in templates:
-        _try_pod(restricted, template)
+    _try_pods(restricted, templates)
 
 
 @pytest.mark.parametrize("templates", SERVERS.values(), ids=SERVERS.keys())
 def test_pods_of_models_keep_to_it(restricted, templates):
-    for template in templates:
-        _try_pod(restricted, template)
+    _try_pods(restricted, templates)
 
 
 @pytest.mark.parametrize(

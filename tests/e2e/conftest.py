@@ -9,7 +9,7 @@ import pytest
 import skimage.data
 
 from cluster.settings import STORAGE_URL
-from tests.kube import predict_url, scratch_namespace, wait_answered, wait_until
+from tests.kube import wait_until
 
 
 @pytest.fixture(scope="session")
@@ -100,15 +100,3 @@ def make_owner():
         {**rbac, "kind": "Role", "rules": [rule]},
         {**rbac, "kind": "RoleBinding", "roleRef": role, "subjects": [{"kind": "ServiceAccount", "name": "owner"}]},
     ]
-
-
-@pytest.fixture(scope="module")
-def photos(cluster, coffee):
-    """The example, as the quickstart applies it, in a namespace of this module's own."""
-    example = Path(__file__).parents[2] / "examples" / "photos" / "photos.yaml"
-    with scratch_namespace("photos") as kubectl:
-        kubectl("apply", "--filename", str(example))
-        kubectl.wait_ready("deployedmodel", "photos-1", "photos-2")
-        kubectl.wait_ready("endpoint", "photos")
-        wait_answered(predict_url(kubectl.namespace, "photos"), coffee, "photos-1", "photos-2")
-        yield kubectl

@@ -13,6 +13,7 @@ from tests.kube import (
     SYSTEM,
     KubectlError,
     forwarded,
+    make_list,
     predict_url,
     scale_operator,
     scratch_namespace,
@@ -75,7 +76,7 @@ def _try_pod(kubectl, **context):
 @contextmanager
 def users_are_chosen(kubectl):
     """In kubectl's namespace, meanwhile."""
-    policies = json.dumps({"apiVersion": "v1", "kind": "List", "items": list(make_policies(kubectl.namespace))})
+    policies = make_list(make_policies(kubectl.namespace))
     SYSTEM("apply", "--server-side", "--filename=-", stdin=policies)
     try:
         wait_until("pods are given a user", lambda: _try_pod(kubectl) == USER)

@@ -5,13 +5,14 @@ import json
 import pytest
 from pierhead_operator import names
 
-from tests.e2e.conftest import make_deployed_model, make_echo_model, make_endpoint, make_model
+from tests.e2e.conftest import ECHO_BODY, make_deployed_model, make_echo_model, make_endpoint
 from tests.kube import (
     OPERATOR,
     SYSTEM,
     predict_many,
     predict_url,
     scale_operator,
+    scratch_namespace,
     wait_answered,
     wait_operator,
     wait_until,
@@ -24,7 +25,7 @@ KINDS = "mdl,pep,dm"
 
 def _deploy(kubectl):
     kubectl.apply(
-        make_model(v1="photos/1"),
+        make_echo_model(),
         make_endpoint(),
         make_deployed_model("photos", automaticResources={"minReplicaCount": 1, "maxReplicaCount": 2}),
     )
@@ -32,7 +33,7 @@ def _deploy(kubectl):
 
 
 @pytest.mark.parametrize("kind", ["service", "deployment", "horizontalpodautoscaler", "httproute"])
-def test_child_deleted_by_hand_is_back(kubectl, coffee, kind):
+def test_child_deleted_by_hand_is_back(kubectl, kind):
     _deploy(kubectl)
     name = "ep-photos" if kind == "httproute" else "dm-photos"
     before = kubectl.get(kind, name)["metadata"]["uid"]
@@ -41,7 +42,7 @@ def test_child_deleted_by_hand_is_back(kubectl, coffee, kind):
         f"the {kind} is back", lambda: (o := kubectl.get(kind, name)) and o["metadata"]["uid"] != before, seconds=30
     )
     kubectl.wait_ready("endpoint", "photos")
-    wait_answered(predict_url(kubectl.namespace, "photos"), coffee, "photos")
+    wait_answered(predict_url(kubectl.namespace, "photos"), ECHO_BODY, "photos")
 
 
 def test_child_changed_by_hand_is_repaired(kubectl):
@@ -126,17 +127,17 @@ def operator_switch():
 
 
 @pytest.mark.exclusive
-def test_deletion_while_the_operator_is_down_leaves_nothing_behind(kubectl, coffee, operator_switch):
+def test_deletion_while_the_operator_is_down_leaves_nothing_behind(kubectl, operator_switch):
     _deploy(kubectl)
-    wait_answered(predict_url(kubectl.namespace, "photos"), coffee, "photos")
+    wait_answered(predict_url(kubectl.namespace, "photos"), ECHO_BODY, "photos")
     operator_switch(0)
-    answers = predict_many(predict_url(kubectl.namespace, "photos"), coffee, 5)
+    answers = predict_many(predict_url(kubectl.namespace, "photos"), ECHO_BODY, 5)
     assert answers == {"photos": 5}, "an operator that is down stops changes, not predictions"
     _delete_all(kubectl)
     _wait_nothing_left(kubectl)
     operator_switch(1)
     # The operator has looked around once it brought up something new.
-    kubectl.apply(make_model(v1="photos/1"))
+    kubectl.apply(make_echo_model())
     kubectl.wait_ready("model", "photos")
     assert not kubectl.items(CHILDREN)
 
@@ -153,16 +154,28 @@ def test_change_while_the_operator_is_down_is_caught_up_with(kubectl, operator_s
     kubectl.wait_ready("endpoint", "photos")
 
 
+@pytest.fixture
+def canary(cluster):
+    """A namespace in which all is as wanted, and stays so: two that serve, and a split."""
+    with scratch_namespace("quiet") as kubectl:
+        deployed_models = (make_deployed_model("stable"), make_deployed_model("candidate"))
+        kubectl.apply(make_echo_model(), make_endpoint({"stable": 80, "candidate": 20}), *deployed_models)
+        kubectl.wait_ready("deployedmodel", "stable", "candidate")
+        kubectl.wait_ready("endpoint", "photos")
+        wait_answered(predict_url(kubectl.namespace, "photos"), ECHO_BODY, "stable", "candidate")
+        yield kubectl
+
+
 # Here the operator is watched for being quiet, while it is replaced.
 @pytest.mark.exclusive
-def test_quiet_cluster_sees_no_write(photos):
+def test_quiet_cluster_sees_no_write(canary):
     """Neither events nor resyncs nor a restart of the operator write anything once all is as wanted."""
     kinds = f"{KINDS},deployments,services,httproutes"
 
     def versions():
         return {
             (o["kind"], o["metadata"]["name"]): (o["metadata"]["resourceVersion"], o["metadata"]["generation"])
-            for o in photos.items(kinds)
+            for o in canary.items(kinds)
             if "generation" in o["metadata"]
         }
 
@@ -171,8 +184,8 @@ def test_quiet_cluster_sees_no_write(photos):
     SYSTEM("rollout", "restart", f"deployment/{OPERATOR}")
     wait_operator()
     # A sign that the new operator is through its first round: it has looked after something that came after it.
-    photos.apply({**make_model(v1="photos/1"), "metadata": {"name": "sign"}})
-    photos.wait_ready("model", "sign")
+    canary.apply({**make_echo_model(), "metadata": {"name": "sign"}})
+    canary.wait_ready("model", "sign")
     after = versions()
     after.pop(("Model", "sign"))
     assert after == before

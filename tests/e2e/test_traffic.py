@@ -4,10 +4,18 @@ import threading
 from collections import Counter
 
 import httpx
+import pytest
 
-from tests.e2e.conftest import ECHO_BODY, make_deployed_model, make_echo_model, make_endpoint, make_model
-from tests.kube import predict, predict_many, predict_url, wait_answered, wait_until
-from tests.prober import small_picture
+from tests.e2e.conftest import (
+    ECHO_BODY,
+    make_deployed_model,
+    make_echo_model,
+    make_endpoint,
+    make_model,
+    make_predictor_model,
+    upload_predictor,
+)
+from tests.kube import predict, predict_many, predict_url, scratch_namespace, wait_answered, wait_until
 
 
 class Load:
@@ -45,19 +53,31 @@ class Load:
         return {answer: count for answer, count in self.answers.items() if answer.startswith("failed")}
 
 
-def test_split_is_met_over_1000_predictions(photos):
-    answers = predict_many(predict_url(photos.namespace, "photos"), small_picture(), 1000)
+@pytest.fixture(scope="module")
+def canary(cluster):
+    """80 percent for one DeployedModel, the rest for another one."""
+    with scratch_namespace("traffic") as kubectl:
+        split = {"photos-1": 80, "photos-2": 20}
+        kubectl.apply(make_echo_model(), make_endpoint(split), *map(make_deployed_model, split))
+        kubectl.wait_ready("deployedmodel", *split)
+        kubectl.wait_ready("endpoint", "photos")
+        wait_answered(predict_url(kubectl.namespace, "photos"), ECHO_BODY, *split)
+        yield kubectl
+
+
+def test_split_is_met_over_1000_predictions(canary):
+    answers = predict_many(predict_url(canary.namespace, "photos"), ECHO_BODY, 1000)
     assert sum(answers.values()) == 1000
     assert set(answers) == {"photos-1", "photos-2"}, answers
     assert 760 <= answers["photos-1"] <= 840
 
 
-def test_changed_split_moves_all_traffic_and_no_request_fails(photos, coffee):
-    with Load(predict_url(photos.namespace, "photos"), coffee) as load:
+def test_changed_split_moves_all_traffic_and_no_request_fails(canary):
+    with Load(predict_url(canary.namespace, "photos"), ECHO_BODY) as load:
         wait_until("both answer", lambda: len(load.answers) >= 2)
-        photos.patch("endpoint", "photos", {"spec": {"trafficSplit": {"photos-1": 0, "photos-2": 100}}})
-        photos.wait_ready("endpoint", "photos")
-        assert photos.get("endpoint", "photos")["status"]["trafficSplit"] == {"photos-2": 100}
+        canary.patch("endpoint", "photos", {"spec": {"trafficSplit": {"photos-1": 0, "photos-2": 100}}})
+        canary.wait_ready("endpoint", "photos")
+        assert canary.get("endpoint", "photos")["status"]["trafficSplit"] == {"photos-2": 100}
         load_before = load.answers["photos-2"]
         wait_until("the new one answers on", lambda: load.answers["photos-2"] >= load_before + 10)
         failures = load.failures
@@ -124,10 +144,10 @@ def _find_reasons(kubectl):
     return [event["reason"] for event in kubectl.items("events.events.k8s.io")]
 
 
-def test_missing_artifact_is_told_in_time_and_gets_no_traffic(kubectl, coffee):
+def test_missing_artifact_is_told_in_time_and_gets_no_traffic(kubectl):
     """Half of the traffic is meant for a DeployedModel that never comes up: all of it stays with the one that serves."""
     kubectl.apply(
-        make_model(v1="photos/1", v2="photos/nowhere"),
+        make_predictor_model(upload_predictor("v1"), {"name": "v2", "artifactUri": "gs://models/photos/nowhere"}),
         make_endpoint({"good": 50, "broken": 50}),
         make_deployed_model("good"),
         make_deployed_model("broken", "v2"),
@@ -159,16 +179,16 @@ def test_missing_artifact_is_told_in_time_and_gets_no_traffic(kubectl, coffee):
     )
     assert kubectl.condition("endpoint", "photos")["reason"] == "WaitingForDeployedModels"
     assert "ArtifactNotFound" in kubectl.condition("endpoint", "photos")["message"]
-    wait_answered(predict_url(kubectl.namespace, "photos"), coffee, "good")
-    answers = predict_many(predict_url(kubectl.namespace, "photos"), coffee, 50)
+    wait_answered(predict_url(kubectl.namespace, "photos"), ECHO_BODY, "good")
+    answers = predict_many(predict_url(kubectl.namespace, "photos"), ECHO_BODY, 50)
     assert answers == {"good": 50}
 
 
-def test_split_over_more_than_a_route_takes_is_refused_with_the_number(kubectl, coffee):
-    kubectl.apply(make_model(v1="photos/1"), make_endpoint({"photos": 100}), make_deployed_model("photos"))
+def test_split_over_more_than_a_route_takes_is_refused_with_the_number(kubectl):
+    kubectl.apply(make_echo_model(), make_endpoint({"photos": 100}), make_deployed_model("photos"))
     kubectl.wait_ready("endpoint", "photos")
     url = predict_url(kubectl.namespace, "photos")
-    wait_answered(url, coffee, "photos")
+    wait_answered(url, ECHO_BODY, "photos")
     split = {f"other-{number}": 1 for number in range(16)}
     kubectl.patch("endpoint", "photos", {"spec": {"trafficSplit": {"photos": 84, **split}}})
     refused = wait_until(
@@ -178,4 +198,4 @@ def test_split_over_more_than_a_route_takes_is_refused_with_the_number(kubectl, 
     )
     assert "16 DeployedModels at most" in refused["message"]
     assert "gives weight to 17" in refused["message"]
-    assert predict_many(url, coffee, 10) == {"photos": 10}
+    assert predict_many(url, ECHO_BODY, 10) == {"photos": 10}
