@@ -1,6 +1,7 @@
 """From this version to the one before and back, under a stream of predictions of which none may fail."""
 
 import json
+import os
 
 import pytest
 
@@ -11,16 +12,19 @@ from tests.e2e.conftest import (
     ECHO,
     ECHO_BODY,
     make_deployed_model,
-    make_echo_model,
     make_endpoint,
     make_predictor_model,
     upload_predictor,
+    wait_compiled,
 )
 from tests.kube import OPERATOR, SYSTEM, predict_url, wait_answered, wait_operator, wait_until
 from tests.prober import Prober
 from tests.releases import find_releases, unpack
 
 pytestmark = pytest.mark.exclusive
+
+SERVER_UID = 65532
+PHOTOS = {"name": "photos", "artifactUri": "gs://models/photos/1"}
 
 
 @pytest.fixture
@@ -37,6 +41,18 @@ def before(tmp_path_factory):
     """The last release: the folder with its chart, and the reference of its image."""
     folder = unpack(find_releases()[-1], tmp_path_factory.mktemp("release"))
     return folder, images.ensure(Paths.from_environment(), images.make_pierhead_image("operator", folder))
+
+
+@pytest.fixture
+def forms(tmp_path):
+    """A folder for compiled forms on the node, which is this machine, with one that the image of 0.1.0 left there."""
+    folder = tmp_path / "forms"
+    old = folder / ("0" * 32)
+    old.mkdir(parents=True)
+    (old / "form.json").write_text('{"batches":[1],"milliseconds":{"1":5.4}}')
+    for path in (folder, old, old / "form.json"):
+        os.chown(path, SERVER_UID, SERVER_UID)
+    return folder
 
 
 def _install(chart, values):
@@ -63,15 +79,18 @@ def _find_image(kubectl, deployed_model):
     return pod["spec"]["containers"][0]["image"]
 
 
-def test_downgrade_and_upgrade_fail_no_prediction_and_restart_no_pod(kubectl, values, before):
+def test_downgrade_and_upgrade_fail_no_prediction_and_restart_no_pod(kubectl, values, before, forms):
     folder, operator_image = before
+    cache = {"compiledCache": {"hostPath": {"path": str(forms), "type": "Directory"}}}
     # The server's image of the last release is gigabytes of the same: another name stands for it.
     registry.tag(values["server"]["image"], "before")
     server_image = values["server"]["image"].rpartition(":")[0] + ":before"
     unknown = ("allowedEnv", "openvinoImage")  # to the last release
     server = {name: value for name, value in values["server"].items() if name not in unknown}
-    old = {**values, "operator": {"image": operator_image}, "server": {**server, "image": server_image}}
-    kubectl.apply(make_echo_model(), make_endpoint({"one": 100}), make_deployed_model("one"))
+    old = {**values, "operator": {"image": operator_image}, "server": {**server, **cache, "image": server_image}}
+    new = {**values, "server": {**values["server"], **cache}}
+    model = make_predictor_model(upload_predictor("v1"), PHOTOS)
+    kubectl.apply(model, make_endpoint({"one": 100}), make_deployed_model("one"))
     kubectl.wait_ready("endpoint", "photos")
     url = predict_url(kubectl.namespace, "photos")
     wait_answered(url, ECHO_BODY, "one")
@@ -79,25 +98,35 @@ def test_downgrade_and_upgrade_fail_no_prediction_and_restart_no_pod(kubectl, va
         pods = _find_pods(kubectl)
         _install(folder / "charts" / "pierhead", old)
         # What the last release makes is there when this one comes.
-        kubectl.apply(make_deployed_model("two"))
-        kubectl.wait_ready("deployedmodel", "two")
+        kubectl.apply(make_deployed_model("two"), make_deployed_model("photos", "photos"))
+        kubectl.wait_ready("deployedmodel", "two", "photos")
         _split(kubectl, one=50, two=50)
         wait_until("both answer", lambda: prober.seen("two"))
         assert _find_image(kubectl, "two") == server_image
         assert pods < _find_pods(kubectl)
         pods = _find_pods(kubectl)
         assert kubectl.get("service", "ep-photos"), "of 0.1.0 an Endpoint has one, with an address"
-        _install(CHART, values)
-        for name in ("one", "two"):
-            kubectl.wait_ready("deployedmodel", name)
-        kubectl.apply(make_deployed_model("three"))
-        kubectl.wait_ready("deployedmodel", "three")
+        _install(CHART, new)
+        kubectl.wait_ready("deployedmodel", "one", "two", "photos")
+        _wait_compiled(kubectl, "photos")
+        kubectl.apply(make_deployed_model("three"), make_deployed_model("more-photos", "photos"))
+        kubectl.wait_ready("deployedmodel", "three", "more-photos")
+        _wait_compiled(kubectl, "more-photos")
         _split(kubectl, one=20, two=30, three=50)
         wait_until("all answer", lambda: prober.seen("three"))
         assert pods < _find_pods(kubectl)
         assert _find_image(kubectl, "three") == values["server"]["image"]
         wait_until("it is gone with the release that made it", lambda: not kubectl.get("service", "ep-photos"))
     prober.check()
+    old_form, form = sorted(path.name for path in forms.iterdir() if path.is_dir())
+    assert old_form == "0" * 32, "nobody touches it"
+    assert [path.name for path in (forms / old_form).iterdir()] == ["form.json"]
+    assert "converted in" not in kubectl("logs", "deployment/dm-more-photos"), f"it shares {form}"
+
+
+def _wait_compiled(kubectl, deployed_model):
+    [pod] = kubectl.pods(deployed_model)
+    wait_compiled(kubectl, pod["metadata"]["name"])
 
 
 # Longer to load than a new operator takes to lead.
