@@ -76,7 +76,8 @@ def test_answers_are_compared_with_the_eager_networks():
     right = Report(classes=[[7, 1], [3, 1]], confidences=[[0.9, 0.1], [0.5, 0.2]])
     body = '{"predictions": [{"ids": ["7"], "displayNames": ["x"], "confidences": [0.88]}], "model": ""}'
     bare = '[{"ids": ["7"], "displayNames": ["x"], "confidences": [0.88]}]'  # of BentoML in batches
-    for other in (body, bare):
+    ranked = '{"outputs": [{"name": "scores", "shape": [1, 2], "data": ["0.88:7:x: y", "0.1:1:z"]}]}'  # of Triton
+    for other in (body, bare, ranked):
         figures = load.compare_answers({0: body, 1: other}, right)
         assert figures == {"same_top": 1, "pictures": 2, "largest_difference": pytest.approx(0.38)}
     with pytest.raises(processes.BenchError, match="no prediction"):
