@@ -10,11 +10,11 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from bench.server import forms, load, peers, processes
+from bench.server import forms, load, peers, processes, tensors
 from bench.server.client import Job, Outcome
 from bench.server.forms import Precision, Report
 from bench.server.peers import Peer, PeerName, PeerPlan
@@ -110,6 +110,9 @@ class Bench:
                 contenders += [
                     Contender(name, partial(target.saturate, wanted.seconds)) for name, target in targets.items()
                 ]
+                if "triton" in wanted.peers:
+                    alike = replace(ours, path=tensors.PATH, tensors=True)
+                    contenders.append(Contender("server, asked as Triton is", partial(alike.saturate, wanted.seconds)))
                 self._rounds(piece.model, "saturation", [*contenders, *rivals])
             if "latency" in wanted.sections:
                 contenders = [Contender(f"raw {alone}", partial(raw.run, alone, wanted.seconds, 1))]

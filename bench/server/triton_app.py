@@ -20,7 +20,7 @@ from bench.server.tensors import INPUT, MODEL, OUTPUT
 
 
 def make_configuration(plan: PeerPlan, classes: int) -> str:
-    """The model's config.pbtxt: one JPEG a request, a score for each class; batches form while instances compute."""
+    """The model's config.pbtxt: one JPEG in, a confidence for each class out; batches form while it computes."""
     return f"""\
 backend: "python"
 max_batch_size: {plan.batch}

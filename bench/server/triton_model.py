@@ -33,8 +33,8 @@ class TritonPythonModel:
             preprocess(backend.get_input_tensor_by_name(request, INPUT).as_numpy().item()) for request in requests
         ]
         whole = images[0] if len(images) == 1 else torch.cat(images).contiguous(memory_format=torch.channels_last)
-        scores = self.network(whole).numpy()
+        confidences = self.network(whole).numpy()
         return [
-            backend.InferenceResponse([backend.Tensor(OUTPUT, scores[number : number + 1])])
+            backend.InferenceResponse([backend.Tensor(OUTPUT, confidences[number : number + 1])])
             for number in range(len(images))
         ]

@@ -127,7 +127,7 @@ def test_tensor_is_the_picture_itself_behind_the_json_that_describes_it():
     tensor = body[int(names["Inference-Header-Content-Length"]) :]
     assert tensor == b"\x09\0\0\0\xff\xd8picture"
     assert described["inputs"][0]["parameters"] == {"binary_data_size": len(tensor)}
-    assert described["outputs"] == [{"name": "scores", "parameters": {"classification": 5}}]
+    assert described["outputs"] == [{"name": "confidences", "parameters": {"classification": 5}}]
 
 
 @pytest.mark.parametrize("poisson", [False, True])

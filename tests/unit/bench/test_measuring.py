@@ -76,7 +76,7 @@ def test_answers_are_compared_with_the_eager_networks():
     right = Report(classes=[[7, 1], [3, 1]], confidences=[[0.9, 0.1], [0.5, 0.2]])
     body = '{"predictions": [{"ids": ["7"], "displayNames": ["x"], "confidences": [0.88]}], "model": ""}'
     bare = '[{"ids": ["7"], "displayNames": ["x"], "confidences": [0.88]}]'  # of BentoML in batches
-    ranked = '{"outputs": [{"name": "scores", "shape": [1, 2], "data": ["0.88:7:x: y", "0.1:1:z"]}]}'  # of Triton
+    ranked = '{"outputs": [{"name": "confidences", "shape": [1, 2], "data": ["0.88:7:x: y", "0.1:1:z"]}]}'  # of Triton
     for other in (body, bare, ranked):
         figures = load.compare_answers({0: body, 1: other}, right)
         assert figures == {"same_top": 1, "pictures": 2, "largest_difference": pytest.approx(0.38)}
@@ -222,7 +222,7 @@ def test_triton_has_one_model_with_an_instance_a_core(tmp_path):
         "max_batch_size: 4",
         "dynamic_batching {}",
         "instance_group [{ kind: KIND_CPU count: 2 }]",
-        'output [{ name: "scores" data_type: TYPE_FP32 dims: [2] label_filename: "labels.txt" }]',
+        'output [{ name: "confidences" data_type: TYPE_FP32 dims: [2] label_filename: "labels.txt" }]',
         f'parameters [{{ key: "network" value: {{ string_value: "{tmp_path}/network.xml" }} }}]',
     ):
         assert line in written.splitlines()
