@@ -63,8 +63,8 @@ cluster-down: .venv/installed  ## and away with it
 bench: .venv/installed  ## the figures of docs/performance.md
 	$(PYTHON) -m bench.loops
 
-bench-server: .venv/installed  ## the model server beside a raw PyTorch loop, LitServe and BentoML
-	$(PYTHON) -m bench.server --peer litserve --peer bentoml
+bench-server: .venv/installed  ## the model server beside a raw PyTorch loop, LitServe, BentoML and Triton
+	$(PYTHON) -m bench.server --peer litserve --peer bentoml --peer triton
 
 bench-batch: .venv/installed  ## the batch worker beside a raw PyTorch loop
 	$(PYTHON) -m bench.batch

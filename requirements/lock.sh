@@ -20,6 +20,9 @@ compile bench-litserve --extra server --extra bench-litserve --constraints requi
 pins=$(mktemp)
 grep -oE '^(numpy|openvino|pillow|simplejpeg|torch|torchvision|starlette|uvicorn|uvloop)==[^ ]+' requirements/dev.txt > "$pins"
 compile bench-bentoml --extra bench-bentoml --constraints "$pins" pyproject.toml
+# Triton's Python backend is built for numpy 1.
+sed -i '/^numpy==/d' "$pins"
+compile bench-triton --extra bench-triton --constraints "$pins" pyproject.toml
 rm "$pins"
 compile sbom --extra sbom pyproject.toml
 compile docs --extra docs pyproject.toml

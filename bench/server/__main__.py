@@ -2,7 +2,7 @@
 
 Contenders take turns, round by round, while all others wait; figures are medians over the rounds, ratios medians of the
 rounds' ratios. It takes about eleven minutes a model on two cores, seven more with LitServe,
-and three more with BentoML.
+three more with BentoML, and three more with Triton.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from bench.server import report
 from bench.server.forms import Precision
 from bench.server.machine import describe_machine
 from bench.server.measure import SECTIONS, Bench, Wanted
-from bench.server.peers import PEERS
+from bench.server.peers import CPU_PEERS, PEERS
 from bench.server.processes import BenchError
 from bench.server.workshop import MODELS, Workshop
 from cluster import locks
@@ -56,9 +56,10 @@ def bench(
     if device is Device.cuda and not _has_cuda():
         say("there is no CUDA device here")
         raise typer.Exit(2)
-    if device is Device.cuda and "bentoml" in (peer or ()):
-        say("BentoML serves OpenVINO's network, and that is a CPU's")
-        raise typer.Exit(2)
+    for name in CPU_PEERS:
+        if device is Device.cuda and name in (peer or ()):
+            say(f"{PEERS[name]} serves OpenVINO's network, and that is a CPU's")
+            raise typer.Exit(2)
     sections = tuple(map(str, only or SECTIONS))
     named = [name for name in PEERS if name in (peer or ())]
     wanted = Wanted(

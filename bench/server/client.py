@@ -23,6 +23,7 @@ from pathlib import Path
 
 import msgspec
 
+from bench.server import tensors
 from bench.server.processes import busy_seconds, cpu_seconds, family
 from bench.server.stats import percentile
 
@@ -46,6 +47,7 @@ class Job(msgspec.Struct, frozen=True):
     poisson: bool = False  # at random times, as many callers who know nothing of each other send; or evenly
     wait_seconds: float = 30.0  # for what is unanswered at the end
     server_pid: int = 0  # its family's CPU time is counted
+    tensors: bool = False  # the files are JPEGs, each to be sent as a tensor of KServe's V2 protocol
 
 
 class Outcome(msgspec.Struct):
@@ -317,10 +319,12 @@ class Client:
 
 def make_request(job: Job, body: bytes) -> bytes:
     """A whole HTTP request."""
-    head = (
-        f"POST {job.path} HTTP/1.1\r\nHost: 127.0.0.1:{job.port}\r\n"
-        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-    )
+    kind = "Content-Type: application/json"
+    if job.tensors:
+        described = tensors.make_head(body)
+        kind = f"Content-Type: application/octet-stream\r\n{tensors.HEAD_LENGTH}: {len(described)}"
+        body = described + tensors.make_tensor(body)
+    head = f"POST {job.path} HTTP/1.1\r\nHost: 127.0.0.1:{job.port}\r\n{kind}\r\nContent-Length: {len(body)}\r\n\r\n"
     return head.encode() + body
 
 

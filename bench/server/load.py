@@ -24,10 +24,17 @@ class Answer(msgspec.Struct):
     confidences: list[float]
 
 
-class Answers(msgspec.Struct):
-    """The answer to one request."""
+class Ranking(msgspec.Struct):
+    """The best classes of one picture as Triton gives them, the best first."""
 
-    predictions: list[Answer]
+    data: list[str]  # "confidence:index:name"
+
+
+class Answers(msgspec.Struct):
+    """The answer to one request: predictions, or outputs in KServe's V2 protocol."""
+
+    predictions: list[Answer] = []
+    outputs: list[Ranking] = []
 
 
 _ANSWERS: msgspec.json.Decoder[Answers | list[Answer]] = msgspec.json.Decoder(Answers | list[Answer])
@@ -36,7 +43,14 @@ _ANSWERS: msgspec.json.Decoder[Answers | list[Answer]] = msgspec.json.Decoder(An
 def _decode(body: str) -> list[Answer]:
     """Of BentoML, which batches lists alone, the list itself is the answer."""
     answers = _ANSWERS.decode(body)
-    return answers.predictions if isinstance(answers, Answers) else answers
+    if not isinstance(answers, Answers):
+        return answers
+    return answers.predictions or [_read(ranking) for ranking in answers.outputs]
+
+
+def _read(ranking: Ranking) -> Answer:
+    classes = [text.split(":", 2) for text in ranking.data]
+    return Answer([index for _, index, _ in classes], [float(confidence) for confidence, _, _ in classes])
 
 
 def attack(job: Job) -> Outcome:

@@ -10,11 +10,11 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from bench.server import forms, load, peers, processes
+from bench.server import forms, load, peers, processes, tensors
 from bench.server.client import Job, Outcome
 from bench.server.forms import Precision, Report
 from bench.server.peers import Peer, PeerName, PeerPlan
@@ -110,6 +110,9 @@ class Bench:
                 contenders += [
                     Contender(name, partial(target.saturate, wanted.seconds)) for name, target in targets.items()
                 ]
+                if "triton" in wanted.peers:
+                    alike = replace(ours, path=tensors.PATH, tensors=True)
+                    contenders.append(Contender("server, asked as Triton is", partial(alike.saturate, wanted.seconds)))
                 self._rounds(piece.model, "saturation", [*contenders, *rivals])
             if "latency" in wanted.sections:
                 contenders = [Contender(f"raw {alone}", partial(raw.run, alone, wanted.seconds, 1))]
@@ -186,7 +189,7 @@ class Bench:
                     own = tried.enter_context(contextlib.ExitStack())
                     with step(f"{piece.model}: {name} starts with {plan.settings}"):
                         peer = own.enter_context(peers.start_peer(self.workshop, plan))
-                    target = _Target(piece, peer.port, peers.PATH, peer.program, right)
+                    target = _Target(piece, peer.port, plan.path, peer.program, right, plan.takes_tensors)
                     label = f"{name}: {plan.settings}"
                     run = partial(_saturate_awake, peer, target, self.wanted.calibration_seconds)
                     started[label] = (plan, peer, own)
@@ -198,7 +201,7 @@ class Bench:
                 plan, peer, own = started[best]
                 self.notes.append(f"{piece.model}: {name} ran with {plan.settings}")
                 stack.push(own.pop_all())
-            target = _Target(piece, peer.port, peers.PATH, peer.program, right)
+            target = _Target(piece, peer.port, plan.path, peer.program, right, plan.takes_tensors)
             chosen.append(Contender(name, partial(_saturate_awake, peer, target, self.wanted.seconds)))
         return chosen
 
@@ -266,6 +269,7 @@ class _Target:
     path: str
     program: Program
     right: Report | None = None  # what it must answer
+    tensors: bool = False  # it wants KServe's V2 protocol
 
     def saturate(self, seconds: float, connections: int = CONNECTIONS) -> Figures:
         """A closed loop: each connection sends its next request when it has its answer."""
@@ -289,16 +293,17 @@ class _Target:
         return figures | {"rss_before": before / 1e6, "rss_most": max(seen) / 1e6, "rss_after": after / 1e6}
 
     def _attack(self, seconds: float, *, connections: int, rate: float | None = None, poisson: bool = False) -> Outcome:
-        bodies = [str(body) for body in self.piece.bodies]
+        files = self.piece.jpegs if self.tensors else self.piece.bodies
         job = Job(
             self.port,
             self.path,
-            bodies,
+            [str(file) for file in files],
             seconds,
             connections=connections,
             rate=rate,
             poisson=poisson,
             server_pid=self.program.process.pid,
+            tensors=self.tensors,
         )
         return load.attack(job)
 

@@ -6,14 +6,15 @@ import contextlib
 import http.client
 import signal
 import socket
+import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import msgspec
 
-from bench.server import forms
+from bench.server import forms, tensors
 from bench.server.processes import Program, running, wait_until
 from bench.server.workshop import Workpiece, Workshop, make_environment
 
@@ -21,10 +22,12 @@ PATH = "/predict"
 PLAN_VARIABLE = "BENCH_PEER_PLAN"  # of a peer whose program takes no arguments of ours
 READY_SECONDS = 180.0
 _TRY_AGAIN_SECONDS = 0.1
-_HEALTH = {"litserve": "/health", "bentoml": "/readyz"}
+_HEALTH = {"litserve": "/health", "bentoml": "/readyz", "triton": "/v2/health/ready"}
+_WORKERS = {"litserve": "workers_per_device", "bentoml": "workers", "triton": "instance_group.count"}
 
-PeerName = Literal["litserve", "bentoml"]
-PEERS: Mapping[PeerName, str] = {"litserve": "LitServe", "bentoml": "BentoML"}
+PeerName = Literal["litserve", "bentoml", "triton"]
+PEERS: Mapping[PeerName, str] = {"litserve": "LitServe", "bentoml": "BentoML", "triton": "Triton"}
+CPU_PEERS: Sequence[PeerName] = ("bentoml", "triton")  # that serve OpenVINO's network alone
 
 
 class PeerPlan(msgspec.Struct, frozen=True):
@@ -42,22 +45,33 @@ class PeerPlan(msgspec.Struct, frozen=True):
     threads: int | None = None  # of each worker; None leaves it to torch, which takes all cores
     batch: int = 1
     batch_timeout: float = 0.0
-    fast_queue: bool = False
+    fast_queue: bool = False  # LitServe's
+    http_threads: int | None = None  # Triton's
     log_level: str = "info"  # a line for each request
 
     @property
     def settings(self) -> str:
         """The settings that are not the peer's defaults, in its own words."""
-        workers = "workers_per_device" if self.peer == "litserve" else "workers"
         parts = [
-            f"{workers}={self.workers}" if self.workers > 1 else "",
+            f"{_WORKERS[self.peer]}={self.workers}" if self.workers > 1 else "",
             f"OMP_NUM_THREADS={self.threads}" if self.threads else "",
             f"max_batch_size={self.batch}" if self.batch > 1 else "",
             f"batch_timeout={self.batch_timeout}" if self.batch_timeout else "",
             "fast_queue" if self.fast_queue else "",
+            f"http-thread-count={self.http_threads}" if self.http_threads else "",
             f"log_level={self.log_level}" if self.log_level != "info" else "",
         ]
         return " ".join(filter(None, parts)) or "defaults"
+
+    @property
+    def path(self) -> str:
+        """Where requests go."""
+        return tensors.PATH if self.takes_tensors else PATH
+
+    @property
+    def takes_tensors(self) -> bool:
+        """Whether requests are those of KServe's V2 protocol, with the JPEG as it is."""
+        return self.peer == "triton"
 
 
 @dataclass(frozen=True)
@@ -94,7 +108,7 @@ def list_plans(piece: Workpiece, device: str, cores: int, names: Sequence[PeerNa
             device,
             network=str(piece.network) if piece.network else None,
         )
-        plans |= _list_litserve(base, batches, cores) if name == "litserve" else _list_bentoml(base, batches, cores)
+        plans |= _LISTS[name](base, batches, cores)
     return plans
 
 
@@ -127,6 +141,20 @@ def _list_bentoml(base: PeerPlan, batches: Sequence[int], cores: int) -> dict[st
     return {"bentoml openvino": [each, *(msgspec.structs.replace(each, batch=batch) for batch in batches)]}
 
 
+def _list_triton(base: PeerPlan, batches: Sequence[int], cores: int) -> dict[str, list[PeerPlan]]:
+    """Of a CPU's alone. Batches are of what waits when an instance is free: with every core busy there is enough."""
+    each = msgspec.structs.replace(base, form="openvino", workers=cores, threads=1, log_level="warning")
+    batched = [msgspec.structs.replace(each, batch=batch) for batch in batches]
+    return {"triton openvino": [each, *batched, *(msgspec.structs.replace(one, http_threads=cores) for one in batched)]}
+
+
+_LISTS: Mapping[PeerName, Callable[[PeerPlan, Sequence[int], int], dict[str, list[PeerPlan]]]] = {
+    "litserve": _list_litserve,
+    "bentoml": _list_bentoml,
+    "triton": _list_triton,
+}
+
+
 @contextlib.contextmanager
 def start_peer(workshop: Workshop, plan: PeerPlan) -> Iterator[Peer]:
     """Starts a peer, waits until it is ready and ends it at the end."""
@@ -139,7 +167,10 @@ def start_peer(workshop: Workshop, plan: PeerPlan) -> Iterator[Peer]:
             "BENTOML_HOME": str(workshop.folder / "bentoml-home"),
             "BENTOML_DO_NOT_TRACK": "True",
         }
-    with running(command, log=workshop.log(plan.peer), environment=make_environment(more)) as program:
+    with (
+        tempfile.TemporaryDirectory(prefix=f"bench-{plan.peer}-") as own,
+        running(command, log=workshop.log(plan.peer), environment=make_environment(more | {"TMPDIR": own})) as program,
+    ):
 
         def ready() -> bool:
             program.check_alive()
@@ -158,8 +189,8 @@ def start_peer(workshop: Workshop, plan: PeerPlan) -> Iterator[Peer]:
 
 def _make_arguments(plan: PeerPlan) -> list[str]:
     """Python's arguments."""
-    if plan.peer == "litserve":
-        return ["-m", "bench.server.litserve_app", msgspec.json.encode(plan).decode()]
+    if plan.peer != "bentoml":
+        return ["-m", f"bench.server.{plan.peer}_app", msgspec.json.encode(plan).decode()]
     return [
         "-m",
         "bentoml",

@@ -2,6 +2,7 @@
 
 import http.server
 import itertools
+import json
 import socket
 import threading
 import time
@@ -9,7 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from bench.server.client import Client, Job, make_schedule
+from bench.server.client import Client, Job, make_request, make_schedule
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -115,6 +116,18 @@ def test_warm_up_is_not_counted(bodies):
     with serving(*["refuse"] * 3) as port:
         outcome = Client(make_job(port, bodies, warmup_seconds=0.3)).run()
     assert set(outcome.codes) == {200}
+
+
+def test_tensor_is_the_picture_itself_behind_the_json_that_describes_it():
+    request = make_request(Job(1, "/v2/models/m/infer", [], 1.0, tensors=True), b"\xff\xd8picture")
+    head, _, body = request.partition(b"\r\n\r\n")
+    names = dict(line.split(": ") for line in head.decode().splitlines()[1:])
+    assert int(names["Content-Length"]) == len(body)
+    described = json.loads(body[: int(names["Inference-Header-Content-Length"])])
+    tensor = body[int(names["Inference-Header-Content-Length"]) :]
+    assert tensor == b"\x09\0\0\0\xff\xd8picture"
+    assert described["inputs"][0]["parameters"] == {"binary_data_size": len(tensor)}
+    assert described["outputs"] == [{"name": "confidences", "parameters": {"classification": 5}}]
 
 
 @pytest.mark.parametrize("poisson", [False, True])

@@ -12,7 +12,7 @@ from PIL import Image
 from torchvision import transforms
 
 from bench.server import __main__ as program
-from bench.server import forms, load, machine, peers, pierhead, processes, raw, workshop
+from bench.server import forms, load, machine, peers, pierhead, processes, raw, triton_app, workshop
 from bench.server.forms import Report
 from bench.server.measure import Contender, rotate
 from bench.server.pictures import make_body, make_jpegs
@@ -76,7 +76,8 @@ def test_answers_are_compared_with_the_eager_networks():
     right = Report(classes=[[7, 1], [3, 1]], confidences=[[0.9, 0.1], [0.5, 0.2]])
     body = '{"predictions": [{"ids": ["7"], "displayNames": ["x"], "confidences": [0.88]}], "model": ""}'
     bare = '[{"ids": ["7"], "displayNames": ["x"], "confidences": [0.88]}]'  # of BentoML in batches
-    for other in (body, bare):
+    ranked = '{"outputs": [{"name": "confidences", "shape": [1, 2], "data": ["0.88:7:x: y", "0.1:1:z"]}]}'  # of Triton
+    for other in (body, bare, ranked):
         figures = load.compare_answers({0: body, 1: other}, right)
         assert figures == {"same_top": 1, "pictures": 2, "largest_difference": pytest.approx(0.38)}
     with pytest.raises(processes.BenchError, match="no prediction"):
@@ -189,10 +190,68 @@ def test_bentoml_is_tried_with_and_without_its_batches(tmp_path):
     assert list_plans(tmp_path, "cpu") == {}
 
 
-def test_each_peer_has_requirements_of_its_own():
-    for name in peers.PEERS:
-        locked = (REPOSITORY / "requirements" / f"bench-{name}.txt").read_text()
-        assert f"\n{name}==" in locked
+def test_triton_is_tried_with_and_without_its_batches_and_with_fewer_threads(tmp_path):
+    (plans,) = list_plans(tmp_path, "cpu", "triton").values()
+    assert [plan.settings for plan in plans] == [
+        "instance_group.count=2 OMP_NUM_THREADS=1 log_level=warning",
+        "instance_group.count=2 OMP_NUM_THREADS=1 max_batch_size=4 log_level=warning",
+        "instance_group.count=2 OMP_NUM_THREADS=1 max_batch_size=8 log_level=warning",
+        "instance_group.count=2 OMP_NUM_THREADS=1 max_batch_size=4 http-thread-count=2 log_level=warning",
+        "instance_group.count=2 OMP_NUM_THREADS=1 max_batch_size=8 http-thread-count=2 log_level=warning",
+    ]
+    assert "--http-thread-count=2" in triton_app.make_arguments(plans[-1], tmp_path)
+    assert not [one for one in triton_app.make_arguments(plans[0], tmp_path) if "thread" in one]
+
+
+def test_triton_alone_is_asked_in_its_own_protocol(tmp_path):
+    plans = [plan for each in list_plans(tmp_path, "cpu", *peers.PEERS).values() for plan in each]
+    assert {(plan.peer, plan.path, plan.takes_tensors) for plan in plans} == {
+        ("litserve", "/predict", False),
+        ("bentoml", "/predict", False),
+        ("triton", "/v2/models/classifier/infer", True),
+    }
+
+
+def test_triton_has_one_model_with_an_instance_a_core(tmp_path):
+    (tmp_path / "labels.txt").write_text("cat\ndog\n")
+    alone, batched, *_ = list_plans(tmp_path, "cpu", "triton")["triton openvino"]
+    triton_app.write_repository(tmp_path / "models", batched)
+    model = tmp_path / "models" / "classifier"
+    written = (model / "config.pbtxt").read_text()
+    for line in (
+        "max_batch_size: 4",
+        "dynamic_batching {}",
+        "instance_group [{ kind: KIND_CPU count: 2 }]",
+        'output [{ name: "confidences" data_type: TYPE_FP32 dims: [2] label_filename: "labels.txt" }]',
+        f'parameters [{{ key: "network" value: {{ string_value: "{tmp_path}/network.xml" }} }}]',
+    ):
+        assert line in written.splitlines()
+    assert (model / "labels.txt").read_text() == "cat\ndog\n"
+    assert "triton_model" in (model / "1" / "model.py").read_text()
+    assert "dynamic_batching" not in triton_app.make_configuration(alone, 2)
+
+
+def test_triton_finds_the_backend_and_the_program_of_an_instance_in_one_folder(tmp_path):
+    for name in (
+        "backends/python/libtriton_python.so",
+        "python_backend_stubs/3.11/stub",
+        "python_backend_stubs/3.9/no",
+    ):
+        (tmp_path / "triton" / name).parent.mkdir(parents=True)
+        (tmp_path / "triton" / name).touch()
+    triton_app.link_backend(tmp_path / "linked", tmp_path / "triton", "3.11")
+    linked = list((tmp_path / "linked" / "python").iterdir())
+    assert {file.name for file in linked} == {"libtriton_python.so", "stub"}
+    assert all(file.is_symlink() and file.exists() for file in linked)
+
+
+@pytest.mark.parametrize(
+    ("name", "package"), [("litserve", "litserve"), ("bentoml", "bentoml"), ("triton", "nvidia-pytriton")]
+)
+def test_each_peer_has_requirements_of_its_own(name, package):
+    assert name in peers.PEERS
+    locked = (REPOSITORY / "requirements" / f"bench-{name}.txt").read_text()
+    assert f"\n{package}==" in locked
 
 
 def test_rounds_begin_with_another():
@@ -208,3 +267,12 @@ def test_no_gpu_is_said_so(monkeypatch, capsys):
         program.bench(device=program.Device.cuda)
     assert stopped.value.exit_code == 2
     assert "no CUDA device" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", peers.CPU_PEERS)
+def test_peer_of_a_cpu_alone_is_not_measured_on_a_gpu(monkeypatch, capsys, name):
+    monkeypatch.setattr(program, "_has_cuda", lambda: True)
+    with pytest.raises(typer.Exit) as stopped:
+        program.bench(device=program.Device.cuda, peer=[program.Peer(name)])
+    assert stopped.value.exit_code == 2
+    assert f"{peers.PEERS[name]} serves OpenVINO's network" in capsys.readouterr().err
