@@ -27,7 +27,7 @@ from pierhead_operator.batch_status import (
 from pierhead_operator.cluster import ClusterError, Invalid, Key, Rejected, UnreadableError
 from pierhead_operator.progress import ProgressPoller
 from pierhead_operator.reconcile import explain_machine, explain_model, explain_pods, explain_version
-from pierhead_operator.resources import Manifest, is_owned, make_deletion, select_settings
+from pierhead_operator.resources import Manifest, is_owned, make_deletion, select_image, separate_cache
 from pierhead_operator.resources.batch import (
     Batching,
     explain_document,
@@ -104,7 +104,8 @@ class BatchReconciler:
         if model is None or version is None or problem:
             return None, problem
         output = find_output(batch, live) or make_output(batch, model)
-        batching = Batching(batch, model, version, select_settings(version, self.settings), output)
+        settings = separate_cache(version, select_image(version, self.settings))
+        batching = Batching(batch, model, version, settings, output)
         return batching, explain_batching(batching)
 
     async def _tell_output(self, batching: Batching) -> Batching:

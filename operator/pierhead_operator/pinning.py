@@ -18,7 +18,15 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from pierhead_operator import names
-from pierhead_operator.resources import Limits, Manifest, Serving, find_limits, has_served, is_never_allowed
+from pierhead_operator.resources import (
+    Limits,
+    Manifest,
+    Serving,
+    find_limits,
+    has_served,
+    is_never_allowed,
+    separate_cache,
+)
 from pierhead_operator.settings import MachineSettings, OperatorSettings, ServerSettings
 from pierhead_operator.types import DeployedModel, MachineSpec, Model
 
@@ -100,10 +108,11 @@ def add_told(told: Sequence[str], serving: Serving) -> list[str]:
 def pin(serving: Serving, live: Manifest | None) -> Serving:
     """A DeployedModel as its pods are to be made: as those of its live Deployment, while they run the same."""
     found = _read(live)
+    present = separate_cache(serving.version, serving.settings)
     if live is None or found is None or not _is_made_for(found, serving) or not _is_told(found, serving, live):
-        return serving
+        return replace(serving, settings=present)
     served = has_served(live)
-    settings = _pin_settings(found, serving.settings) if served else serving.settings
+    settings = _pin_settings(found, present) if served else present
     return replace(
         serving,
         settings=settings.model_copy(update={"location": found.location or settings.location}),

@@ -29,7 +29,7 @@ from pierhead_operator.resources import (
     find_limits,
     is_owned,
     make_deletion,
-    select_settings,
+    select_image,
     selector,
     serving_kinds,
     unknown_machine,
@@ -540,4 +540,4 @@ def make_serving(
     found = model.spec.version(version) if model else None
     if model is None or found is None:
         return None
-    return Serving(dm, model, found, select_settings(found, settings), endpoint, find_limits(endpoint))
+    return Serving(dm, model, found, select_image(found, settings), endpoint, find_limits(endpoint))

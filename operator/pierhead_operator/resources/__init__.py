@@ -5,7 +5,7 @@ not say, `pods` what a pod is made of, `network` who may reach it, `serving` the
 pods of one template follow those of another.
 """
 
-from pierhead_operator.resources.machines import select_settings, unknown_machine, unused_devices
+from pierhead_operator.resources.machines import select_image, separate_cache, unknown_machine, unused_devices
 from pierhead_operator.resources.network import NETWORK_POLICY
 from pierhead_operator.resources.objects import (
     INSIDE,
@@ -66,8 +66,9 @@ __all__ = [
     "mark_applied",
     "needs_apply",
     "owns_replicas",
-    "select_settings",
+    "select_image",
     "selector",
+    "separate_cache",
     "serving_kinds",
     "unknown_machine",
     "unused_devices",

@@ -80,19 +80,23 @@ def unused_devices(spec: MachineSpec, version: ModelVersion, settings: OperatorS
     )
 
 
-def select_settings(version: ModelVersion, settings: OperatorSettings) -> OperatorSettings:
-    """The settings as a version's pods are to have them: with the image that computes it.
-
-    What pods share, they compute with: where a version brings code, its pods have a folder of their own for compiled
-    forms.
-    """
+def select_image(version: ModelVersion, settings: OperatorSettings) -> OperatorSettings:
+    """The settings with the server's image that computes a version."""
     server = settings.server
-    own: dict[str, object] = {}
-    if version.runtime == "OpenVINO" and server.openvino_image:
-        own["image"] = server.openvino_image
-    if version.allow_code and server.compiled_cache:
-        own["compiled_cache"] = {"emptyDir": {}}
-    return settings.model_copy(update={"server": server.model_copy(update=own)}) if own else settings
+    if version.runtime != "OpenVINO" or not server.openvino_image:
+        return settings
+    return _change_server(settings, image=server.openvino_image)
+
+
+def separate_cache(version: ModelVersion, settings: OperatorSettings) -> OperatorSettings:
+    """The settings with a folder of compiled forms for each pod, where a version brings code: others' compute."""
+    if not version.allow_code or not settings.server.compiled_cache:
+        return settings
+    return _change_server(settings, compiled_cache={"emptyDir": {}})
+
+
+def _change_server(settings: OperatorSettings, **fields: object) -> OperatorSettings:
+    return settings.model_copy(update={"server": settings.server.model_copy(update=fields)})
 
 
 def _suggest(name: str, known: list[str]) -> str:

@@ -18,7 +18,7 @@ from pierhead_operator.resources import (
     mark_applied,
     needs_apply,
     owns_replicas,
-    select_settings,
+    separate_cache,
     serving_kinds,
     unknown_machine,
 )
@@ -315,10 +315,10 @@ def test_version_that_brings_code_has_a_folder_of_its_own_for_compiled_forms(mod
     version = model.spec.versions[0].model_copy(update={"allow_code": True})
     spec = model.spec.model_copy(update={"versions": [version]})
     changed = _change(settings, {"server": {"compiledCache": claim}})
-    pod = _pod(_serving(model.model_copy(update={"spec": spec}), select_settings(version, changed), {}))
+    pod = _pod(_serving(model.model_copy(update={"spec": spec}), separate_cache(version, changed), {}))
     assert {"name": "compiled", "emptyDir": {}} in pod["volumes"]
     assert {"name": "compiled", **claim} not in pod["volumes"]
-    assert select_settings(version, settings) == settings
+    assert separate_cache(version, settings) == settings
 
 
 # Machines
