@@ -68,6 +68,17 @@ def test_folder_for_compiled_forms_restarts_nothing_that_was_there_before_it(set
     assert deploy(pinned) == live
 
 
+def test_version_that_brings_code_shares_compiled_forms_on_where_it_did(settings):
+    """As 0.1.0 had it; what is made from now on has a folder of its own."""
+    shared = upgrade(settings, compiled_cache=MOUNT)
+    serving = make_serving(shared)
+    serving = replace(serving, version=serving.version.model_copy(update={"allow_code": True}))
+    live = deploy(serving)
+    assert deploy(pin(serving, live)) == live
+    assert pin(serving, None).settings.server.compiled_cache == {"emptyDir": {}}
+    assert pin(serving, {**live, "status": {}}).settings.server.compiled_cache == {"emptyDir": {}}
+
+
 @pytest.mark.parametrize("before", [False, True])
 def test_another_choice_of_the_user_restarts_nothing(settings, before):
     live = deploy(make_serving(upgrade(settings, arbitrary_user=before)))
