@@ -52,7 +52,7 @@ def run_local() -> None:
     if missing := go_build.missing(Paths.from_environment(), go_build.FIRST):
         say(
             f"a first time builds {', '.join(tool.name for tool in missing)} from their sources: "
-            f"{go_build.estimate(missing)} on two cores until the first predictions, and more if downloads are slow"
+            f"{go_build.estimate(missing)} on two cores, and some two more to the first predictions"
         )
     target = install.find_local(first=True)
     install.install(target)
