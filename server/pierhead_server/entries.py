@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from pierhead_server.converted import DESCRIPTION, ConversionError
+from pierhead_server.converted import NETWORK, ConversionError
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ def _remove_unused(path: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
-    elif _ENTRY.fullmatch(path.name) and (path / DESCRIPTION).is_file() and _is_older(found, _KEPT_SECONDS):
+    elif _ENTRY.fullmatch(path.name) and (path / NETWORK).is_file() and _is_older(found, _KEPT_SECONDS):
         logger.info("removing %s, which nobody has used for a month", path)
         remove(path)
 

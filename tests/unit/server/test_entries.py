@@ -23,7 +23,7 @@ def entry(tmp_path):
 
 def make(entry):
     with entries.alone(entry), entries.making(entry) as made:
-        (made / "form.json").touch()
+        (made / "model.xml").touch()
 
 
 def make_until_killed(entry):
@@ -124,7 +124,8 @@ def folder(entry):
     """A cache with an entry that nobody has used for a month, and what is none of ours."""
     make(entry)
     others = entry.parent / ("2" * 32)
-    (others / "thesis").mkdir(parents=True)
+    others.mkdir()
+    (others / "form.json").touch()  # as release 0.1.0 left it, whose pods may compute with it
     (entry.parent / ("3" * 32)).write_text("a file")
     (entry.parent / ("4" * 32)).symlink_to("4" * 32)
     (entry.parent / "mine").mkdir()
