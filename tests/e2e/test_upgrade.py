@@ -83,8 +83,9 @@ def test_downgrade_and_upgrade_fail_no_prediction_and_restart_no_pod(kubectl, va
     folder, operator_image = before
     cache = {"compiledCache": {"hostPath": {"path": str(forms), "type": "Directory"}}}
     # The server's image of the last release is gigabytes of the same: another name stands for it.
-    registry.tag(values["server"]["image"], "before")
-    server_image = values["server"]["image"].rpartition(":")[0] + ":before"
+    # One of its own for each image: a node keeps what it has once pulled by a name.
+    server_image = f"{values['server']['image']}-before"
+    registry.tag(values["server"]["image"], server_image.rpartition(":")[2])
     unknown = ("allowedEnv", "openvinoImage")  # to the last release
     server = {name: value for name, value in values["server"].items() if name not in unknown}
     old = {**values, "operator": {"image": operator_image}, "server": {**server, **cache, "image": server_image}}
